@@ -1,0 +1,2 @@
+//! warpmesh-perf.
+fn main() {}
