@@ -1,0 +1,644 @@
+//! Operands meet handlers.
+
+use std::collections::HashMap;
+
+use super::decode::{DYNAMIC_SHARED, Decoder, Named, VREG};
+use super::operand::Opnd;
+use super::select::Form;
+use super::spec::{Spec, W};
+use crate::error::LoadError;
+use crate::exec::alu::{self, NONE};
+use crate::exec::control::{ActiveMask, AssertFail, Brx, Clock, Exit, Nanosleep, Nop, Trap};
+use crate::exec::convert;
+use crate::exec::copy::Bulk;
+use crate::exec::ldst::{self, UNIFORM};
+use crate::exec::multimem::{Kind, Multimem};
+use crate::exec::sync::{
+    Barrier, Elect, Fence, Match, MbarOp, Mbarrier, Move, Pack, PredLogic, PredMove, Redux, Select, Shuffle, Unpack, Vote,
+    WarpBarrier,
+};
+use crate::exec::warp::{Inst, MemInfo};
+use crate::exec::{Handler, pick, plain_handler};
+use crate::ptx::{Space, Ty};
+
+type Res<T> = Result<T, LoadError>;
+
+/// Emits the instructions of one statement.
+pub(super) fn lower<'a>(d: &mut Decoder<'a>, spec: &Spec<'a>, form: Form, ops: &[Opnd<'a>]) -> Res<()> {
+    match form {
+        Form::Alu(sel) => {
+            let mut i = Inst { run: sel.run, d: d.dest(ops, 0, sel.d)?, ..d.blank() };
+            d.sources(&mut i, ops, 1, &sel.s)?;
+            d.emit(i);
+        }
+        Form::Setp(sel, combine) => d.setp(sel, combine, ops)?,
+        Form::Cvt => d.cvt(spec, ops)?,
+        Form::Mov(ty) => d.mov(ty, ops)?,
+        Form::Selp(w) => d.selp(w, ops)?,
+        Form::PredLogic(op) => {
+            let (a, na) = d.predicate(ops, 1)?;
+            let (b, nb) = d.predicate(ops, 2)?;
+            let imm = i64::from(na) | i64::from(nb) << 1;
+            let i = Inst { run: plain_handler::<PredLogic>(), d: d.dest(ops, 0, W::P)?, a, b, imm, aux: op, ..d.blank() };
+            d.emit(i);
+        }
+        Form::PredNot => {
+            let (a, na) = d.predicate(ops, 1)?;
+            let i = Inst { run: plain_handler::<PredMove>(), d: d.dest(ops, 0, W::P)?, a, imm: i64::from(!na), ..d.blank() };
+            d.emit(i);
+        }
+        Form::Cvta(delta) => d.cvta(delta, ops)?,
+        Form::IsSpace(window) => {
+            let a = d.source(ops, 1, W::D)?;
+            let i = Inst { run: pick::<ldst::IsSpace>(), d: d.dest(ops, 0, W::P)?, a, imm: window as i64, ..d.blank() };
+            d.emit(i);
+        }
+        Form::Load(info, n) => d.load(info, n, ops)?,
+        Form::Store(info, n) => d.store(info, n, ops)?,
+        Form::Atomic(info, n, returns) => d.atomic(info, n, returns, ops)?,
+        Form::Bra => match ops {
+            [Opnd::Name(label)] => d.branch_to(label),
+            _ => return Err(d.error("bra needs a label")),
+        },
+        Form::Brx => {
+            let a = d.source(ops, 0, W::S)?;
+            let table = match ops.get(1) {
+                Some(Opnd::Name(n)) => d.table(n),
+                _ => None,
+            };
+            let aux = table.ok_or_else(|| d.error("brx.idx needs a table of targets above it"))? as u32;
+            let i = Inst { run: plain_handler::<Brx>(), a, aux, ..d.blank() };
+            d.emit(i);
+        }
+        Form::Call => d.call(ops)?,
+        Form::Ret => d.ret(),
+        Form::Exit => d.plain(plain_handler::<Exit>()),
+        Form::Trap => d.plain(plain_handler::<Trap>()),
+        Form::Nop => d.plain(plain_handler::<Nop>()),
+        Form::Nanosleep => d.plain(plain_handler::<Nanosleep>()),
+        Form::Fence(mem) => {
+            let i = Inst { run: plain_handler::<Fence>(), mem, ..d.blank() };
+            d.emit(i);
+        }
+        Form::Mbar(op) => d.mbarrier(op, ops)?,
+        Form::Bulk(info, from_shared, has_bar, reduces) => d.bulk(info, from_shared, has_bar, reduces, ops)?,
+        Form::Multimem(info, kind, n) => d.multimem(info, kind, n, ops)?,
+        other => d.exchange(other, ops)?,
+    }
+    Ok(())
+}
+
+impl<'a> Decoder<'a> {
+    fn plain(&mut self, run: Handler) {
+        let i = Inst { run, ..self.blank() };
+        self.emit(i);
+    }
+
+    fn op<'o>(&self, ops: &'o [Opnd<'a>], n: usize) -> Res<&'o Opnd<'a>> {
+        ops.get(n).ok_or_else(|| self.error(format!("operand {} is missing", n + 1)))
+    }
+
+    /// Notes that the instruction at hand touches a register, and marks it.
+    fn touch(&mut self, r: u32) -> u32 {
+        self.touched.push(r);
+        r | VREG
+    }
+
+    /// A register with its class, of any class.
+    fn any(&mut self, o: &Opnd<'a>) -> Res<(u32, W)> {
+        if let Opnd::Name(n) = o
+            && let Some((r, w)) = self.register(n)
+        {
+            return Ok((self.touch(r), w));
+        }
+        Err(self.error(format!("{o:?} is no register")))
+    }
+
+    fn dest(&mut self, ops: &[Opnd<'a>], n: usize, want: W) -> Res<u32> {
+        let o = self.op(ops, n)?;
+        if *o == Opnd::Sink {
+            return if want == W::P { Ok(NONE) } else { let r = self.fresh(want); Ok(self.touch(r)) };
+        }
+        let (r, w) = self.any(o)?;
+        if w != want {
+            return Err(self.error(format!("destination {o:?} has the wrong width")));
+        }
+        Ok(r)
+    }
+
+    fn source(&mut self, ops: &[Opnd<'a>], n: usize, want: W) -> Res<u32> {
+        let o = self.op(ops, n)?;
+        self.value(o, want)
+    }
+
+    /// A source operand: register, immediate or address constant.
+    fn value(&mut self, o: &Opnd<'a>, want: W) -> Res<u32> {
+        let bits = match *o {
+            Opnd::Int(i) => i,
+            Opnd::F32(f) if want == W::D => f64::from(f32::from_bits(f)).to_bits(),
+            Opnd::F32(f) => f.into(),
+            Opnd::F64(f) if want == W::S => (f64::from_bits(f) as f32).to_bits().into(),
+            Opnd::F64(f) => f,
+            Opnd::Name(n) => match self.register(n) {
+                Some((r, w)) if w == want => return Ok(self.touch(r)),
+                Some(_) => return Err(self.error(format!("`{n}` has the wrong width"))),
+                None => {
+                    let at = self.variable(n)?.1;
+                    return Ok(self.address_constant(want, at, 0) | VREG);
+                }
+            },
+            Opnd::Mem(n, off) => {
+                let at = self.variable(n)?.1;
+                return Ok(self.address_constant(want, at, off as u64) | VREG);
+            }
+            _ => return Err(self.error(format!("{o:?} cannot be a source here"))),
+        };
+        let bits = match want {
+            W::P => return Ok(self.constant(W::P, if bits != 0 { u32::MAX.into() } else { 0 }) | VREG),
+            W::H => bits & 0xffff,
+            W::S => bits & 0xffff_ffff,
+            W::D => bits,
+        };
+        Ok(self.constant(want, bits) | VREG)
+    }
+
+    fn variable(&mut self, name: &str) -> Res<(Space, u64)> {
+        match self.lookup(name) {
+            Some(Named::Var(Space::Shared, at)) => Ok((Space::Shared, at)),
+            Some(Named::Var(s, at)) => Ok((s, at)),
+            // Dynamic shared memory lies after the static one; its end is known when the body is.
+            _ if self.module.variables.iter().any(|v| v.name == name && v.space == Space::Shared) => {
+                Ok((Space::Shared, DYNAMIC_SHARED))
+            }
+            _ => Err(self.error(format!("unknown name `{name}`"))),
+        }
+    }
+
+    fn sources(&mut self, i: &mut Inst, ops: &[Opnd<'a>], first: usize, classes: &[W]) -> Res<()> {
+        let mut regs = [NONE; 4];
+        for (n, w) in classes.iter().enumerate() {
+            regs[n] = self.source(ops, first + n, *w)?;
+        }
+        [i.a, i.b, i.c, i.e] = regs;
+        if ops.len() > first + classes.len() {
+            return Err(self.error("too many operands"));
+        }
+        Ok(())
+    }
+
+    /// A predicate and whether it is negated.
+    fn predicate(&mut self, ops: &[Opnd<'a>], n: usize) -> Res<(u32, bool)> {
+        match self.op(ops, n)?.clone() {
+            Opnd::Not(name) => Ok((self.value(&Opnd::Name(name), W::P)?, true)),
+            o => Ok((self.value(&o, W::P)?, false)),
+        }
+    }
+
+    fn setp(&mut self, sel: alu::Sel, combine: u32, ops: &[Opnd<'a>]) -> Res<()> {
+        let mut i = Inst { run: sel.run, aux: combine, ..self.blank() };
+        match self.op(ops, 0)?.clone() {
+            Opnd::Pair(p, q) => {
+                i.d = self.dest(&[*p], 0, W::P)?;
+                i.e = self.dest(&[*q], 0, W::P)?;
+            }
+            o => i.d = self.dest(&[o], 0, W::P)?,
+        }
+        i.a = self.source(ops, 1, sel.s[0])?;
+        i.b = self.source(ops, 2, sel.s[0])?;
+        if combine != 0 {
+            let (c, negate) = self.predicate(ops, 3)?;
+            i.c = c;
+            i.aux |= u32::from(negate) << 2;
+        }
+        self.emit(i);
+        Ok(())
+    }
+
+    fn cvt(&mut self, spec: &Spec<'_>, ops: &[Opnd<'a>]) -> Res<()> {
+        let (d, wd) = self.any(self.op(ops, 0)?)?;
+        let ws = match self.op(ops, 1)?.clone() {
+            Opnd::Name(n) => self.register(n).map(|(_, w)| w),
+            _ => None,
+        };
+        let found = convert::select(spec, Some(wd), ws).map_err(|e| self.error(e))?;
+        let c = found.ok_or_else(|| self.error("no such conversion"))?;
+        if c.sel.d != wd {
+            return Err(self.error("destination has the wrong width"));
+        }
+        let mut i = Inst { run: c.sel.run, d, imm: c.imm, aux: c.aux, ..self.blank() };
+        self.sources(&mut i, ops, 1, &c.sel.s)?;
+        self.emit(i);
+        Ok(())
+    }
+
+    fn mov(&mut self, ty: Ty, ops: &[Opnd<'a>]) -> Res<()> {
+        let Some(w) = W::of(ty) else { return Err(self.error("mov of this type")) };
+        match (self.op(ops, 0)?.clone(), self.op(ops, 1)?.clone()) {
+            (Opnd::Vec(parts), src) => {
+                let classes: Vec<W> = parts.iter().filter_map(|p| self.any(p).ok().map(|x| x.1)).collect();
+                let part = classes.first().copied().ok_or_else(|| self.error("nothing to unpack to"))?;
+                let run = match (part, w, parts.len()) {
+                    (W::H, W::S, 2) => plain_handler::<Unpack<u16, u32>>(),
+                    (W::H, W::D, 4) => plain_handler::<Unpack<u16, u64>>(),
+                    (W::S, W::D, 2) => plain_handler::<Unpack<u32, u64>>(),
+                    _ => return Err(self.error("these parts do not make up the whole")),
+                };
+                let mut i = Inst { run, ..self.blank() };
+                for (n, p) in parts.iter().enumerate() {
+                    i.v[n] = if *p == Opnd::Sink { NONE } else { self.dest(&parts, n, part)? };
+                }
+                i.a = self.value(&src, w)?;
+                self.emit(i);
+            }
+            (_, Opnd::Vec(parts)) => {
+                let part = match (w, parts.len()) {
+                    (W::S, 2) => W::H,
+                    (W::D, 4) => W::H,
+                    (W::D, 2) => W::S,
+                    _ => return Err(self.error("these parts do not make up the whole")),
+                };
+                let run = match (part, w) {
+                    (W::H, W::S) => plain_handler::<Pack<u16, u32>>(),
+                    (W::H, _) => plain_handler::<Pack<u16, u64>>(),
+                    _ => plain_handler::<Pack<u32, u64>>(),
+                };
+                let mut i = Inst { run, d: self.dest(ops, 0, w)?, ..self.blank() };
+                for (n, p) in parts.iter().enumerate() {
+                    i.v[n] = self.value(p, part)?;
+                }
+                self.emit(i);
+            }
+            (_, Opnd::Name(clock @ ("%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo"))) => {
+                let narrow = w == W::S;
+                let _ = clock;
+                let i = Inst { run: plain_handler::<Clock>(), d: self.dest(ops, 0, w)?, aux: u32::from(!narrow), ..self.blank() };
+                self.emit(i);
+            }
+            (_, src) => {
+                let run = match w {
+                    W::P => plain_handler::<PredMove>(),
+                    W::H => pick::<Move<u16>>(),
+                    W::S => pick::<Move<u32>>(),
+                    W::D => pick::<Move<u64>>(),
+                };
+                let a = self.value(&src, w)?;
+                let i = Inst { run, d: self.dest(ops, 0, w)?, a, ..self.blank() };
+                self.emit(i);
+            }
+        }
+        Ok(())
+    }
+
+    fn selp(&mut self, w: W, ops: &[Opnd<'a>]) -> Res<()> {
+        let run = match w {
+            W::H => pick::<Select<u16>>(),
+            W::S => pick::<Select<u32>>(),
+            _ => pick::<Select<u64>>(),
+        };
+        let (a, b) = (self.source(ops, 1, w)?, self.source(ops, 2, w)?);
+        let (c, negate) = self.predicate(ops, 3)?;
+        let i = Inst { run, d: self.dest(ops, 0, w)?, a, b, c, imm: i64::from(negate), ..self.blank() };
+        self.emit(i);
+        Ok(())
+    }
+
+    fn cvta(&mut self, delta: i64, ops: &[Opnd<'a>]) -> Res<()> {
+        let a = self.source(ops, 1, W::D)?;
+        let d = self.dest(ops, 0, W::D)?;
+        if delta == 0 {
+            let i = Inst { run: pick::<Move<u64>>(), d, a, ..self.blank() };
+            self.emit(i);
+            return Ok(());
+        }
+        let sel = alu::select(&Spec { base: "add", mods: vec![], tys: vec![Ty::U64] }).ok().flatten();
+        let sel = sel.ok_or_else(|| self.error("no 64-bit addition"))?;
+        let b = self.constant(W::D, delta as u64) | VREG;
+        let i = Inst { run: sel.run, d, a, b, ..self.blank() };
+        self.emit(i);
+        Ok(())
+    }
+
+    /// An address operand: register (or constant), offset, width, and the space if the operand itself decides it.
+    fn address(&mut self, o: &Opnd<'a>, i: &mut Inst, info: MemInfo) -> Res<bool> {
+        i.mem = info;
+        let (base, offset) = match *o {
+            Opnd::Mem(n, off) => (n, off),
+            Opnd::MemInt(at) => {
+                i.a = self.constant(W::D, at) | VREG;
+                return Ok(true);
+            }
+            _ => return Err(self.error(format!("{o:?} is no address"))),
+        };
+        if let Some((r, w)) = self.register(base) {
+            if !matches!(w, W::S | W::D) {
+                return Err(self.error(format!("`{base}` is too narrow for an address")));
+            }
+            i.a = self.touch(r);
+            (i.imm, i.mem.narrow) = (offset, w == W::S);
+            return Ok(false);
+        }
+        let (space, at) = self.variable(base)?;
+        // `ld.param` of an inlined function's parameter reads the caller's local memory.
+        if info.space == Space::Param || space != Space::Global && info.space == Space::Generic {
+            i.mem.space = space;
+        }
+        i.a = self.address_constant(W::D, at, offset as u64) | VREG;
+        Ok(true)
+    }
+
+    fn elements<'o>(&self, o: &'o Opnd<'a>, n: usize) -> Res<Vec<&'o Opnd<'a>>> {
+        let parts: Vec<_> = match o {
+            Opnd::Vec(v) => v.iter().collect(),
+            o => vec![o],
+        };
+        if parts.len() != n {
+            return Err(self.error(format!("{n} elements expected, found {}", parts.len())));
+        }
+        Ok(parts)
+    }
+
+    fn load(&mut self, info: MemInfo, n: usize, ops: &[Opnd<'a>]) -> Res<()> {
+        let mut i = self.blank();
+        let fixed = self.address(self.op(ops, 1)?, &mut i, info)?;
+        if fixed && i.mem.space == Space::Param {
+            i.aux = UNIFORM;
+        }
+        let parts = self.elements(&ops[0], n)?;
+        let mut class = None;
+        for p in parts.iter().filter(|p| ***p != Opnd::Sink) {
+            class = Some(self.any(p)?.1);
+        }
+        let class = class.ok_or_else(|| self.error("a load without destination"))?;
+        for (k, p) in parts.into_iter().enumerate() {
+            i.v[k] = self.dest(std::slice::from_ref(p), 0, class)?;
+        }
+        i.run = ldst::load_handler(info.ty, n, class, self.tracked).ok_or_else(|| self.error("destination has the wrong width"))?;
+        self.emit(i);
+        Ok(())
+    }
+
+    fn store(&mut self, info: MemInfo, n: usize, ops: &[Opnd<'a>]) -> Res<()> {
+        let mut i = self.blank();
+        self.address(self.op(ops, 0)?, &mut i, info)?;
+        let parts = self.elements(self.op(ops, 1)?, n)?;
+        let mut class = W::of(info.ty);
+        for p in &parts {
+            if let Opnd::Name(name) = p
+                && let Some((_, w)) = self.register(name)
+            {
+                class = Some(w);
+            }
+        }
+        let class = class.ok_or_else(|| self.error("a store of this type"))?;
+        for (k, p) in parts.into_iter().enumerate() {
+            i.v[k] = self.value(p, class)?;
+        }
+        i.run = ldst::store_handler(info.ty, n, class, self.tracked).ok_or_else(|| self.error("source has the wrong width"))?;
+        self.emit(i);
+        Ok(())
+    }
+
+    fn atomic(&mut self, info: MemInfo, n: usize, returns: bool, ops: &[Opnd<'a>]) -> Res<()> {
+        let at = usize::from(returns);
+        let mut i = self.blank();
+        self.address(self.op(ops, at)?, &mut i, info)?;
+        i.mem.op = info.op;
+        let class = W::of(info.ty).ok_or_else(|| self.error("an atomic on this type"))?;
+        let mut value = self.op(ops, at + 1)?;
+        if info.op == crate::mem::rmw::RmwOp::Cas {
+            i.b = self.value(value, class)?;
+            value = self.op(ops, at + 2)?;
+        }
+        for (k, p) in self.elements(value, n)?.into_iter().enumerate() {
+            i.v[k] = self.value(p, class)?;
+        }
+        if returns {
+            for (k, p) in self.elements(&ops[0], n)?.into_iter().enumerate() {
+                i.v[4 + k] = if *p == Opnd::Sink { NONE } else { self.dest(std::slice::from_ref(p), 0, class)? };
+            }
+        }
+        i.aux = n as u32;
+        i.run = ldst::atomic_handler(class, self.tracked).ok_or_else(|| self.error("an atomic on this type"))?;
+        self.emit(i);
+        Ok(())
+    }
+
+    fn ret(&mut self) {
+        if self.returns.is_none() {
+            return self.plain(plain_handler::<Exit>());
+        }
+        let at = self.code.len();
+        let i = Inst { run: plain_handler::<crate::exec::control::Bra>(), ..self.blank() };
+        self.emit(i);
+        if let Some(r) = &mut self.returns {
+            r.push(at);
+        }
+    }
+
+    /// `call (results), name, (arguments)`: the callee's body comes here.
+    fn call(&mut self, ops: &[Opnd<'a>]) -> Res<()> {
+        let (results, rest) = match ops {
+            [Opnd::List(r), rest @ ..] => (r.as_slice(), rest),
+            rest => (&[][..], rest),
+        };
+        let (name, arguments) = match rest {
+            [Opnd::Name(n)] => (*n, &[][..]),
+            [Opnd::Name(n), Opnd::List(a), ..] => (*n, a.as_slice()),
+            _ => return Err(self.error("an indirect call, which is not supported")),
+        };
+        let mut places = Vec::new();
+        for o in results.iter().chain(arguments) {
+            match o {
+                Opnd::Name(n) => places.push(self.lookup(n).ok_or_else(|| self.error(format!("unknown name `{n}`")))?),
+                _ => return Err(self.error("an argument that is no variable")),
+            }
+        }
+        if name == "__assertfail" {
+            return self.assert_fail(&places);
+        }
+        let module = self.module;
+        let f = module.functions.get(name).ok_or_else(|| self.error(format!("unknown function `{name}`")))?;
+        if f.returns.len() != results.len() || f.params.len() != arguments.len() {
+            return Err(self.error(format!("`{name}` takes other arguments")));
+        }
+        let names = f.returns.iter().chain(&f.params).map(|p| p.name.as_str());
+        let bind: HashMap<&'a str, Named> = names.zip(places).collect();
+        self.inline(f, bind)
+    }
+
+    fn assert_fail(&mut self, places: &[Named]) -> Res<()> {
+        let mut i = Inst { run: plain_handler::<AssertFail>(), ..self.blank() };
+        for (k, place) in places.iter().take(4).enumerate() {
+            let Named::Var(Space::Local, at) = *place else { return Err(self.error("an argument that is no variable")) };
+            let (ty, w) = if k == 2 { (Ty::U32, W::S) } else { (Ty::U64, W::D) };
+            let r = self.fresh(w);
+            let mem = MemInfo { space: Space::Local, ty, ..MemInfo::default() };
+            let run = ldst::load_handler(ty, 1, w, false).ok_or_else(|| self.error("no such load"))?;
+            let mut load = Inst { run, mem, a: self.constant(W::D, at) | VREG, ..self.blank() };
+            load.v[0] = r | VREG;
+            self.emit(load);
+            i.v[k] = r | VREG;
+        }
+        self.emit(i);
+        Ok(())
+    }
+
+    fn mbarrier(&mut self, op: MbarOp, ops: &[Opnd<'a>]) -> Res<()> {
+        let mut i = Inst { aux: op as u32, ..self.blank() };
+        let info = MemInfo { space: Space::Shared, ty: Ty::B64, ..MemInfo::default() };
+        let mut at = 0;
+        match op {
+            MbarOp::Wait | MbarOp::WaitParity => {
+                i.e = self.dest(ops, 0, W::P)?;
+                at = 1;
+            }
+            MbarOp::Arrive | MbarOp::ArriveDrop | MbarOp::ArriveExpectTx => {
+                if !matches!(self.op(ops, 0)?, Opnd::Mem(..) | Opnd::MemInt(_)) {
+                    i.d = if ops[0] == Opnd::Sink { NONE } else { self.dest(ops, 0, W::D)? };
+                    at = 1;
+                }
+            }
+            MbarOp::PendingCount => {
+                // Takes a state, no address; read like an address so that one handler serves all.
+                i.d = self.dest(ops, 0, W::S)?;
+                i.b = self.source(ops, 1, W::D)?;
+                i.run = plain_handler::<crate::exec::sync::PendingCount>();
+                self.emit(i);
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.address(self.op(ops, at)?, &mut i, info)?;
+        if ops.len() > at + 1 {
+            i.b = self.source(ops, at + 1, if op == MbarOp::Wait { W::D } else { W::S })?;
+        }
+        i.run = plain_handler::<Mbarrier>();
+        self.emit(i);
+        Ok(())
+    }
+
+    fn bulk(&mut self, info: MemInfo, from_shared: bool, has_bar: bool, reduces: bool, ops: &[Opnd<'a>]) -> Res<()> {
+        let mut i = Inst { aux: u32::from(from_shared), ..self.blank() };
+        i.run = if self.tracked { plain_handler::<Bulk<true>>() } else { plain_handler::<Bulk<false>>() };
+        let mut regs = [NONE; 3];
+        let mut narrow = [0; 3];
+        for (k, n) in [0, 1, 3].into_iter().enumerate().take(if has_bar { 3 } else { 2 }) {
+            let mut probe = self.blank();
+            self.address(self.op(ops, n)?, &mut probe, info)?;
+            regs[k] = self.with_offset(probe.a, probe.mem.narrow, probe.imm)?;
+            narrow[k] = u32::from(probe.mem.narrow);
+        }
+        [i.a, i.b, i.e] = regs;
+        i.v[..3].copy_from_slice(&narrow);
+        i.c = self.source(ops, 2, W::S)?;
+        (i.mem, i.imm) = (info, i64::from(reduces));
+        self.emit(i);
+        Ok(())
+    }
+
+    /// A register that holds another one plus an offset.
+    fn with_offset(&mut self, reg: u32, narrow: bool, offset: i64) -> Res<u32> {
+        if offset == 0 {
+            return Ok(reg);
+        }
+        let (ty, w) = if narrow { (Ty::U32, W::S) } else { (Ty::U64, W::D) };
+        let sel = alu::select(&Spec { base: "add", mods: vec![], tys: vec![ty] }).ok().flatten();
+        let sel = sel.ok_or_else(|| self.error("no addition"))?;
+        let bits = if narrow { u64::from(offset as u32) } else { offset as u64 };
+        let b = self.constant(w, bits) | VREG;
+        let d = self.fresh(w) | VREG;
+        let i = Inst { run: sel.run, d, a: reg, b, ..self.blank() };
+        self.emit(i);
+        Ok(d)
+    }
+
+    fn multimem(&mut self, info: MemInfo, kind: Kind, n: usize, ops: &[Opnd<'a>]) -> Res<()> {
+        let at = usize::from(kind == Kind::LdReduce);
+        let mut i = self.blank();
+        self.address(self.op(ops, at)?, &mut i, info)?;
+        let class = W::of(info.ty).ok_or_else(|| self.error("multimem on this type"))?;
+        for (k, p) in self.elements(self.op(ops, 1 - at)?, n)?.into_iter().enumerate() {
+            i.v[k] = if kind == Kind::LdReduce { self.dest(std::slice::from_ref(p), 0, class)? } else { self.value(p, class)? };
+        }
+        (i.aux, i.c) = (kind as u32, n as u32);
+        i.run = if self.tracked { plain_handler::<Multimem<true>>() } else { plain_handler::<Multimem<false>>() };
+        self.emit(i);
+        Ok(())
+    }
+
+    /// Barriers and warp-wide exchange.
+    fn exchange(&mut self, form: Form, ops: &[Opnd<'a>]) -> Res<()> {
+        let mut i = self.blank();
+        match form {
+            Form::Bar(kind) => {
+                i.run = plain_handler::<Barrier>();
+                i.aux = kind;
+                let mut at = 0;
+                if kind >= 2 {
+                    i.d = self.dest(ops, 0, if kind == 2 { W::S } else { W::P })?;
+                    at = 1;
+                    let (c, negate) = self.predicate(ops, ops.len() - 1)?;
+                    (i.c, i.imm) = (c, i64::from(negate));
+                }
+                i.a = self.source(ops, at, W::S)?;
+                if ops.len() > at + 1 + usize::from(kind >= 2) {
+                    i.b = self.source(ops, at + 1, W::S)?;
+                }
+            }
+            Form::WarpBar => {
+                i.run = plain_handler::<WarpBarrier>();
+                i.a = self.source(ops, 0, W::S)?;
+            }
+            Form::Shuffle(mode) => {
+                i.run = pick::<Shuffle>();
+                i.aux = mode;
+                self.dest_pair(&mut i, ops)?;
+                (i.a, i.b) = (self.source(ops, 1, W::S)?, self.source(ops, 2, W::S)?);
+                (i.c, i.v[0]) = (self.source(ops, 3, W::S)?, self.source(ops, 4, W::S)?);
+            }
+            Form::Vote(mode) => {
+                i.run = plain_handler::<Vote>();
+                i.aux = mode;
+                i.d = self.dest(ops, 0, if mode == 3 { W::S } else { W::P })?;
+                let (a, negate) = self.predicate(ops, 1)?;
+                (i.a, i.imm) = (a, i64::from(negate));
+                i.b = self.source(ops, 2, W::S)?;
+            }
+            Form::Match(mode, w) => {
+                i.run = if w == W::D { plain_handler::<Match<u64>>() } else { plain_handler::<Match<u32>>() };
+                i.aux = mode;
+                self.dest_pair(&mut i, ops)?;
+                (i.a, i.b) = (self.source(ops, 1, w)?, self.source(ops, 2, W::S)?);
+            }
+            Form::Redux(info) => {
+                i.run = plain_handler::<Redux>();
+                i.mem = info;
+                i.d = self.dest(ops, 0, W::S)?;
+                (i.a, i.b) = (self.source(ops, 1, W::S)?, self.source(ops, 2, W::S)?);
+            }
+            Form::Elect => {
+                i.run = plain_handler::<Elect>();
+                self.dest_pair(&mut i, ops)?;
+                i.a = self.source(ops, 1, W::S)?;
+            }
+            _ => {
+                i.run = plain_handler::<ActiveMask>();
+                i.d = self.dest(ops, 0, W::S)?;
+            }
+        }
+        self.emit(i);
+        Ok(())
+    }
+
+    /// `d` or `d|p`.
+    fn dest_pair(&mut self, i: &mut Inst, ops: &[Opnd<'a>]) -> Res<()> {
+        match self.op(ops, 0)?.clone() {
+            Opnd::Pair(d, p) => {
+                i.d = if *d == Opnd::Sink { NONE } else { self.dest(&[*d], 0, W::S)? };
+                i.e = self.dest(&[*p], 0, W::P)?;
+            }
+            o => i.d = self.dest(&[o], 0, W::S)?,
+        }
+        Ok(())
+    }
+}

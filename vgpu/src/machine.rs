@@ -1,0 +1,680 @@
+//! Devices, launches, and the threads that run blocks.
+//!
+//! A launch's blocks become *resident* on a multiprocessor when it has room, as on hardware: so a launch whose blocks wait
+//! for a block that does not fit hangs here too, and the watchdog says so. Resident blocks are tasks of a pool of
+//! threads; a task runs for a slice, so a block that spins never keeps another from running.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use crate::error::{Fault, LoadError};
+use crate::exec::block::{Block, Buffer, Turn};
+use crate::isa::decode::{Kernel, Symbols, decode_kernel};
+use crate::isa::select::form;
+use crate::isa::Spec;
+use crate::mem::counters::Counters;
+use crate::mem::space::{AddressSpace, Kind};
+use crate::ptx::{self, Space};
+use crate::track::model::{Config, Vc};
+use crate::track::{RaceReport, Tracked};
+
+/// How a machine is built.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Number of devices.
+    pub devices: u32,
+    /// Multiprocessors per device.
+    pub sms: u32,
+    /// Worker threads; in tracked mode the waiting thread works instead.
+    pub workers: usize,
+    /// Weak memory and races; none is SC mode.
+    pub track: Option<Config>,
+    /// After how long without progress a launch is given up.
+    pub watchdog: Duration,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        MachineConfig {
+            devices: 1,
+            sms: 132,
+            workers: std::thread::available_parallelism().map_or(2, usize::from).max(2),
+            track: None,
+            watchdog: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Limits of a multiprocessor (those of sm_90).
+const SM_THREADS: u32 = 2048;
+const SM_BLOCKS: u32 = 32;
+const SM_SHARED: u32 = 228 * 1024;
+/// The most shared memory of one block.
+pub const BLOCK_SHARED: u32 = 227 * 1024;
+/// What the system keeps of each block's shared memory.
+const RESERVED_SHARED: u32 = 1024;
+
+/// Who last wrote the words that others wait for: strong stores and atomics, in a small table.
+pub struct Writers {
+    slots: Vec<(AtomicU64, AtomicU64)>,
+    names: Mutex<Vec<(String, u32)>>,
+}
+
+impl Default for Writers {
+    fn default() -> Self {
+        let slots = (0..4096).map(|_| (AtomicU64::new(0), AtomicU64::new(0))).collect();
+        Writers { slots, names: Mutex::default() }
+    }
+}
+
+impl Writers {
+    fn slot(&self, addr: u64) -> &(AtomicU64, AtomicU64) {
+        &self.slots[((addr >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize]
+    }
+
+    /// Notes a write. Two relaxed stores that may be torn apart: this is a hint for a report.
+    pub fn note(&self, addr: u64, launch: u64, block: u64, warp: u32, line: u32) {
+        let s = self.slot(addr);
+        s.0.store(addr, Ordering::Relaxed);
+        let who = launch << 48 | (block & 0xffff) << 32 | u64::from(warp & 0x1f) << 27 | u64::from(line & 0x7ff_ffff);
+        s.1.store(who, Ordering::Relaxed);
+    }
+
+    /// Who wrote there last, if it is still known.
+    pub fn last(&self, addr: u64) -> Option<String> {
+        let s = self.slot(addr);
+        if s.0.load(Ordering::Relaxed) != addr {
+            return None;
+        }
+        let x = s.1.load(Ordering::Relaxed);
+        let names = self.names.lock().unwrap();
+        let (name, device) = names.get((x >> 48) as usize)?;
+        Some(format!("kernel `{name}` on device {device}, block {}, warp {}, PTX line {}", x >> 32 & 0xffff, x >> 27 & 0x1f, x & 0x7ff_ffff))
+    }
+}
+
+/// A loaded module: text once, variables and kernels per device.
+pub struct LoadedModule {
+    module: ptx::Module,
+    tracked: bool,
+    symbols: Mutex<HashMap<u32, Arc<Symbols>>>,
+    kernels: Mutex<HashMap<(u32, String), Arc<Kernel>>>,
+}
+
+impl LoadedModule {
+    /// Parses the text and checks every opcode.
+    pub fn parse(text: &str, tracked: bool) -> Result<LoadedModule, LoadError> {
+        let mut known = std::collections::HashSet::new();
+        let module = ptx::parse_module(text, &mut |opcode, line| {
+            if !known.contains(opcode) {
+                form(&Spec::parse(opcode)).map_err(|why| LoadError::UnknownInstruction { line, opcode: opcode.into(), why })?;
+                known.insert(opcode.to_string());
+            }
+            Ok(())
+        })?;
+        Ok(LoadedModule { module, tracked, symbols: Mutex::default(), kernels: Mutex::default() })
+    }
+
+    /// The parsed text.
+    pub fn module(&self) -> &ptx::Module {
+        &self.module
+    }
+
+    /// Places the module's variables on a device, once.
+    fn symbols(&self, space: &AddressSpace, device: u32) -> std::io::Result<Arc<Symbols>> {
+        let mut all = self.symbols.lock().unwrap();
+        if let Some(s) = all.get(&device) {
+            return Ok(s.clone());
+        }
+        let mut symbols = Symbols::new();
+        let placed: Vec<_> = self.module.variables.iter().filter(|v| matches!(v.space, Space::Global | Space::Const)).collect();
+        for v in &placed {
+            symbols.insert(v.name.clone(), (Space::Global, space.alloc(device, Kind::Device, v.size)?));
+        }
+        for v in &placed {
+            let base = symbols[&v.name].1;
+            // SAFETY: freshly allocated with at least `size` bytes, and the initializer is no longer than that.
+            unsafe { std::ptr::copy_nonoverlapping(v.init.as_ptr(), base as *mut u8, v.init.len()) };
+            for (at, name, addend) in &v.relocations {
+                let target = symbols.get(name).map_or(0, |s| s.1).wrapping_add(*addend as u64);
+                // SAFETY: the relocation's eight bytes are inside the initializer.
+                unsafe { ((base + at) as *mut u64).write_unaligned(target) };
+            }
+        }
+        let symbols = Arc::new(symbols);
+        all.insert(device, symbols.clone());
+        Ok(symbols)
+    }
+
+    /// Address and size of a variable on a device.
+    pub fn global(&self, space: &AddressSpace, device: u32, name: &str) -> Option<(u64, u64)> {
+        let size = self.module.variables.iter().find(|v| v.name == name)?.size;
+        Some((self.symbols(space, device).ok()?.get(name)?.1, size))
+    }
+
+    /// A kernel for a device; decoded the first time.
+    pub fn kernel(&self, space: &AddressSpace, device: u32, name: &str) -> Result<Arc<Kernel>, LoadError> {
+        let key = (device, name.to_string());
+        if let Some(k) = self.kernels.lock().unwrap().get(&key) {
+            return Ok(k.clone());
+        }
+        let out_of_memory = |e: std::io::Error| LoadError::Syntax { line: 0, what: format!("no memory for variables: {e}") };
+        let symbols = self.symbols(space, device).map_err(out_of_memory)?;
+        let k = decode_kernel(&self.module, name, &symbols, self.tracked)?;
+        self.kernels.lock().unwrap().insert(key, k.clone());
+        Ok(k)
+    }
+}
+
+/// A kernel launch.
+pub struct Launch {
+    /// Number, from 0.
+    pub id: u64,
+    /// What runs.
+    pub kernel: Arc<Kernel>,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_shared: u32,
+    /// Parameter bytes.
+    pub params: Arc<Buffer>,
+    /// Device.
+    pub device: u32,
+    /// Multiprocessors of the device.
+    pub sms: u32,
+    /// The process's memory.
+    pub space: Arc<AddressSpace>,
+    /// Tracked memory.
+    pub tracked: Option<Arc<Tracked>>,
+    /// Who wrote what others wait for.
+    pub writers: Arc<Writers>,
+    /// Tracked mode: what happened before the launch.
+    pub known: Vc,
+    /// Tracked mode: what its blocks did.
+    pub clock: Mutex<Vc>,
+    state: Mutex<LaunchState>,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct LaunchState {
+    next: u64,
+    running: u64,
+    counters: Counters,
+    fault: Option<Fault>,
+    ended: bool,
+}
+
+impl Launch {
+    fn blocks(&self) -> u64 {
+        self.grid.iter().map(|&g| u64::from(g)).product()
+    }
+
+    fn state(&self) -> MutexGuard<'_, LaunchState> {
+        self.state.lock().unwrap()
+    }
+
+    /// True when its last block has ended, or it failed.
+    pub fn is_done(&self) -> bool {
+        self.state().ended
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sm {
+    threads: u32,
+    blocks: u32,
+    shared: u32,
+}
+
+struct Sched {
+    ready: VecDeque<Box<Block>>,
+    sms: Vec<Vec<Sm>>,
+    places: HashMap<u64, usize>,
+    pending: Vec<VecDeque<Arc<Launch>>>,
+    running: usize,
+    live: usize,
+}
+
+/// What to launch.
+pub struct LaunchSpec<'a> {
+    /// Kernel.
+    pub kernel: &'a Arc<Kernel>,
+    /// Device.
+    pub device: u32,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_shared: u32,
+    /// Parameter block, laid out as the kernel declares.
+    pub params: &'a [u8],
+    /// True if all blocks must be resident at once.
+    pub cooperative: bool,
+}
+
+struct Shared {
+    config: MachineConfig,
+    space: Arc<AddressSpace>,
+    tracked: Option<Arc<Tracked>>,
+    writers: Arc<Writers>,
+    sched: Mutex<Sched>,
+    wake: Condvar,
+    waiting: AtomicUsize,
+    progress: AtomicU64,
+    hang: AtomicBool,
+    stop: AtomicBool,
+    ids: AtomicU64,
+    uids: AtomicU64,
+}
+
+/// The virtual machine: devices, memory and the threads that run them.
+pub struct Machine {
+    shared: Arc<Shared>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    runner: Mutex<()>,
+}
+
+fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+}
+
+impl Machine {
+    /// Builds a machine.
+    pub fn new(config: MachineConfig) -> std::io::Result<Machine> {
+        let n = config.devices as usize;
+        let workers = if config.track.is_some() { 0 } else { config.workers.max(1) };
+        let sched = Sched {
+            ready: VecDeque::new(),
+            sms: vec![vec![Sm::default(); config.sms as usize]; n],
+            places: HashMap::new(),
+            pending: vec![VecDeque::new(); n],
+            running: 0,
+            live: 0,
+        };
+        let shared = Arc::new(Shared {
+            space: Arc::new(AddressSpace::new()?),
+            tracked: config.track.map(|c| Arc::new(Tracked::new(c))),
+            writers: Arc::default(),
+            sched: Mutex::new(sched),
+            wake: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+            progress: AtomicU64::new(0),
+            hang: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            ids: AtomicU64::new(0),
+            uids: AtomicU64::new(1),
+            config,
+        });
+        let spawn = |n| {
+            let s = shared.clone();
+            std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work())
+        };
+        let threads = (0..workers).map(spawn).collect::<Result<_, _>>()?;
+        Ok(Machine { shared, threads, runner: Mutex::new(()) })
+    }
+
+    /// The memory of all devices.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.shared.space
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &MachineConfig {
+        &self.shared.config
+    }
+
+    /// Loads a module for this machine's mode.
+    pub fn load(&self, text: &str) -> Result<LoadedModule, LoadError> {
+        LoadedModule::parse(text, self.shared.tracked.is_some())
+    }
+
+    /// The races found so far.
+    pub fn races(&self) -> Vec<RaceReport> {
+        self.shared.tracked.as_ref().map_or_else(Vec::new, |t| t.races())
+    }
+
+    /// Blocks of this shape that one multiprocessor holds.
+    pub fn occupancy(&self, kernel: &Kernel, threads: u32, dynamic_shared: u32) -> u32 {
+        let shared = kernel.shared_bytes + dynamic_shared + RESERVED_SHARED;
+        let threads = threads.next_multiple_of(32).max(1);
+        (SM_THREADS / threads).min(SM_BLOCKS).min(SM_SHARED / shared)
+    }
+
+    /// Starts a kernel; its blocks run beside everything else that runs.
+    pub fn launch(&self, spec: &LaunchSpec<'_>) -> Result<Arc<Launch>, Fault> {
+        let s = &self.shared;
+        self.check(spec)?;
+        let params = Buffer::new(spec.kernel.param_bytes as usize);
+        let n = spec.params.len().min(params.len());
+        // SAFETY: both are at least `n` bytes; nobody else knows the buffer yet.
+        unsafe { std::ptr::copy_nonoverlapping(spec.params.as_ptr(), params.at(0), n) };
+        let id = s.ids.fetch_add(1, Ordering::Relaxed);
+        let launch = Arc::new(Launch {
+            id,
+            kernel: spec.kernel.clone(),
+            grid: spec.grid,
+            block: spec.block,
+            dynamic_shared: spec.dynamic_shared,
+            params: Arc::new(params),
+            device: spec.device,
+            sms: s.config.sms,
+            space: s.space.clone(),
+            tracked: s.tracked.clone(),
+            writers: s.writers.clone(),
+            known: s.tracked.as_ref().map_or_else(Vc::new, |t| t.ended()),
+            clock: Mutex::default(),
+            state: Mutex::default(),
+            done: Condvar::new(),
+        });
+        s.writers.names.lock().unwrap().push((spec.kernel.name.clone(), spec.device));
+        let mut sched = s.sched.lock().unwrap();
+        s.progress.store(now_ms(), Ordering::Relaxed);
+        sched.live += 1;
+        sched.pending[spec.device as usize].push_back(launch.clone());
+        s.admit(&mut sched);
+        Ok(launch)
+    }
+
+    fn check(&self, spec: &LaunchSpec<'_>) -> Result<(), Fault> {
+        let bad = |what: String| Err(Fault::BadLaunch { kernel: spec.kernel.name.clone(), what });
+        let product = |d: [u32; 3]| d.iter().map(|&x| u64::from(x)).product::<u64>();
+        let threads = product(spec.block);
+        if spec.device >= self.shared.config.devices {
+            return bad(format!("there is no device {}", spec.device));
+        }
+        if threads == 0 || threads > u64::from(spec.kernel.max_threads.unwrap_or(1024).min(1024)) {
+            return bad(format!("{threads} threads in a block"));
+        }
+        if product(spec.grid) == 0 {
+            return bad("an empty grid".into());
+        }
+        if spec.kernel.shared_bytes + spec.dynamic_shared > BLOCK_SHARED {
+            return bad(format!("{} bytes of shared memory in a block", spec.kernel.shared_bytes + spec.dynamic_shared));
+        }
+        let room = u64::from(self.occupancy(spec.kernel, threads as u32, spec.dynamic_shared)) * u64::from(self.shared.config.sms);
+        if spec.cooperative && product(spec.grid) > room {
+            return bad(format!("a cooperative grid of {} blocks where {room} fit", product(spec.grid)));
+        }
+        Ok(())
+    }
+
+    /// Waits for a launch; its counters, or what went wrong.
+    pub fn wait(&self, launch: &Launch) -> Result<Counters, Fault> {
+        if self.shared.tracked.is_some() {
+            // One thread at a time runs everything, in an order that the seed decides.
+            let _running = self.runner.lock().unwrap();
+            self.shared.run_seeded(launch);
+        }
+        let mut st = launch.state();
+        while !st.ended {
+            st = launch.done.wait(st).unwrap();
+        }
+        match &st.fault {
+            Some(f) => Err(f.clone()),
+            None => Ok(st.counters.clone()),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        drop(self.shared.sched.lock().unwrap());
+        self.shared.wake.notify_all();
+        for t in self.threads.drain(..) {
+            let _ = t.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Makes blocks resident while there is room.
+    fn admit(&self, sched: &mut Sched) {
+        for device in 0..sched.pending.len() {
+            let mut n = 0;
+            while let Some(launch) = sched.pending[device].get(n).cloned() {
+                while let Some(sm) = self.room(sched, &launch) {
+                    let index = {
+                        let mut st = launch.state();
+                        if st.next == launch.blocks() || st.fault.is_some() {
+                            break;
+                        }
+                        st.next += 1;
+                        st.running += 1;
+                        st.next - 1
+                    };
+                    let uid = self.uids.fetch_add(1, Ordering::Relaxed);
+                    let block = Box::new(Block::new(&launch, index, sm as u32, uid));
+                    self.occupy(sched, &launch, sm, 1);
+                    sched.places.insert(self.key(&launch, index), sm);
+                    sched.ready.push_back(block);
+                    self.waiting.fetch_add(1, Ordering::Relaxed);
+                    self.wake.notify_one();
+                }
+                let st = launch.state();
+                if st.next == launch.blocks() || st.fault.is_some() {
+                    drop(st);
+                    sched.pending[device].remove(n);
+                } else {
+                    n += 1;
+                }
+            }
+        }
+    }
+
+    fn key(&self, launch: &Launch, index: u64) -> u64 {
+        launch.id << 40 | index
+    }
+
+    fn needs(&self, launch: &Launch) -> Sm {
+        let threads = launch.block.iter().product::<u32>().next_multiple_of(32);
+        Sm { threads, blocks: 1, shared: launch.kernel.shared_bytes + launch.dynamic_shared + RESERVED_SHARED }
+    }
+
+    /// The multiprocessor with most room for a block of this launch.
+    fn room(&self, sched: &Sched, launch: &Launch) -> Option<usize> {
+        let need = self.needs(launch);
+        let fits = |s: &Sm| s.threads + need.threads <= SM_THREADS && s.blocks < SM_BLOCKS && s.shared + need.shared <= SM_SHARED;
+        let sms = sched.sms[launch.device as usize].iter().enumerate();
+        sms.filter(|(_, s)| fits(s)).min_by_key(|(_, s)| (s.threads, s.blocks)).map(|(n, _)| n)
+    }
+
+    fn occupy(&self, sched: &mut Sched, launch: &Launch, sm: usize, sign: i32) {
+        let need = self.needs(launch);
+        let s = &mut sched.sms[launch.device as usize][sm];
+        s.threads = s.threads.wrapping_add_signed(need.threads as i32 * sign);
+        s.blocks = s.blocks.wrapping_add_signed(sign);
+        s.shared = s.shared.wrapping_add_signed(need.shared as i32 * sign);
+    }
+
+    /// A block has ended, with or without a fault.
+    fn retire(&self, block: Box<Block>, fault: Option<Fault>) {
+        let launch = block.launch.clone();
+        let counters = block.counters();
+        let mut sched = self.sched.lock().unwrap();
+        if let Some(t) = &self.tracked {
+            t.block_ended(block.agents(), &launch);
+        }
+        if let Some(sm) = sched.places.remove(&self.key(&launch, block.index)) {
+            self.occupy(&mut sched, &launch, sm, -1);
+        }
+        let mut st = launch.state();
+        st.counters.add(&counters);
+        st.running -= 1;
+        if st.fault.is_none() {
+            st.fault = fault;
+        }
+        let over = st.running == 0 && (st.next == launch.blocks() || st.fault.is_some());
+        drop(st);
+        if over {
+            sched.live -= 1;
+            if let Some(t) = &self.tracked {
+                t.launch_ended(&launch);
+                if sched.live == 0 {
+                    t.quiesce();
+                }
+            }
+            launch.state().ended = true;
+            launch.done.notify_all();
+        }
+        self.progress.store(now_ms(), Ordering::Relaxed);
+        drop(block);
+        self.admit(&mut sched);
+    }
+
+    /// A worker thread.
+    fn work(&self) {
+        let mut mine: Option<Box<Block>> = None;
+        let mut idle = 0u32;
+        loop {
+            let mut block = match mine.take() {
+                Some(b) => b,
+                None => match self.next_block() {
+                    Some(b) => b,
+                    None => return,
+                },
+            };
+            let failed = block.launch.state().fault.is_some() && idle & 63 == 63;
+            match if failed { Turn::Done } else { block.turn() } {
+                Turn::Busy => {
+                    idle = 0;
+                    self.progress.store(now_ms(), Ordering::Relaxed);
+                }
+                Turn::Idle => {
+                    idle = idle.wrapping_add(1);
+                    if idle & 255 == 255 {
+                        // Everything here waits: leave the processor to whom it waits for.
+                        std::thread::yield_now();
+                    }
+                    if block.is_stuck() || idle & 1023 == 1023 && self.is_late() {
+                        self.give_up(block);
+                        continue;
+                    }
+                }
+                Turn::Done => {
+                    self.leave();
+                    self.retire(block, None);
+                    continue;
+                }
+                Turn::Fault(f) => {
+                    self.leave();
+                    self.retire(block, Some(f));
+                    continue;
+                }
+            }
+            if self.waiting.load(Ordering::Relaxed) > 0 || self.hang.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed) {
+                let mut sched = self.sched.lock().unwrap();
+                sched.ready.push_back(block);
+                sched.running -= 1;
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+            } else {
+                mine = Some(block);
+            }
+        }
+    }
+
+    fn leave(&self) {
+        self.sched.lock().unwrap().running -= 1;
+    }
+
+    fn next_block(&self) -> Option<Box<Block>> {
+        let mut sched = self.sched.lock().unwrap();
+        loop {
+            if self.stop.load(Ordering::SeqCst) {
+                return None;
+            }
+            if !self.hang.load(Ordering::SeqCst)
+                && let Some(b) = sched.ready.pop_front()
+            {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                sched.running += 1;
+                return Some(b);
+            }
+            sched = self.wake.wait_timeout(sched, Duration::from_millis(50)).unwrap().0;
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        now_ms().saturating_sub(self.progress.load(Ordering::Relaxed)) > self.config.watchdog.as_millis() as u64
+    }
+
+    /// Nothing moves: stops all workers, reports all resident blocks, and fails their launches.
+    fn give_up(&self, block: Box<Block>) {
+        let mut sched = self.sched.lock().unwrap();
+        sched.ready.push_back(block);
+        sched.running -= 1;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.hang.store(true, Ordering::SeqCst);
+        while sched.running > 0 {
+            sched = self.wake.wait_timeout(sched, Duration::from_millis(1)).unwrap().0;
+        }
+        let blocks: Vec<_> = sched.ready.drain(..).collect();
+        self.waiting.store(0, Ordering::Relaxed);
+        let waits = sched.pending.iter().flatten().map(|l| (l.kernel.name.clone(), l.blocks() - l.state().next)).collect::<Vec<_>>();
+        drop(sched);
+        let fault = self.hang_fault(&blocks, &waits);
+        self.hang.store(false, Ordering::SeqCst);
+        for b in blocks {
+            self.retire(b, Some(fault.clone()));
+        }
+    }
+
+    fn hang_fault(&self, blocks: &[Box<Block>], pending: &[(String, u64)]) -> Fault {
+        let mut report = String::new();
+        for b in blocks {
+            b.report(&mut report);
+        }
+        for (name, n) in pending {
+            report.push_str(&format!("  kernel `{name}`: {n} blocks are not resident, for lack of room\n"));
+        }
+        Fault::Hang { seconds: now_ms().saturating_sub(self.progress.load(Ordering::Relaxed)) / 1000, report }
+    }
+
+    /// Tracked mode: runs warps in the order that the seed decides until the launch has ended.
+    fn run_seeded(&self, launch: &Launch) {
+        let Some(t) = &self.tracked else { return };
+        let mut idle = 0u64;
+        let mut resident: Vec<Box<Block>> = Vec::new();
+        loop {
+            {
+                let mut sched = self.sched.lock().unwrap();
+                self.waiting.store(0, Ordering::Relaxed);
+                resident.extend(sched.ready.drain(..));
+                if launch.is_done() || resident.is_empty() {
+                    sched.ready.extend(resident.drain(..));
+                    return;
+                }
+            }
+            let n = t.random(resident.len() as u64) as usize;
+            let warp = t.random(resident[n].warps() as u64) as usize;
+            let budget = 1 + t.random(48) as u32;
+            match resident[n].step(warp, budget) {
+                Turn::Busy => idle = 0,
+                Turn::Idle => idle += 1,
+                Turn::Done => {
+                    idle = 0;
+                    self.retire(resident.swap_remove(n), None);
+                }
+                Turn::Fault(f) => {
+                    idle = 0;
+                    self.retire(resident.swap_remove(n), Some(f));
+                }
+            }
+            // Every warp has had its turn many times over and all poll or wait.
+            let warps: usize = if idle > 1000 { resident.iter().map(|b| b.warps()).sum() } else { 0 };
+            if warps > 0 && idle > 2000 * warps as u64 && resident.iter().all(|b| b.is_quiet()) {
+                let fault = self.hang_fault(&resident, &[]);
+                for b in resident.drain(..) {
+                    self.retire(b, Some(fault.clone()));
+                }
+            }
+        }
+    }
+}

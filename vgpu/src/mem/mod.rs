@@ -1,0 +1,6 @@
+//! Memory: where addresses lead, how bytes are touched, what is remembered of it.
+
+pub mod access;
+pub mod counters;
+pub mod rmw;
+pub mod space;

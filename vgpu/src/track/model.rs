@@ -1,0 +1,621 @@
+//! The PTX memory model, operationally: histories of writes, vector clocks, deferred reads, races.
+//!
+//! See ARCHITECTURE.md for the rules. Nothing here knows of warps or host memory: an *agent* is anything with a program
+//! order, a *granule* is 16 bytes, and the model returns the bytes that a load sees.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::exec::warp::{Scope, Sem};
+
+/// A vector clock: for each agent, up to which of its operations is known.
+pub type Vc = Vec<u32>;
+
+/// Raises `into` to `from`.
+pub fn join(into: &mut Vc, from: &[u32]) {
+    if into.len() < from.len() {
+        into.resize(from.len(), 0);
+    }
+    for (a, b) in into.iter_mut().zip(from) {
+        *a = (*a).max(*b);
+    }
+}
+
+fn knows(vc: &[u32], agent: u32, clock: u32) -> bool {
+    agent == NOBODY || vc.get(agent as usize).copied().unwrap_or(0) >= clock
+}
+
+/// The agent of initial values and of the host between launches: everybody knows what it did.
+pub const NOBODY: u32 = u32::MAX;
+
+/// The most writes that a granule remembers.
+const HISTORY: usize = 12;
+
+/// What the model is to do beyond sequential consistency.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Config {
+    /// Stale loads, late stores, deferred loads.
+    pub weak: bool,
+    /// Report races.
+    pub race: bool,
+    /// Seed of every choice.
+    pub seed: u64,
+}
+
+/// What a write releases: who, at which of its operations, with which scope, and what it knew.
+#[derive(Clone, Debug)]
+struct Release {
+    agent: u32,
+    clock: u32,
+    scope: Scope,
+    vc: Arc<Vc>,
+}
+
+/// Who did an access, in reports: a number that the user of the model understands.
+pub type Site = u32;
+
+/// An access as the model sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Granule number (address / 16, or anything unique).
+    pub granule: u64,
+    /// Bytes of the granule.
+    pub mask: u16,
+    /// Order.
+    pub sem: Sem,
+    /// Scope.
+    pub scope: Scope,
+    /// For reports.
+    pub site: Site,
+}
+
+#[derive(Clone, Debug)]
+struct Write {
+    mask: u16,
+    data: [u8; 16],
+    agent: u32,
+    clock: u32,
+    /// Scope if it is strong.
+    strong: Option<Scope>,
+    releases: Vec<Release>,
+    /// Morally strong reads of it: agent and its first such operation.
+    readers: Vec<(u32, u32)>,
+    /// True for the write of an atomic, which directly follows what it read.
+    atomic: bool,
+    site: Site,
+}
+
+#[derive(Clone, Debug)]
+struct Read {
+    mask: u16,
+    agent: u32,
+    clock: u32,
+    strong: Option<Scope>,
+    site: Site,
+}
+
+#[derive(Default, Debug)]
+struct Cell {
+    /// Coherence order; the first covers the whole granule.
+    writes: Vec<Write>,
+    reads: Vec<Read>,
+}
+
+/// An agent.
+#[derive(Debug, Default)]
+struct Agent {
+    cta: u64,
+    gpu: u32,
+    vc: Vc,
+    /// What strong reads saw released, by granule and mask: for acquire patterns.
+    seen: Vec<((u64, u16), Release)>,
+    /// Its last release fences, one per scope.
+    fences: Vec<Release>,
+    /// Its release stores by location: later strong stores there continue the pattern.
+    stores: HashMap<(u64, u16), Vec<Release>>,
+}
+
+/// A read-modify-write: the new bytes for the old ones; none if the atomic stores nothing new but still writes.
+pub type Update = Box<dyn Fn(&[u8; 16]) -> [u8; 16] + Send>;
+
+struct Deferred {
+    ticket: u64,
+    agent: u32,
+    clock: u32,
+    vc: Vc,
+    access: Access,
+    update: Option<Update>,
+}
+
+/// Two accesses that nothing orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Race {
+    /// The earlier one, and whether it wrote.
+    pub first: (Site, bool),
+    /// The later one, and whether it wrote.
+    pub second: (Site, bool),
+    /// The granule.
+    pub granule: u64,
+    /// The bytes that both touched.
+    pub mask: u16,
+    /// True if both are strong and their scopes or sizes do not fit.
+    pub both_strong: bool,
+}
+
+/// The model's state.
+pub struct Model {
+    /// What it does.
+    pub config: Config,
+    rng: u64,
+    agents: Vec<Agent>,
+    cells: HashMap<u64, Cell>,
+    /// What earlier `fence.sc` knew, by scope and place.
+    sc: HashMap<(Scope, u64, u32), Vc>,
+    deferred: Vec<Deferred>,
+    tickets: u64,
+    results: HashMap<u64, [u8; 16]>,
+    barriers: HashMap<(u64, u32), Vc>,
+    /// Races found so far.
+    pub races: Vec<Race>,
+}
+
+impl Model {
+    /// A model in which nothing has happened.
+    pub fn new(config: Config) -> Self {
+        Model {
+            config,
+            rng: config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d,
+            agents: Vec::new(),
+            cells: HashMap::new(),
+            sc: HashMap::new(),
+            deferred: Vec::new(),
+            tickets: 0,
+            results: HashMap::new(),
+            barriers: HashMap::new(),
+            races: Vec::new(),
+        }
+    }
+
+    /// A number below `n`, from the seed.
+    pub fn random(&mut self, n: u64) -> u64 {
+        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.rng;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % n.max(1)
+    }
+
+    /// A new agent that knows what `vc` knows.
+    pub fn agent(&mut self, cta: u64, gpu: u32, vc: &[u32]) -> u32 {
+        self.agents.push(Agent { cta, gpu, vc: vc.to_vec(), ..Agent::default() });
+        self.agents.len() as u32 - 1
+    }
+
+    /// What an agent knows, itself included; everything it deferred is performed.
+    pub fn finish(&mut self, agent: u32) -> Vc {
+        self.flush(|d| d.agent == agent);
+        self.agents[agent as usize].vc.clone()
+    }
+
+    /// Forgets everything: no agent is left and what happened is known to all.
+    pub fn reset(&mut self) {
+        let races = std::mem::take(&mut self.races);
+        let rng = self.rng;
+        *self = Model { races, rng, ..Model::new(self.config) };
+    }
+
+    fn tick(&mut self, agent: u32) -> u32 {
+        let vc = &mut self.agents[agent as usize].vc;
+        if vc.len() <= agent as usize {
+            vc.resize(agent as usize + 1, 0);
+        }
+        vc[agent as usize] += 1;
+        vc[agent as usize]
+    }
+
+    fn in_scope(&self, scope: Scope, of: u32, other: u32) -> bool {
+        let (a, b) = (&self.agents[of as usize], &self.agents[other as usize]);
+        match scope {
+            Scope::Sys => true,
+            Scope::Gpu => a.gpu == b.gpu,
+            Scope::Cta => a.cta == b.cta && a.gpu == b.gpu,
+        }
+    }
+
+    /// True if two strong operations include each other in their scopes.
+    fn mutual(&self, a: u32, sa: Scope, b: u32, sb: Scope) -> bool {
+        a == b || self.in_scope(sa, a, b) && self.in_scope(sb, b, a)
+    }
+
+    fn morally_strong(&self, a: u32, sa: Option<Scope>, b: u32, sb: Option<Scope>) -> bool {
+        a != NOBODY && b != NOBODY && matches!((sa, sb), (Some(x), Some(y)) if self.mutual(a, x, b, y))
+    }
+
+    /// Raises an agent's knowledge; whatever that knowledge contains is performed first.
+    fn learn(&mut self, agent: u32, vc: &[u32]) {
+        self.flush(|d| d.agent != agent && knows(vc, d.agent, d.clock));
+        join(&mut self.agents[agent as usize].vc, vc);
+    }
+
+    fn acquire(&mut self, agent: u32, scope: Scope, releases: &[Release]) {
+        for r in releases {
+            if self.mutual(agent, scope, r.agent, r.scope) {
+                self.learn(agent, &r.vc.clone());
+            }
+        }
+    }
+
+    fn cell(&mut self, granule: u64, initial: &[u8; 16]) -> &mut Cell {
+        let cell = self.cells.entry(granule).or_default();
+        if cell.writes.is_empty() {
+            cell.writes.push(Write {
+                mask: !0,
+                data: *initial,
+                agent: NOBODY,
+                clock: 0,
+                strong: None,
+                releases: Vec::new(),
+                readers: Vec::new(),
+                atomic: false,
+                site: 0,
+            });
+        }
+        cell
+    }
+
+    /// The newest bytes of a granule, if the model knows it.
+    pub fn newest(&self, granule: u64) -> Option<[u8; 16]> {
+        self.cells.get(&granule).map(|c| c.at(c.writes.len() - 1))
+    }
+
+    /// The host wrote: what everybody knows from now on.
+    pub fn external(&mut self, granule: u64, bytes: &[u8; 16]) {
+        self.flush(|d| d.access.granule == granule);
+        self.cells.remove(&granule);
+        self.cell(granule, bytes);
+    }
+
+    /// Index of the oldest write that a load with this knowledge may still see.
+    fn floor(cell: &Cell, mask: u16, vc: &[u32]) -> usize {
+        let known = |w: &Write| knows(vc, w.agent, w.clock) || w.readers.iter().any(|&(a, c)| knows(vc, a, c));
+        cell.writes.iter().rposition(|w| w.mask & mask != 0 && known(w)).unwrap_or(0)
+    }
+
+    /// Loads; `initial` is what the granule holds if it was never touched. `None` with a ticket: the load is deferred.
+    pub fn load(&mut self, agent: u32, a: Access, initial: &[u8; 16], may_defer: bool) -> Result<[u8; 16], u64> {
+        let clock = self.before(agent, &a, initial);
+        if may_defer && self.config.weak && !a.sem.acquires() && self.random(3) == 0 {
+            return Err(self.defer(agent, clock, a, None));
+        }
+        let vc = self.agents[agent as usize].vc.clone();
+        let data = self.read(agent, clock, &vc, &a);
+        self.acquire_after(agent, &a);
+        Ok(data)
+    }
+
+    /// What comes before every access: same-granule order, a clock tick, the cell.
+    fn before(&mut self, agent: u32, a: &Access, initial: &[u8; 16]) -> u32 {
+        let granule = a.granule;
+        self.cell(granule, initial);
+        self.flush(|d| d.agent == agent && d.access.granule == granule);
+        self.tick(agent)
+    }
+
+    fn defer(&mut self, agent: u32, clock: u32, access: Access, update: Option<Update>) -> u64 {
+        self.tickets += 1;
+        let vc = self.agents[agent as usize].vc.clone();
+        self.deferred.push(Deferred { ticket: self.tickets, agent, clock, vc, access, update });
+        self.tickets
+    }
+
+    /// The bytes of a deferred load or atomic, which is performed now if it was not before.
+    pub fn force(&mut self, ticket: u64) -> [u8; 16] {
+        self.flush(|d| d.ticket == ticket);
+        self.results.remove(&ticket).unwrap_or_default()
+    }
+
+    fn flush(&mut self, which: impl Fn(&Deferred) -> bool) {
+        while let Some(n) = self.deferred.iter().position(&which) {
+            let d = self.deferred.remove(n);
+            let data = match d.update {
+                None => self.read(d.agent, d.clock, &d.vc, &d.access),
+                Some(f) => self.modify(d.agent, d.clock, &d.vc, &d.access, &*f),
+            };
+            self.results.insert(d.ticket, data);
+        }
+    }
+
+    /// Performs some deferred operation, so that none waits for ever.
+    pub fn nudge(&mut self) {
+        if !self.deferred.is_empty() {
+            let n = self.random(self.deferred.len() as u64) as usize;
+            let ticket = self.deferred[n].ticket;
+            self.flush(|d| d.ticket == ticket);
+        }
+    }
+
+    fn read(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access) -> [u8; 16] {
+        let cell = &self.cells[&a.granule];
+        let floor = Self::floor(cell, a.mask, vc);
+        let last = cell.writes.len() - 1;
+        let at = self.pick(floor, last);
+        self.check(agent, clock, vc, a, false);
+        self.observe(agent, clock, a, at);
+        let cell = &self.cells[&a.granule];
+        cell.at(at)
+    }
+
+    /// A place between `low` and `high`, the newest half of the time.
+    fn pick(&mut self, low: usize, high: usize) -> usize {
+        if !self.config.weak || low >= high || self.random(2) == 0 {
+            return high;
+        }
+        low + self.random((high - low + 1) as u64) as usize
+    }
+
+    /// Notes that a strong read saw the writes up to `at`, and what they release.
+    fn observe(&mut self, agent: u32, clock: u32, a: &Access, at: usize) {
+        if a.sem == Sem::Weak {
+            return;
+        }
+        let cell = &self.cells[&a.granule];
+        let seen = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
+        let w = &cell.writes[seen];
+        if w.mask != a.mask || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong) {
+            return;
+        }
+        let releases = w.releases.clone();
+        if let Some(w) = self.cells.get_mut(&a.granule).map(|c| &mut c.writes[seen])
+            && !w.readers.iter().any(|r| r.0 == agent)
+        {
+            w.readers.push((agent, clock));
+        }
+        let me = &mut self.agents[agent as usize];
+        for r in releases {
+            if r.agent != agent && !knows(&me.vc, r.agent, r.clock) && !me.seen.iter().any(|s| Arc::ptr_eq(&s.1.vc, &r.vc)) {
+                me.seen.push(((a.granule, a.mask), r));
+            }
+        }
+    }
+
+    /// The acquire side of a load or atomic: all that was seen at this location.
+    fn acquire_after(&mut self, agent: u32, a: &Access) {
+        if !a.sem.acquires() {
+            return;
+        }
+        let here = (a.granule, a.mask);
+        let seen: Vec<Release> = self.agents[agent as usize].seen.iter().filter(|s| s.0 == here).map(|s| s.1.clone()).collect();
+        self.acquire(agent, a.scope, &seen);
+        self.forget(agent);
+    }
+
+    /// Drops what is known from the list of what was seen.
+    fn forget(&mut self, agent: u32) {
+        let me = &mut self.agents[agent as usize];
+        let vc = &me.vc;
+        me.seen.retain(|s| !knows(vc, s.1.agent, s.1.clock));
+    }
+
+    /// Stores.
+    pub fn store(&mut self, agent: u32, a: Access, data: [u8; 16], initial: &[u8; 16]) {
+        let clock = self.before(agent, &a, initial);
+        let vc = self.agents[agent as usize].vc.clone();
+        self.check(agent, clock, &vc, &a, true);
+        let cell = &self.cells[&a.granule];
+        let floor = Self::floor(cell, a.mask, &vc);
+        let mut at = self.pick(floor, self.cells[&a.granule].writes.len() - 1) + 1;
+        // Not between an atomic and what it read.
+        let cell = &self.cells[&a.granule];
+        while let Some(n) = (at..cell.writes.len()).find(|&n| cell.writes[n].mask & a.mask != 0) {
+            let next = &cell.writes[n];
+            let strong = (a.sem != Sem::Weak).then_some(a.scope);
+            // A weak store beside an atomic is a race; keep it out of the chain all the same.
+            if !next.atomic || strong.is_some() && !self.morally_strong(agent, strong, next.agent, next.strong) {
+                break;
+            }
+            at = n + 1;
+        }
+        let releases = self.releases(agent, clock, &a);
+        self.insert(agent, clock, &a, data, at, releases, false);
+    }
+
+    /// What a strong write of this agent releases.
+    fn releases(&mut self, agent: u32, clock: u32, a: &Access) -> Vec<Release> {
+        if a.sem == Sem::Weak {
+            return Vec::new();
+        }
+        let me = &mut self.agents[agent as usize];
+        let here = (a.granule, a.mask);
+        if a.sem.releases() {
+            let r = Release { agent, clock, scope: a.scope, vc: Arc::new(me.vc.clone()) };
+            let at = me.stores.entry(here).or_default();
+            at.retain(|x| x.scope > r.scope);
+            at.push(r);
+        }
+        let mut all = me.stores.get(&here).cloned().unwrap_or_default();
+        all.extend(me.fences.iter().cloned());
+        all
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a write has that many properties")]
+    fn insert(&mut self, agent: u32, clock: u32, a: &Access, data: [u8; 16], at: usize, releases: Vec<Release>, atomic: bool) {
+        let strong = (a.sem != Sem::Weak).then_some(a.scope);
+        let write = Write { mask: a.mask, data, agent, clock, strong, releases, readers: Vec::new(), atomic, site: a.site };
+        let Some(cell) = self.cells.get_mut(&a.granule) else { return };
+        cell.writes.insert(at, write);
+        if cell.writes.len() > HISTORY {
+            let granule = a.granule;
+            self.flush(|d| d.access.granule == granule);
+            if let Some(cell) = self.cells.get_mut(&granule) {
+                cell.trim();
+            }
+        }
+    }
+
+    /// An atomic: reads, and writes what `f` makes of it, with nothing in between.
+    pub fn atomic(&mut self, agent: u32, a: Access, initial: &[u8; 16], may_defer: bool, f: Update) -> Result<[u8; 16], u64> {
+        let clock = self.before(agent, &a, initial);
+        if may_defer && self.config.weak && !a.sem.acquires() && !a.sem.releases() && self.random(4) == 0 {
+            return Err(self.defer(agent, clock, a, Some(f)));
+        }
+        let vc = self.agents[agent as usize].vc.clone();
+        let data = self.modify(agent, clock, &vc, &a, &*f);
+        self.acquire_after(agent, &a);
+        Ok(data)
+    }
+
+    fn modify(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access, f: &dyn Fn(&[u8; 16]) -> [u8; 16]) -> [u8; 16] {
+        self.check(agent, clock, vc, a, true);
+        let cell = &self.cells[&a.granule];
+        let last = cell.writes.len() - 1;
+        // Places where nothing morally strong has already read and written.
+        let free = |at: usize| {
+            let next = (at + 1..cell.writes.len()).find(|&n| cell.writes[n].mask & a.mask != 0);
+            next.is_none_or(|n| {
+                let w = &cell.writes[n];
+                !w.atomic || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong)
+            })
+        };
+        let places: Vec<usize> = (Self::floor(cell, a.mask, vc)..=last).filter(|&n| free(n)).collect();
+        let at = places[self.pick(0, places.len() - 1)];
+        self.observe(agent, clock, a, at);
+        let cell = &self.cells[&a.granule];
+        let old = cell.at(at);
+        let read = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
+        let source = &cell.writes[read];
+        let continues = source.mask == a.mask && self.morally_strong(agent, Some(a.scope), source.agent, source.strong);
+        let inherited = if continues { source.releases.clone() } else { Vec::new() };
+        // An acquire-release atomic releases what it has just acquired.
+        self.acquire_after(agent, a);
+        let mut releases = self.releases(agent, clock, a);
+        for r in inherited {
+            if !releases.iter().any(|x| x.agent == r.agent && x.clock == r.clock) {
+                releases.push(r);
+            }
+        }
+        self.insert(agent, clock, a, f(&old), at + 1, releases, true);
+        old
+    }
+
+    /// A fence.
+    pub fn fence(&mut self, agent: u32, sem: Sem, scope: Scope) {
+        // A strong read that is still to come could be the one that this fence acquires by, unless nobody else is in its scope.
+        let alone = (0..self.agents.len() as u32).all(|o| o == agent || !self.in_scope(scope, agent, o));
+        if !alone {
+            self.flush(|d| d.agent == agent && d.access.sem != Sem::Weak);
+        }
+        let clock = self.tick(agent);
+        if sem.acquires() {
+            let seen: Vec<Release> = self.agents[agent as usize].seen.iter().map(|s| s.1.clone()).collect();
+            self.acquire(agent, scope, &seen);
+            self.forget(agent);
+        }
+        let (cta, gpu) = (self.agents[agent as usize].cta, self.agents[agent as usize].gpu);
+        if sem == Sem::Sc {
+            let mutual = |(s, c, g): &(Scope, u64, u32)| {
+                let mine = scope == Scope::Sys || *g == gpu && (scope == Scope::Gpu || *c == cta);
+                mine && (*s == Scope::Sys || *g == gpu && (*s == Scope::Gpu || *c == cta))
+            };
+            let known: Vec<Vc> = self.sc.iter().filter(|(k, _)| mutual(k)).map(|(_, vc)| vc.clone()).collect();
+            for vc in known {
+                self.learn(agent, &vc);
+            }
+            let vc = self.agents[agent as usize].vc.clone();
+            join(self.sc.entry((scope, cta, gpu)).or_default(), &vc);
+        }
+        if sem.releases() {
+            let me = &mut self.agents[agent as usize];
+            let r = Release { agent, clock, scope, vc: Arc::new(me.vc.clone()) };
+            me.fences.retain(|x| x.scope > scope);
+            me.fences.push(r);
+        }
+    }
+
+    /// An agent arrives at a barrier: those who leave it know what it knows.
+    pub fn arrive(&mut self, barrier: (u64, u32), agent: u32) {
+        self.flush(|d| d.agent == agent && d.access.sem != Sem::Weak);
+        self.tick(agent);
+        let vc = self.agents[agent as usize].vc.clone();
+        join(self.barriers.entry(barrier).or_default(), &vc);
+    }
+
+    /// Agents leave a barrier that is complete; `keep` if it stays as it is (an mbarrier).
+    pub fn leave(&mut self, barrier: (u64, u32), agents: &[u32], keep: bool) {
+        let vc = if keep { self.barriers.get(&barrier).cloned() } else { self.barriers.remove(&barrier) };
+        for &a in agents {
+            self.learn(a, vc.as_deref().unwrap_or(&[]));
+        }
+    }
+
+    /// Looks for races of an access with those before it, and remembers it.
+    fn check(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access, writes: bool) {
+        if !self.config.race {
+            return;
+        }
+        let strong = (a.sem != Sem::Weak).then_some(a.scope);
+        let cell = &self.cells[&a.granule];
+        let apart = |mask: u16, who: u32, when: u32, s: Option<Scope>| {
+            let ordered = who == agent || knows(vc, who, when);
+            let fits = mask == a.mask && self.morally_strong(agent, strong, who, s);
+            mask & a.mask != 0 && !ordered && !fits
+        };
+        let mut found = Vec::new();
+        let mut race = |site, wrote, mask, s: Option<Scope>| {
+            let both_strong = s.is_some() && strong.is_some();
+            found.push(Race { first: (site, wrote), second: (a.site, writes), granule: a.granule, mask, both_strong });
+        };
+        for w in cell.writes.iter().filter(|w| apart(w.mask, w.agent, w.clock, w.strong)) {
+            race(w.site, true, w.mask & a.mask, w.strong);
+        }
+        if writes {
+            for r in cell.reads.iter().filter(|r| apart(r.mask, r.agent, r.clock, r.strong)) {
+                race(r.site, false, r.mask & a.mask, r.strong);
+            }
+        }
+        for f in found {
+            if !self.races.iter().any(|r| r.first == f.first && r.second == f.second) {
+                self.races.push(f);
+            }
+        }
+        let Some(cell) = self.cells.get_mut(&a.granule) else { return };
+        if writes {
+            cell.reads.retain(|r| !(r.agent == agent || knows(vc, r.agent, r.clock)) || r.mask & !a.mask != 0);
+        } else {
+            let read = Read { mask: a.mask, agent, clock, strong, site: a.site };
+            match cell.reads.iter_mut().find(|r| r.agent == agent && r.mask == a.mask && r.strong == strong) {
+                Some(r) => *r = read,
+                None => cell.reads.push(read),
+            }
+        }
+    }
+}
+
+impl Cell {
+    /// The bytes as of write number `at`.
+    fn at(&self, at: usize) -> [u8; 16] {
+        let (mut out, mut missing) = ([0; 16], !0u16);
+        for w in self.writes[..=at].iter().rev() {
+            let take = w.mask & missing;
+            for (n, b) in out.iter_mut().enumerate() {
+                if take >> n & 1 == 1 {
+                    *b = w.data[n];
+                }
+            }
+            missing &= !take;
+            if missing == 0 {
+                break;
+            }
+        }
+        out
+    }
+
+    /// Folds the oldest writes into the first.
+    fn trim(&mut self) {
+        let drop = self.writes.len() - HISTORY;
+        let data = self.at(drop);
+        let last = self.writes.drain(..drop).count();
+        debug_assert_eq!(last, drop);
+        let base = &mut self.writes[0];
+        *base = Write { mask: !0, data, agent: NOBODY, clock: 0, strong: None, releases: Vec::new(), readers: Vec::new(), ..base.clone() };
+    }
+}
