@@ -32,7 +32,10 @@ pub enum LoadError {
 
 impl LoadError {
     pub(crate) fn syntax(line: u32, what: impl Into<String>) -> Self {
-        LoadError::Syntax { line, what: what.into() }
+        LoadError::Syntax {
+            line,
+            what: what.into(),
+        }
     }
 }
 

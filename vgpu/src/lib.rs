@@ -33,6 +33,7 @@
 pub mod error;
 pub mod exec;
 pub mod isa;
+pub mod litmus;
 pub mod machine;
 pub mod mem;
 pub mod num;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Fault, LoadError};
 use crate::exec::block::{Block, Buffer, Turn};
+use crate::isa::Spec;
 use crate::isa::decode::{Kernel, Symbols, decode_kernel};
 use crate::isa::select::form;
-use crate::isa::Spec;
 use crate::mem::counters::Counters;
 use crate::mem::space::{AddressSpace, Kind};
 use crate::ptx::{self, Space};
@@ -40,7 +40,9 @@ impl Default for MachineConfig {
         MachineConfig {
             devices: 1,
             sms: 132,
-            workers: std::thread::available_parallelism().map_or(2, usize::from).max(2),
+            workers: std::thread::available_parallelism()
+                .map_or(2, usize::from)
+                .max(2),
             track: None,
             watchdog: Duration::from_secs(10),
         }
@@ -64,8 +66,13 @@ pub struct Writers {
 
 impl Default for Writers {
     fn default() -> Self {
-        let slots = (0..4096).map(|_| (AtomicU64::new(0), AtomicU64::new(0))).collect();
-        Writers { slots, names: Mutex::default() }
+        let slots = (0..4096)
+            .map(|_| (AtomicU64::new(0), AtomicU64::new(0)))
+            .collect();
+        Writers {
+            slots,
+            names: Mutex::default(),
+        }
     }
 }
 
@@ -78,7 +85,10 @@ impl Writers {
     pub fn note(&self, addr: u64, launch: u64, block: u64, warp: u32, line: u32) {
         let s = self.slot(addr);
         s.0.store(addr, Ordering::Relaxed);
-        let who = launch << 48 | (block & 0xffff) << 32 | u64::from(warp & 0x1f) << 27 | u64::from(line & 0x7ff_ffff);
+        let who = launch << 48
+            | (block & 0xffff) << 32
+            | u64::from(warp & 0x1f) << 27
+            | u64::from(line & 0x7ff_ffff);
         s.1.store(who, Ordering::Relaxed);
     }
 
@@ -91,7 +101,12 @@ impl Writers {
         let x = s.1.load(Ordering::Relaxed);
         let names = self.names.lock().unwrap();
         let (name, device) = names.get((x >> 48) as usize)?;
-        Some(format!("kernel `{name}` on device {device}, block {}, warp {}, PTX line {}", x >> 32 & 0xffff, x >> 27 & 0x1f, x & 0x7ff_ffff))
+        Some(format!(
+            "kernel `{name}` on device {device}, block {}, warp {}, PTX line {}",
+            x >> 32 & 0xffff,
+            x >> 27 & 0x1f,
+            x & 0x7ff_ffff
+        ))
     }
 }
 
@@ -109,12 +124,21 @@ impl LoadedModule {
         let mut known = std::collections::HashSet::new();
         let module = ptx::parse_module(text, &mut |opcode, line| {
             if !known.contains(opcode) {
-                form(&Spec::parse(opcode)).map_err(|why| LoadError::UnknownInstruction { line, opcode: opcode.into(), why })?;
+                form(&Spec::parse(opcode)).map_err(|why| LoadError::UnknownInstruction {
+                    line,
+                    opcode: opcode.into(),
+                    why,
+                })?;
                 known.insert(opcode.to_string());
             }
             Ok(())
         })?;
-        Ok(LoadedModule { module, tracked, symbols: Mutex::default(), kernels: Mutex::default() })
+        Ok(LoadedModule {
+            module,
+            tracked,
+            symbols: Mutex::default(),
+            kernels: Mutex::default(),
+        })
     }
 
     /// The parsed text.
@@ -129,16 +153,29 @@ impl LoadedModule {
             return Ok(s.clone());
         }
         let mut symbols = Symbols::new();
-        let placed: Vec<_> = self.module.variables.iter().filter(|v| matches!(v.space, Space::Global | Space::Const)).collect();
+        let placed: Vec<_> = self
+            .module
+            .variables
+            .iter()
+            .filter(|v| matches!(v.space, Space::Global | Space::Const))
+            .collect();
         for v in &placed {
-            symbols.insert(v.name.clone(), (Space::Global, space.alloc(device, Kind::Device, v.size)?));
+            symbols.insert(
+                v.name.clone(),
+                (Space::Global, space.alloc(device, Kind::Device, v.size)?),
+            );
         }
         for v in &placed {
             let base = symbols[&v.name].1;
             // SAFETY: freshly allocated with at least `size` bytes, and the initializer is no longer than that.
-            unsafe { std::ptr::copy_nonoverlapping(v.init.as_ptr(), base as *mut u8, v.init.len()) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(v.init.as_ptr(), base as *mut u8, v.init.len())
+            };
             for (at, name, addend) in &v.relocations {
-                let target = symbols.get(name).map_or(0, |s| s.1).wrapping_add(*addend as u64);
+                let target = symbols
+                    .get(name)
+                    .map_or(0, |s| s.1)
+                    .wrapping_add(*addend as u64);
                 // SAFETY: the relocation's eight bytes are inside the initializer.
                 unsafe { ((base + at) as *mut u64).write_unaligned(target) };
             }
@@ -155,12 +192,20 @@ impl LoadedModule {
     }
 
     /// A kernel for a device; decoded the first time.
-    pub fn kernel(&self, space: &AddressSpace, device: u32, name: &str) -> Result<Arc<Kernel>, LoadError> {
+    pub fn kernel(
+        &self,
+        space: &AddressSpace,
+        device: u32,
+        name: &str,
+    ) -> Result<Arc<Kernel>, LoadError> {
         let key = (device, name.to_string());
         if let Some(k) = self.kernels.lock().unwrap().get(&key) {
             return Ok(k.clone());
         }
-        let out_of_memory = |e: std::io::Error| LoadError::Syntax { line: 0, what: format!("no memory for variables: {e}") };
+        let out_of_memory = |e: std::io::Error| LoadError::Syntax {
+            line: 0,
+            what: format!("no memory for variables: {e}"),
+        };
         let symbols = self.symbols(space, device).map_err(out_of_memory)?;
         let k = decode_kernel(&self.module, name, &symbols, self.tracked)?;
         self.kernels.lock().unwrap().insert(key, k.clone());
@@ -289,7 +334,11 @@ impl Machine {
     /// Builds a machine.
     pub fn new(config: MachineConfig) -> std::io::Result<Machine> {
         let n = config.devices as usize;
-        let workers = if config.track.is_some() { 0 } else { config.workers.max(1) };
+        let workers = if config.track.is_some() {
+            0
+        } else {
+            config.workers.max(1)
+        };
         let sched = Sched {
             ready: VecDeque::new(),
             sms: vec![vec![Sm::default(); config.sms as usize]; n],
@@ -314,10 +363,16 @@ impl Machine {
         });
         let spawn = |n| {
             let s = shared.clone();
-            std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work())
+            std::thread::Builder::new()
+                .name(format!("vgpu-{n}"))
+                .spawn(move || s.work())
         };
         let threads = (0..workers).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Machine { shared, threads, runner: Mutex::new(()) })
+        Ok(Machine {
+            shared,
+            threads,
+            runner: Mutex::new(()),
+        })
     }
 
     /// The memory of all devices.
@@ -337,14 +392,19 @@ impl Machine {
 
     /// The races found so far.
     pub fn races(&self) -> Vec<RaceReport> {
-        self.shared.tracked.as_ref().map_or_else(Vec::new, |t| t.races())
+        self.shared
+            .tracked
+            .as_ref()
+            .map_or_else(Vec::new, |t| t.races())
     }
 
     /// Blocks of this shape that one multiprocessor holds.
     pub fn occupancy(&self, kernel: &Kernel, threads: u32, dynamic_shared: u32) -> u32 {
         let shared = kernel.shared_bytes + dynamic_shared + RESERVED_SHARED;
         let threads = threads.next_multiple_of(32).max(1);
-        (SM_THREADS / threads).min(SM_BLOCKS).min(SM_SHARED / shared)
+        (SM_THREADS / threads)
+            .min(SM_BLOCKS)
+            .min(SM_SHARED / shared)
     }
 
     /// Starts a kernel; its blocks run beside everything else that runs.
@@ -373,7 +433,11 @@ impl Machine {
             state: Mutex::default(),
             done: Condvar::new(),
         });
-        s.writers.names.lock().unwrap().push((spec.kernel.name.clone(), spec.device));
+        s.writers
+            .names
+            .lock()
+            .unwrap()
+            .push((spec.kernel.name.clone(), spec.device));
         let mut sched = s.sched.lock().unwrap();
         s.progress.store(now_ms(), Ordering::Relaxed);
         sched.live += 1;
@@ -383,7 +447,12 @@ impl Machine {
     }
 
     fn check(&self, spec: &LaunchSpec<'_>) -> Result<(), Fault> {
-        let bad = |what: String| Err(Fault::BadLaunch { kernel: spec.kernel.name.clone(), what });
+        let bad = |what: String| {
+            Err(Fault::BadLaunch {
+                kernel: spec.kernel.name.clone(),
+                what,
+            })
+        };
         let product = |d: [u32; 3]| d.iter().map(|&x| u64::from(x)).product::<u64>();
         let threads = product(spec.block);
         if spec.device >= self.shared.config.devices {
@@ -396,11 +465,18 @@ impl Machine {
             return bad("an empty grid".into());
         }
         if spec.kernel.shared_bytes + spec.dynamic_shared > BLOCK_SHARED {
-            return bad(format!("{} bytes of shared memory in a block", spec.kernel.shared_bytes + spec.dynamic_shared));
+            return bad(format!(
+                "{} bytes of shared memory in a block",
+                spec.kernel.shared_bytes + spec.dynamic_shared
+            ));
         }
-        let room = u64::from(self.occupancy(spec.kernel, threads as u32, spec.dynamic_shared)) * u64::from(self.shared.config.sms);
+        let room = u64::from(self.occupancy(spec.kernel, threads as u32, spec.dynamic_shared))
+            * u64::from(self.shared.config.sms);
         if spec.cooperative && product(spec.grid) > room {
-            return bad(format!("a cooperative grid of {} blocks where {room} fit", product(spec.grid)));
+            return bad(format!(
+                "a cooperative grid of {} blocks where {room} fit",
+                product(spec.grid)
+            ));
         }
         Ok(())
     }
@@ -475,15 +551,25 @@ impl Shared {
 
     fn needs(&self, launch: &Launch) -> Sm {
         let threads = launch.block.iter().product::<u32>().next_multiple_of(32);
-        Sm { threads, blocks: 1, shared: launch.kernel.shared_bytes + launch.dynamic_shared + RESERVED_SHARED }
+        Sm {
+            threads,
+            blocks: 1,
+            shared: launch.kernel.shared_bytes + launch.dynamic_shared + RESERVED_SHARED,
+        }
     }
 
     /// The multiprocessor with most room for a block of this launch.
     fn room(&self, sched: &Sched, launch: &Launch) -> Option<usize> {
         let need = self.needs(launch);
-        let fits = |s: &Sm| s.threads + need.threads <= SM_THREADS && s.blocks < SM_BLOCKS && s.shared + need.shared <= SM_SHARED;
+        let fits = |s: &Sm| {
+            s.threads + need.threads <= SM_THREADS
+                && s.blocks < SM_BLOCKS
+                && s.shared + need.shared <= SM_SHARED
+        };
         let sms = sched.sms[launch.device as usize].iter().enumerate();
-        sms.filter(|(_, s)| fits(s)).min_by_key(|(_, s)| (s.threads, s.blocks)).map(|(n, _)| n)
+        sms.filter(|(_, s)| fits(s))
+            .min_by_key(|(_, s)| (s.threads, s.blocks))
+            .map(|(n, _)| n)
     }
 
     fn occupy(&self, sched: &mut Sched, launch: &Launch, sm: usize, sign: i32) {
@@ -569,7 +655,10 @@ impl Shared {
                     continue;
                 }
             }
-            if self.waiting.load(Ordering::Relaxed) > 0 || self.hang.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed) {
+            if self.waiting.load(Ordering::Relaxed) > 0
+                || self.hang.load(Ordering::Relaxed)
+                || self.stop.load(Ordering::Relaxed)
+            {
                 let mut sched = self.sched.lock().unwrap();
                 sched.ready.push_back(block);
                 sched.running -= 1;
@@ -597,12 +686,17 @@ impl Shared {
                 sched.running += 1;
                 return Some(b);
             }
-            sched = self.wake.wait_timeout(sched, Duration::from_millis(50)).unwrap().0;
+            sched = self
+                .wake
+                .wait_timeout(sched, Duration::from_millis(50))
+                .unwrap()
+                .0;
         }
     }
 
     fn is_late(&self) -> bool {
-        now_ms().saturating_sub(self.progress.load(Ordering::Relaxed)) > self.config.watchdog.as_millis() as u64
+        now_ms().saturating_sub(self.progress.load(Ordering::Relaxed))
+            > self.config.watchdog.as_millis() as u64
     }
 
     /// Nothing moves: stops all workers, reports all resident blocks, and fails their launches.
@@ -613,11 +707,20 @@ impl Shared {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         self.hang.store(true, Ordering::SeqCst);
         while sched.running > 0 {
-            sched = self.wake.wait_timeout(sched, Duration::from_millis(1)).unwrap().0;
+            sched = self
+                .wake
+                .wait_timeout(sched, Duration::from_millis(1))
+                .unwrap()
+                .0;
         }
         let blocks: Vec<_> = sched.ready.drain(..).collect();
         self.waiting.store(0, Ordering::Relaxed);
-        let waits = sched.pending.iter().flatten().map(|l| (l.kernel.name.clone(), l.blocks() - l.state().next)).collect::<Vec<_>>();
+        let waits = sched
+            .pending
+            .iter()
+            .flatten()
+            .map(|l| (l.kernel.name.clone(), l.blocks() - l.state().next))
+            .collect::<Vec<_>>();
         drop(sched);
         let fault = self.hang_fault(&blocks, &waits);
         self.hang.store(false, Ordering::SeqCst);
@@ -632,9 +735,14 @@ impl Shared {
             b.report(&mut report);
         }
         for (name, n) in pending {
-            report.push_str(&format!("  kernel `{name}`: {n} blocks are not resident, for lack of room\n"));
+            report.push_str(&format!(
+                "  kernel `{name}`: {n} blocks are not resident, for lack of room\n"
+            ));
         }
-        Fault::Hang { seconds: now_ms().saturating_sub(self.progress.load(Ordering::Relaxed)) / 1000, report }
+        Fault::Hang {
+            seconds: now_ms().saturating_sub(self.progress.load(Ordering::Relaxed)) / 1000,
+            report,
+        }
     }
 
     /// Tracked mode: runs warps in the order that the seed decides until the launch has ended.
@@ -668,7 +776,11 @@ impl Shared {
                 }
             }
             // Every warp has had its turn many times over and all poll or wait.
-            let warps: usize = if idle > 1000 { resident.iter().map(|b| b.warps()).sum() } else { 0 };
+            let warps: usize = if idle > 1000 {
+                resident.iter().map(|b| b.warps()).sum()
+            } else {
+                0
+            };
             if warps > 0 && idle > 2000 * warps as u64 && resident.iter().all(|b| b.is_quiet()) {
                 let fault = self.hang_fault(&resident, &[]);
                 for b in resident.drain(..) {

@@ -135,9 +135,15 @@ macro_rules! h1 {
         struct F;
         impl F1<$a, $r> for F {
             #[inline(always)]
-            fn f($x: $a) -> $r { $e }
+            fn f($x: $a) -> $r {
+                $e
+            }
         }
-        Sel { run: pick::<Map1<F, $a, $r>>(), d: <$r>::W, s: vec![<$a>::W] }
+        Sel {
+            run: pick::<Map1<F, $a, $r>>(),
+            d: <$r>::W,
+            s: vec![<$a>::W],
+        }
     }};
 }
 macro_rules! h2 {
@@ -177,7 +183,11 @@ macro_rules! unsigned2 { ($ty:expr, |$x:ident, $y:ident| $e:expr) => { by_width!
 macro_rules! signed2 { ($ty:expr, |$x:ident, $y:ident| $e:expr) => { by_width!($ty; |$x, $y| $e; i16 i32 i64 h2) }; }
 macro_rules! either2 {
     ($ty:expr, |$x:ident, $y:ident| $e:expr) => {
-        if $ty.is_signed() { signed2!($ty, |$x, $y| $e) } else { unsigned2!($ty, |$x, $y| $e) }
+        if $ty.is_signed() {
+            signed2!($ty, |$x, $y| $e)
+        } else {
+            unsigned2!($ty, |$x, $y| $e)
+        }
     };
 }
 macro_rules! same1 { ($t:ident, |$x:ident| $e:expr) => { h1!($t => $t, |$x| $e) }; }
@@ -199,11 +209,19 @@ fn pair3(a: u32, b: u32, c: u32, f: impl Fn(u16, u16, u16) -> u16) -> u32 {
 /// Denormals become zero of the same sign.
 #[inline(always)]
 fn flush(x: f32) -> f32 {
-    if x.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
+    if x.to_bits() & 0x7f80_0000 == 0 {
+        f32::from_bits(x.to_bits() & 0x8000_0000)
+    } else {
+        x
+    }
 }
 #[inline(always)]
 fn sat(x: f32) -> f32 {
-    if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) + 0.0 }
+    if x.is_nan() {
+        0.0
+    } else {
+        x.clamp(0.0, 1.0) + 0.0
+    }
 }
 
 /// f32 arithmetic in its variants: plain, `.ftz`, `.sat`, both, and directed rounding through f64 rounded to odd.
@@ -211,19 +229,34 @@ macro_rules! f32_2 {
     ($s:expr, |$x:ident, $y:ident| $e:expr, $wide:expr) => {
         match ($s.has("ftz"), $s.has("sat"), directed($s)) {
             (false, false, None) => h2!(f32, |$x, $y| canon32($e)),
-            (true, false, None) => h2!(f32, |a, b| { let ($x, $y) = (flush(a), flush(b)); flush(canon32($e)) }),
+            (true, false, None) => h2!(f32, |a, b| {
+                let ($x, $y) = (flush(a), flush(b));
+                flush(canon32($e))
+            }),
             (false, true, None) => h2!(f32, |$x, $y| sat($e)),
-            (true, true, None) => h2!(f32, |a, b| { let ($x, $y) = (flush(a), flush(b)); sat(flush($e)) }),
-            (false, false, Some("rz")) => h2!(f32, |a, b| towards(0, $wide(f64::from(a), f64::from(b)))),
-            (false, false, Some("rm")) => h2!(f32, |a, b| towards(-1, $wide(f64::from(a), f64::from(b)))),
-            (false, false, Some("rp")) => h2!(f32, |a, b| towards(1, $wide(f64::from(a), f64::from(b)))),
+            (true, true, None) => h2!(f32, |a, b| {
+                let ($x, $y) = (flush(a), flush(b));
+                sat(flush($e))
+            }),
+            (false, false, Some("rz")) => {
+                h2!(f32, |a, b| towards(0, $wide(f64::from(a), f64::from(b))))
+            }
+            (false, false, Some("rm")) => {
+                h2!(f32, |a, b| towards(-1, $wide(f64::from(a), f64::from(b))))
+            }
+            (false, false, Some("rp")) => {
+                h2!(f32, |a, b| towards(1, $wide(f64::from(a), f64::from(b))))
+            }
             _ => return Err("this rounding with .ftz or .sat is not supported".into()),
         }
     };
 }
 
 fn directed<'a>(s: &Spec<'a>) -> Option<&'a str> {
-    s.mods.iter().copied().find(|m| matches!(*m, "rz" | "rm" | "rp"))
+    s.mods
+        .iter()
+        .copied()
+        .find(|m| matches!(*m, "rz" | "rm" | "rp"))
 }
 
 /// Rounds an f64 that is exact or rounded to odd to f32 in the given direction (0: towards zero).
@@ -261,9 +294,12 @@ pub fn select(s: &Spec<'_>) -> Result<Option<Sel>, String> {
     let table = match s.base {
         "add" | "sub" | "mul" | "min" | "max" | "div" | "rem" => binary(s, ty)?,
         "mad" | "fma" | "sad" | "mad24" | "mul24" => multiply_add(s, ty)?,
-        "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "prmt" => logic(s, ty)?,
+        "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "prmt" => {
+            logic(s, ty)?
+        }
         "bfe" | "bfi" | "bfind" | "brev" | "clz" | "popc" | "bmsk" => bits(s, ty)?,
-        "neg" | "abs" | "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" | "copysign" => unary(s, ty)?,
+        "neg" | "abs" | "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh"
+        | "copysign" => unary(s, ty)?,
         "setp" => compare(s, ty)?,
         _ => None,
     };
@@ -281,7 +317,10 @@ fn binary(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("add" | "sub", false) => s.only("sat")?,
         _ => s.only("")?,
     }
-    if s.has("NaN") || matches!(ty, F16 | F16x2 | BF16 | BF16x2) && (s.has("sat") || s.has("ftz") || directed(s).is_some()) {
+    if s.has("NaN")
+        || matches!(ty, F16 | F16x2 | BF16 | BF16x2)
+            && (s.has("sat") || s.has("ftz") || directed(s).is_some())
+    {
         return Err("this modifier is not supported for this type".into());
     }
     if ty == F64 && directed(s).is_some() {
@@ -325,8 +364,10 @@ fn binary(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("add", U16x2 | S16x2) => h2!(u32, |a, b| pair2(a, b, u16::wrapping_add)),
         ("min", U16x2) => h2!(u32, |a, b| pair2(a, b, u16::min)),
         ("max", U16x2) => h2!(u32, |a, b| pair2(a, b, u16::max)),
-        ("min", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).min(y as i16) as u16)),
-        ("max", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).max(y as i16) as u16)),
+        ("min", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).min(y as i16)
+            as u16)),
+        ("max", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).max(y as i16)
+            as u16)),
         ("add", S32) if s.has("sat") => h2!(i32, |a, b| a.saturating_add(b)),
         ("sub", S32) if s.has("sat") => h2!(i32, |a, b| a.saturating_sub(b)),
         (_, U8 | S8 | B8 | B16 | B32 | B64 | B128 | Pred) => return Ok(None),
@@ -366,17 +407,27 @@ fn multiply(s: &Spec<'_>, ty: Ty) -> Result<Sel, String> {
 fn multiply_add(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
     use Ty::*;
     s.only("rn rz rm rp ftz sat lo hi wide relu")?;
-    let part = s.mods.iter().copied().find(|m| matches!(*m, "lo" | "hi" | "wide"));
+    let part = s
+        .mods
+        .iter()
+        .copied()
+        .find(|m| matches!(*m, "lo" | "hi" | "wide"));
     let fused = matches!(s.base, "fma" | "mad");
-    if fused && (directed(s).is_some() || s.has("relu")) || ty != F32 && (s.has("sat") || s.has("ftz")) {
+    if fused && (directed(s).is_some() || s.has("relu"))
+        || ty != F32 && (s.has("sat") || s.has("ftz"))
+    {
         return Err("this modifier is not supported here".into());
     }
     let sel = match (s.base, part, ty) {
         ("fma" | "mad", None, F32) => match (s.has("ftz"), s.has("sat")) {
             (false, false) => h3!(f32, |a, b, c| canon32(a.mul_add(b, c))),
-            (true, false) => h3!(f32, |a, b, c| flush(canon32(flush(a).mul_add(flush(b), flush(c))))),
+            (true, false) => h3!(f32, |a, b, c| flush(canon32(
+                flush(a).mul_add(flush(b), flush(c))
+            ))),
             (false, true) => h3!(f32, |a, b, c| sat(a.mul_add(b, c))),
-            (true, true) => h3!(f32, |a, b, c| sat(flush(flush(a).mul_add(flush(b), flush(c))))),
+            (true, true) => h3!(f32, |a, b, c| sat(flush(
+                flush(a).mul_add(flush(b), flush(c))
+            ))),
         },
         ("fma" | "mad", None, F64) => h3!(f64, |a, b, c| a.mul_add(b, c)),
         ("fma", None, F16) => h3!(u16, |a, b, c| f16_fma(a, b, c)),
@@ -386,16 +437,30 @@ fn multiply_add(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("mad", Some("lo"), U16 | S16) => h3!(u16, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
         ("mad", Some("lo"), U32 | S32) => h3!(u32, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
         ("mad", Some("lo"), U64 | S64) => h3!(u64, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
-        ("mad", Some("hi"), U32) => h3!(u32, |a, b, c| (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c)),
-        ("mad", Some("hi"), S32) => h3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32).wrapping_add(c)),
-        ("mad", Some("wide"), U16) => h3!(u16, u16, u32 => u32, |a, b, c| (u32::from(a) * u32::from(b)).wrapping_add(c)),
-        ("mad", Some("wide"), S16) => h3!(i16, i16, i32 => i32, |a, b, c| (i32::from(a) * i32::from(b)).wrapping_add(c)),
-        ("mad", Some("wide"), U32) => h3!(u32, u32, u64 => u64, |a, b, c| (u64::from(a) * u64::from(b)).wrapping_add(c)),
-        ("mad", Some("wide"), S32) => h3!(i32, i32, i64 => i64, |a, b, c| (i64::from(a) * i64::from(b)).wrapping_add(c)),
+        ("mad", Some("hi"), U32) => h3!(u32, |a, b, c| (((u64::from(a) * u64::from(b)) >> 32)
+            as u32)
+            .wrapping_add(c)),
+        ("mad", Some("hi"), S32) => h3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32)
+            as i32)
+            .wrapping_add(c)),
+        ("mad", Some("wide"), U16) => {
+            h3!(u16, u16, u32 => u32, |a, b, c| (u32::from(a) * u32::from(b)).wrapping_add(c))
+        }
+        ("mad", Some("wide"), S16) => {
+            h3!(i16, i16, i32 => i32, |a, b, c| (i32::from(a) * i32::from(b)).wrapping_add(c))
+        }
+        ("mad", Some("wide"), U32) => {
+            h3!(u32, u32, u64 => u64, |a, b, c| (u64::from(a) * u64::from(b)).wrapping_add(c))
+        }
+        ("mad", Some("wide"), S32) => {
+            h3!(i32, i32, i64 => i64, |a, b, c| (i64::from(a) * i64::from(b)).wrapping_add(c))
+        }
         ("sad", None, U32) => h3!(u32, |a, b, c| a.abs_diff(b).wrapping_add(c)),
         ("sad", None, S32) => h3!(i32, i32, u32 => u32, |a, b, c| a.abs_diff(b).wrapping_add(c)),
         ("mul24", Some("lo"), U32) => h2!(u32, |a, b| (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff)),
-        ("mad24", Some("lo"), U32) => h3!(u32, |a, b, c| (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff).wrapping_add(c)),
+        ("mad24", Some("lo"), U32) => h3!(u32, |a, b, c| (a & 0xff_ffff)
+            .wrapping_mul(b & 0xff_ffff)
+            .wrapping_add(c)),
         _ => return Ok(None),
     };
     Ok(Some(sel))
@@ -414,26 +479,48 @@ fn logic(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("shl", None, Ty::B16) => h2!(u16, u32 => u16, |a, n| if n < 16 { a << n } else { 0 }),
         ("shl", None, Ty::B32) => h2!(u32, u32 => u32, |a, n| if n < 32 { a << n } else { 0 }),
         ("shl", None, Ty::B64) => h2!(u64, u32 => u64, |a, n| if n < 64 { a << n } else { 0 }),
-        ("shr", None, Ty::U16 | Ty::B16) => h2!(u16, u32 => u16, |a, n| if n < 16 { a >> n } else { 0 }),
-        ("shr", None, Ty::U32 | Ty::B32) => h2!(u32, u32 => u32, |a, n| if n < 32 { a >> n } else { 0 }),
-        ("shr", None, Ty::U64 | Ty::B64) => h2!(u64, u32 => u64, |a, n| if n < 64 { a >> n } else { 0 }),
+        ("shr", None, Ty::U16 | Ty::B16) => {
+            h2!(u16, u32 => u16, |a, n| if n < 16 { a >> n } else { 0 })
+        }
+        ("shr", None, Ty::U32 | Ty::B32) => {
+            h2!(u32, u32 => u32, |a, n| if n < 32 { a >> n } else { 0 })
+        }
+        ("shr", None, Ty::U64 | Ty::B64) => {
+            h2!(u64, u32 => u64, |a, n| if n < 64 { a >> n } else { 0 })
+        }
         ("shr", None, Ty::S16) => h2!(i16, u32 => i16, |a, n| a >> n.min(15)),
         ("shr", None, Ty::S32) => h2!(i32, u32 => i32, |a, n| a >> n.min(31)),
         ("shr", None, Ty::S64) => h2!(i64, u32 => i64, |a, n| a >> n.min(63)),
-        ("shf", Some("l"), Ty::B32) if s.has("wrap") => h3!(u32, |lo, hi, n| funnel(lo, hi, 32 - (n & 31))),
-        ("shf", Some("l"), Ty::B32) if s.has("clamp") => h3!(u32, |lo, hi, n| funnel(lo, hi, 32 - n.min(32))),
-        ("shf", Some("r"), Ty::B32) if s.has("wrap") => h3!(u32, |lo, hi, n| funnel(lo, hi, n & 31)),
-        ("shf", Some("r"), Ty::B32) if s.has("clamp") => h3!(u32, |lo, hi, n| funnel(lo, hi, n.min(32))),
+        ("shf", Some("l"), Ty::B32) if s.has("wrap") => {
+            h3!(u32, |lo, hi, n| funnel(lo, hi, 32 - (n & 31)))
+        }
+        ("shf", Some("l"), Ty::B32) if s.has("clamp") => {
+            h3!(u32, |lo, hi, n| funnel(lo, hi, 32 - n.min(32)))
+        }
+        ("shf", Some("r"), Ty::B32) if s.has("wrap") => {
+            h3!(u32, |lo, hi, n| funnel(lo, hi, n & 31))
+        }
+        ("shf", Some("r"), Ty::B32) if s.has("clamp") => {
+            h3!(u32, |lo, hi, n| funnel(lo, hi, n.min(32)))
+        }
         ("prmt", None, Ty::B32) => h3!(u32, |a, b, c| permute(a, b, c)),
-        ("prmt", Some("f4e"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, 0x3210 + 0x1111 * (c & 3))),
+        ("prmt", Some("f4e"), Ty::B32) => {
+            h3!(u32, |a, b, c| permute(a, b, 0x3210 + 0x1111 * (c & 3)))
+        }
         ("prmt", Some("b4e"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, B4E[(c & 3) as usize])),
         ("prmt", Some("rc8"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, 0x1111 * (c & 3))),
-        ("prmt", Some("rc16"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, if c & 1 == 0 { 0x1010 } else { 0x3232 })),
+        ("prmt", Some("rc16"), Ty::B32) => h3!(u32, |a, b, c| permute(
+            a,
+            b,
+            if c & 1 == 0 { 0x1010 } else { 0x3232 }
+        )),
         ("prmt", Some("ecl"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, ECL[(c & 3) as usize])),
         ("prmt", Some("ecr"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, ECR[(c & 3) as usize])),
-        ("lop3", None, Ty::B32) => {
-            Sel { run: pick::<Lop3>(), d: W::S, s: vec![W::S, W::S, W::S, W::S] }
-        }
+        ("lop3", None, Ty::B32) => Sel {
+            run: pick::<Lop3>(),
+            d: W::S,
+            s: vec![W::S, W::S, W::S, W::S],
+        },
         _ => return Ok(None),
     };
     Ok(Some(sel))
@@ -477,8 +564,14 @@ impl Exec for Lop3 {
         let mut r = [0u32; LANES];
         for l in 0..LANES {
             let (x, y, z) = (a[l], b[l], c[l]);
-            r[l] = m[0] & !x & !y & !z | m[1] & !x & !y & z | m[2] & !x & y & !z | m[3] & !x & y & z
-                | m[4] & x & !y & !z | m[5] & x & !y & z | m[6] & x & y & !z | m[7] & x & y & z;
+            r[l] = m[0] & !x & !y & !z
+                | m[1] & !x & !y & z
+                | m[2] & !x & y & !z
+                | m[3] & !x & y & z
+                | m[4] & x & !y & !z
+                | m[5] & x & !y & z
+                | m[6] & x & y & !z
+                | m[7] & x & y & z;
         }
         // SAFETY: as above.
         unsafe { w.put(i.d, r) };
@@ -495,16 +588,30 @@ fn bits(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("popc", Ty::B64) => h1!(u64 => u32, |a| a.count_ones()),
         ("brev", Ty::B32) => h1!(u32 => u32, |a| a.reverse_bits()),
         ("brev", Ty::B64) => h1!(u64 => u64, |a| a.reverse_bits()),
-        ("bfind", Ty::U32) if s.mods.is_empty() => h1!(u32 => u32, |a| 31u32.wrapping_sub(a.leading_zeros())),
-        ("bfind", Ty::U64) if s.mods.is_empty() => h1!(u64 => u32, |a| 63u32.wrapping_sub(a.leading_zeros())),
-        ("bfind", Ty::S32) if s.mods.is_empty() => h1!(i32 => u32, |a| 31u32.wrapping_sub((a ^ (a >> 31)).leading_zeros())),
+        ("bfind", Ty::U32) if s.mods.is_empty() => {
+            h1!(u32 => u32, |a| 31u32.wrapping_sub(a.leading_zeros()))
+        }
+        ("bfind", Ty::U64) if s.mods.is_empty() => {
+            h1!(u64 => u32, |a| 63u32.wrapping_sub(a.leading_zeros()))
+        }
+        ("bfind", Ty::S32) if s.mods.is_empty() => {
+            h1!(i32 => u32, |a| 31u32.wrapping_sub((a ^ (a >> 31)).leading_zeros()))
+        }
         ("bfind", Ty::U32) => h1!(u32 => u32, |a| if a == 0 { !0 } else { a.leading_zeros() }),
         ("bfe", Ty::U32) => h3!(u32, |a, p, n| extract(a.into(), p, n, 32, false) as u32),
         ("bfe", Ty::S32) => h3!(u32, |a, p, n| extract(a.into(), p, n, 32, true) as u32),
         ("bfe", Ty::U64) => h3!(u64, u32, u32 => u64, |a, p, n| extract(a, p, n, 64, false)),
         ("bfe", Ty::S64) => h3!(u64, u32, u32 => u64, |a, p, n| extract(a, p, n, 64, true)),
-        ("bfi", Ty::B32) => Sel { run: pick::<Bfi<u32>>(), d: W::S, s: vec![W::S, W::S, W::S, W::S] },
-        ("bfi", Ty::B64) => Sel { run: pick::<Bfi<u64>>(), d: W::D, s: vec![W::D, W::D, W::S, W::S] },
+        ("bfi", Ty::B32) => Sel {
+            run: pick::<Bfi<u32>>(),
+            d: W::S,
+            s: vec![W::S, W::S, W::S, W::S],
+        },
+        ("bfi", Ty::B64) => Sel {
+            run: pick::<Bfi<u64>>(),
+            d: W::D,
+            s: vec![W::D, W::D, W::S, W::S],
+        },
         _ => return Ok(None),
     };
     Ok(Some(sel))
@@ -538,7 +645,14 @@ macro_rules! bfi {
             #[inline(always)]
             unsafe fn run(w: &mut Warp, i: &Inst) -> Ctl {
                 // SAFETY: the caller promises registers of these types.
-                let (a, b, p, n) = unsafe { (w.get::<$t>(i.a), w.get::<$t>(i.b), w.get::<u32>(i.c), w.get::<u32>(i.e)) };
+                let (a, b, p, n) = unsafe {
+                    (
+                        w.get::<$t>(i.a),
+                        w.get::<$t>(i.b),
+                        w.get::<u32>(i.c),
+                        w.get::<u32>(i.e),
+                    )
+                };
                 let mut r = b;
                 for l in 0..LANES {
                     let (p, n) = (p[l] & 255, n[l] & 255);
@@ -581,13 +695,17 @@ fn unary(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("rcp", F64) => h1!(f64 => f64, |a| 1.0 / a),
         ("sqrt", F64) => h1!(f64 => f64, |a| a.sqrt()),
         // Approximations: the device's are within a few units of the last place of these.
-        ("rsqrt", F32) if s.has("approx") => h1!(f32 => f32, |a| canon32((1.0 / f64::from(a).sqrt()) as f32)),
+        ("rsqrt", F32) if s.has("approx") => {
+            h1!(f32 => f32, |a| canon32((1.0 / f64::from(a).sqrt()) as f32))
+        }
         ("rsqrt", F64) if s.has("approx") => h1!(f64 => f64, |a| 1.0 / a.sqrt()),
         ("ex2", F32) if s.has("approx") => h1!(f32 => f32, |a| canon32(f64::from(a).exp2() as f32)),
         ("lg2", F32) if s.has("approx") => h1!(f32 => f32, |a| canon32(f64::from(a).log2() as f32)),
         ("sin", F32) if s.has("approx") => h1!(f32 => f32, |a| canon32(f64::from(a).sin() as f32)),
         ("cos", F32) if s.has("approx") => h1!(f32 => f32, |a| canon32(f64::from(a).cos() as f32)),
-        ("tanh", F32) if s.has("approx") => h1!(f32 => f32, |a| canon32(f64::from(a).tanh() as f32)),
+        ("tanh", F32) if s.has("approx") => {
+            h1!(f32 => f32, |a| canon32(f64::from(a).tanh() as f32))
+        }
         ("copysign", F32) => h2!(f32, |a, b| b.copysign(a)),
         ("copysign", F64) => h2!(f64, |a, b| b.copysign(a)),
         _ => return Ok(None),
@@ -600,16 +718,26 @@ macro_rules! hp {
         struct F;
         impl F2<$t, $t, bool> for F {
             #[inline(always)]
-            fn f($x: $t, $y: $t) -> bool { $e }
+            fn f($x: $t, $y: $t) -> bool {
+                $e
+            }
         }
-        Sel { run: pick::<Compare<F, $t>>(), d: W::P, s: vec![<$t>::W, <$t>::W] }
+        Sel {
+            run: pick::<Compare<F, $t>>(),
+            d: W::P,
+            s: vec![<$t>::W, <$t>::W],
+        }
     }};
 }
 macro_rules! unsigned_p { ($ty:expr, |$x:ident, $y:ident| $e:expr) => { by_width!($ty; |$x, $y| $e; u16 u32 u64 hp) }; }
 macro_rules! signed_p { ($ty:expr, |$x:ident, $y:ident| $e:expr) => { by_width!($ty; |$x, $y| $e; i16 i32 i64 hp) }; }
 macro_rules! either_p {
     ($ty:expr, |$x:ident, $y:ident| $e:expr) => {
-        if $ty.is_signed() { signed_p!($ty, |$x, $y| $e) } else { unsigned_p!($ty, |$x, $y| $e) }
+        if $ty.is_signed() {
+            signed_p!($ty, |$x, $y| $e)
+        } else {
+            unsigned_p!($ty, |$x, $y| $e)
+        }
     };
 }
 /// The fourteen comparisons of floats; `$v` turns a lane into an f32 or f64. Unordered ones are true for NaN.
@@ -635,11 +763,20 @@ macro_rules! float_p {
     };
 }
 
-#[allow(clippy::neg_cmp_op_on_partial_ord, reason = "the unordered comparisons are just that")]
+#[allow(
+    clippy::neg_cmp_op_on_partial_ord,
+    reason = "the unordered comparisons are just that"
+)]
 fn compare(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
     use Ty::*;
-    let Some(cmp) = s.mods.first().copied() else { return Ok(None) };
-    if s.mods[1..].iter().any(|m| !matches!(*m, "and" | "or" | "xor" | "ftz")) || ty != F32 && s.has("ftz") {
+    let Some(cmp) = s.mods.first().copied() else {
+        return Ok(None);
+    };
+    if s.mods[1..]
+        .iter()
+        .any(|m| !matches!(*m, "and" | "or" | "xor" | "ftz"))
+        || ty != F32 && s.has("ftz")
+    {
         return Err("only .and, .or, .xor and .ftz (with .f32) can follow the comparison".into());
     }
     if s.ty(1).is_some() {

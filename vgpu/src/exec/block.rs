@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::warp::{LANES, Stop, Trouble, WARP_BARRIER, Wait, Warp};
 use crate::error::{Fault, Place};
-use crate::isa::decode::{Kernel, Special};
 use crate::isa::W;
+use crate::isa::decode::{Kernel, Special};
 use crate::machine::{Launch, Writers};
 use crate::mem::counters::Counters;
 use crate::track::Tracked;
@@ -113,7 +113,11 @@ impl BlockState {
     /// If barrier `id` is complete, resets it and returns its reduction.
     fn complete(&mut self, id: u32) -> Option<u32> {
         let b = &mut self.barriers[id as usize];
-        let want = if b.expected == 0 { self.live } else { b.expected.min(self.live) };
+        let want = if b.expected == 0 {
+            self.live
+        } else {
+            b.expected.min(self.live)
+        };
         if b.lanes == 0 || b.lanes < want {
             return None;
         }
@@ -181,7 +185,10 @@ impl Block {
         let warp = |w: u32| {
             let lanes = (threads - w * LANES as u32).min(LANES as u32);
             let live = if lanes == 32 { !0 } else { (1 << lanes) - 1 };
-            let agent = launch.tracked.as_ref().map_or(0, |t| t.new_agent(launch.device, uid, launch, index, w));
+            let agent = launch
+                .tracked
+                .as_ref()
+                .map_or(0, |t| t.new_agent(launch.device, uid, launch, index, w));
             let warp = Warp {
                 regs: regs.at(u64::from(k.reg_bytes * w)),
                 exec: live,
@@ -208,7 +215,15 @@ impl Block {
             warp
         };
         let warps = (0..n).map(warp).collect();
-        Block { state, warps, launch: launch.clone(), index, next: 0, _regs: regs, _locals: locals }
+        Block {
+            state,
+            warps,
+            launch: launch.clone(),
+            index,
+            next: 0,
+            _regs: regs,
+            _locals: locals,
+        }
     }
 
     /// Lets each warp run a slice, beginning with the one after the last turn's first.
@@ -266,14 +281,21 @@ impl Block {
     fn settle_barriers(&mut self) -> bool {
         let mut any = false;
         for id in 0..16 {
-            let Some(result) = self.state.complete(id) else { continue };
+            let Some(result) = self.state.complete(id) else {
+                continue;
+            };
             any = true;
             if let Some(t) = &self.state.tracked {
                 let waits = |w: &&Warp| w.paths.iter().any(|p| p.wait == Wait::Barrier(id));
                 let agents: Vec<u32> = self.warps.iter().filter(waits).map(|w| w.agent).collect();
                 t.barrier_complete(self.state.uid, id, &agents);
             }
-            for p in self.warps.iter_mut().flat_map(|w| &mut w.paths).filter(|p| p.wait == Wait::Barrier(id)) {
+            for p in self
+                .warps
+                .iter_mut()
+                .flat_map(|w| &mut w.paths)
+                .filter(|p| p.wait == Wait::Barrier(id))
+            {
                 (p.wait, p.resumed) = (Wait::No, Some(result));
             }
         }
@@ -282,12 +304,18 @@ impl Block {
 
     /// True if every live warp waits at a barrier that nobody can complete any more.
     pub fn is_stuck(&self) -> bool {
-        self.warps.iter().filter(|w| w.live != 0).all(|w| w.mask == 0 && w.paths.iter().all(|p| p.wait != Wait::No))
+        self.warps
+            .iter()
+            .filter(|w| w.live != 0)
+            .all(|w| w.mask == 0 && w.paths.iter().all(|p| p.wait != Wait::No))
     }
 
     /// True if every live warp waits at a barrier or polls a value that has not changed for a while.
     pub fn is_quiet(&self) -> bool {
-        self.warps.iter().filter(|w| w.live != 0).all(|w| w.poll.spins > 64 || w.mask == 0)
+        self.warps
+            .iter()
+            .filter(|w| w.live != 0)
+            .all(|w| w.poll.spins > 64 || w.mask == 0)
     }
 
     fn place(&self, warp: usize, line: u32) -> Place {
@@ -304,10 +332,21 @@ impl Block {
         let line = self.state.kernel.code[self.warps[at].pc as usize].line;
         let place = self.place(at, line);
         match self.warps[at].fault.take() {
-            Some(Trouble::Illegal(address, bytes)) => Fault::IllegalAddress { at: place, address, bytes },
-            Some(Trouble::Misaligned(address, bytes)) => Fault::Misaligned { at: place, address, bytes },
+            Some(Trouble::Illegal(address, bytes)) => Fault::IllegalAddress {
+                at: place,
+                address,
+                bytes,
+            },
+            Some(Trouble::Misaligned(address, bytes)) => Fault::Misaligned {
+                at: place,
+                address,
+                bytes,
+            },
             Some(Trouble::Trap(what)) => Fault::Trap { at: place, what },
-            None => Fault::Trap { at: place, what: "unknown fault".into() },
+            None => Fault::Trap {
+                at: place,
+                what: "unknown fault".into(),
+            },
         }
     }
 
@@ -317,7 +356,11 @@ impl Block {
             if w.poll.spins > 0 {
                 let place = self.place(n, w.poll.line);
                 let value = u64::from_le_bytes(w.poll.value[..8].try_into().unwrap_or_default());
-                let _ = write!(out, "  {place}: polls {:#x}, which holds {value:#x}", w.poll.addr);
+                let _ = write!(
+                    out,
+                    "  {place}: polls {:#x}, which holds {value:#x}",
+                    w.poll.addr
+                );
                 match self.launch.writers.last(w.poll.addr) {
                     Some(who) => out.push_str(&format!("; last written by {who}\n")),
                     None => out.push_str("; no kernel is known to have written it\n"),
@@ -327,15 +370,34 @@ impl Block {
                 let line = self.state.kernel.code[p.pc as usize].line;
                 match p.wait {
                     Wait::Barrier(WARP_BARRIER) => {
-                        let _ = writeln!(out, "  {}: lanes {:#010x} wait at bar.warp.sync", self.place(n, line), p.mask);
+                        let _ = writeln!(
+                            out,
+                            "  {}: lanes {:#010x} wait at bar.warp.sync",
+                            self.place(n, line),
+                            p.mask
+                        );
                     }
                     Wait::Barrier(id) => {
                         let b = self.state.barriers[id as usize];
-                        let want = if b.expected == 0 { self.state.live } else { b.expected };
-                        let _ = writeln!(out, "  {}: waits at barrier {id}: {} of {want} threads are there", self.place(n, line), b.lanes);
+                        let want = if b.expected == 0 {
+                            self.state.live
+                        } else {
+                            b.expected
+                        };
+                        let _ = writeln!(
+                            out,
+                            "  {}: waits at barrier {id}: {} of {want} threads are there",
+                            self.place(n, line),
+                            b.lanes
+                        );
                     }
                     Wait::Lanes => {
-                        let _ = writeln!(out, "  {}: lanes {:#010x} wait for others of their warp", self.place(n, line), p.mask);
+                        let _ = writeln!(
+                            out,
+                            "  {}: lanes {:#010x} wait for others of their warp",
+                            self.place(n, line),
+                            p.mask
+                        );
                     }
                     Wait::No => {}
                 }
@@ -397,7 +459,9 @@ impl Warp {
                             _ => l.into(),
                         };
                         // SAFETY: a special register of 32 bits of this kernel.
-                        unsafe { *self.regs.add(at as usize).cast::<u32>().add(l as usize) = x as u32 };
+                        unsafe {
+                            *self.regs.add(at as usize).cast::<u32>().add(l as usize) = x as u32
+                        };
                     }
                     continue;
                 }
@@ -419,4 +483,3 @@ impl Warp {
         }
     }
 }
-

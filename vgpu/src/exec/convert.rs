@@ -27,7 +27,11 @@ words!(u16 u32 u64);
 /// Sign- or zero-extends the low bits (64 - shift of them).
 #[inline(always)]
 fn extend(x: u64, shift: u32, signed: bool) -> u64 {
-    if signed { ((x << shift) as i64 >> shift) as u64 } else { x << shift >> shift }
+    if signed {
+        ((x << shift) as i64 >> shift) as u64
+    } else {
+        x << shift >> shift
+    }
 }
 
 /// Integer to integer: `imm` holds the shift of the source type, `aux` that of the destination; bit 8 says signed, bit 9
@@ -57,8 +61,16 @@ impl<S: Word, D: Word> Exec for Resize<S, D> {
 
 fn clamp(x: u64, x_signed: bool, shift: u32, signed: bool) -> u64 {
     let bits = 64 - shift;
-    let x = if x_signed { i128::from(x as i64) } else { i128::from(x) };
-    let (lo, hi) = if signed { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) } else { (0, (1i128 << bits) - 1) };
+    let x = if x_signed {
+        i128::from(x as i64)
+    } else {
+        i128::from(x)
+    };
+    let (lo, hi) = if signed {
+        (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
+    } else {
+        (0, (1i128 << bits) - 1)
+    };
     x.clamp(lo, hi) as u64
 }
 
@@ -74,17 +86,26 @@ pub struct Conversion {
 
 impl From<Sel> for Conversion {
     fn from(sel: Sel) -> Self {
-        Conversion { sel, imm: 0, aux: 0 }
+        Conversion {
+            sel,
+            imm: 0,
+            aux: 0,
+        }
     }
 }
 
 fn is_int(t: Ty) -> bool {
-    matches!(t, Ty::U8 | Ty::U16 | Ty::U32 | Ty::U64 | Ty::S8 | Ty::S16 | Ty::S32 | Ty::S64)
+    matches!(
+        t,
+        Ty::U8 | Ty::U16 | Ty::U32 | Ty::U64 | Ty::S8 | Ty::S16 | Ty::S32 | Ty::S64
+    )
 }
 
 /// Finds the handler of a `cvt`. Registers may be wider than their type: `d` and `s` are their real classes.
 pub fn select(spec: &Spec<'_>, d: Option<W>, s: Option<W>) -> Result<Option<Conversion>, String> {
-    let (Some(to), Some(from)) = (spec.ty(0), spec.ty(1)) else { return Ok(None) };
+    let (Some(to), Some(from)) = (spec.ty(0), spec.ty(1)) else {
+        return Ok(None);
+    };
     spec.only("rn rz rm rp rni rzi rmi rpi ftz sat satfinite relu")?;
     let natural = |t| W::of(t).ok_or("no conversion of this width");
     let (wd, ws) = (d.unwrap_or(natural(to)?), s.unwrap_or(natural(from)?));
@@ -118,7 +139,15 @@ fn resize(spec: &Spec<'_>, to: Ty, from: Ty, wd: W, ws: W) -> Result<Conversion,
     };
     let code = |t: Ty| (64 - t.bytes() * 8) | if t.is_signed() { 256 } else { 0 };
     let aux = code(to) | if spec.has("sat") { 512 } else { 0 };
-    Ok(Conversion { sel: Sel { run, d: wd, s: vec![ws] }, imm: code(from).into(), aux })
+    Ok(Conversion {
+        sel: Sel {
+            run,
+            d: wd,
+            s: vec![ws],
+        },
+        imm: code(from).into(),
+        aux,
+    })
 }
 
 /// One arm per source type; `$x` is the value as i128.
@@ -215,7 +244,11 @@ fn two8(f: Fp8, hi: f64, lo: f64) -> u16 {
 }
 #[inline(always)]
 fn halves8(f: Fp8, x: u32) -> u16 {
-    two8(f, f16_to_f32((x >> 16) as u16).into(), f16_to_f32(x as u16).into())
+    two8(
+        f,
+        f16_to_f32((x >> 16) as u16).into(),
+        f16_to_f32(x as u16).into(),
+    )
 }
 #[inline(always)]
 fn widen8(f: Fp8, x: u16) -> u32 {
@@ -250,19 +283,31 @@ fn between_floats(spec: &Spec<'_>, to: Ty, from: Ty) -> Result<Option<Sel>, Stri
         (F32, F32, "rzi") => h1!(f32 => f32, |a| canon32(a.trunc())),
         (F32, F32, "rmi") => h1!(f32 => f32, |a| canon32(a.floor())),
         (F32, F32, "rpi") => h1!(f32 => f32, |a| canon32(a.ceil())),
-        (F32, F32, "sat") => h1!(f32 => f32, |a| if a.is_nan() { 0.0 } else { a.clamp(0.0, 1.0) + 0.0 }),
+        (F32, F32, "sat") => {
+            h1!(f32 => f32, |a| if a.is_nan() { 0.0 } else { a.clamp(0.0, 1.0) + 0.0 })
+        }
         (F64, F64, "rni") => h1!(f64 => f64, |a| a.round_ties_even()),
         (F64, F64, "rzi") => h1!(f64 => f64, |a| a.trunc()),
         (F64, F64, "rmi") => h1!(f64 => f64, |a| a.floor()),
         (F64, F64, "rpi") => h1!(f64 => f64, |a| a.ceil()),
         (F16x2, F32, "rn") => h2!(f32, f32 => u32, |a, b| two(f32_to_f16(a), f32_to_f16(b))),
         (F16x2, F32, "rz") => h2!(f32, f32 => u32, |a, b| two(f32_to_f16_rz(a), f32_to_f16_rz(b))),
-        (F16x2, F32, "rn.relu") => h2!(f32, f32 => u32, |a, b| two(f32_to_f16(relu(a)), f32_to_f16(relu(b)))),
+        (F16x2, F32, "rn.relu") => {
+            h2!(f32, f32 => u32, |a, b| two(f32_to_f16(relu(a)), f32_to_f16(relu(b))))
+        }
         (BF16x2, F32, "rn") => h2!(f32, f32 => u32, |a, b| two(f32_to_bf16(a), f32_to_bf16(b))),
-        (BF16x2, F32, "rz") => h2!(f32, f32 => u32, |a, b| two(f32_to_bf16_rz(a), f32_to_bf16_rz(b))),
-        (BF16x2, F32, "rn.relu") => h2!(f32, f32 => u32, |a, b| two(f32_to_bf16(relu(a)), f32_to_bf16(relu(b)))),
-        (E4M3x2, F32, "rn.satfinite") => h2!(f32, f32 => u16, |a, b| two8(crate::num::E4M3, a.into(), b.into())),
-        (E5M2x2, F32, "rn.satfinite") => h2!(f32, f32 => u16, |a, b| two8(crate::num::E5M2, a.into(), b.into())),
+        (BF16x2, F32, "rz") => {
+            h2!(f32, f32 => u32, |a, b| two(f32_to_bf16_rz(a), f32_to_bf16_rz(b)))
+        }
+        (BF16x2, F32, "rn.relu") => {
+            h2!(f32, f32 => u32, |a, b| two(f32_to_bf16(relu(a)), f32_to_bf16(relu(b))))
+        }
+        (E4M3x2, F32, "rn.satfinite") => {
+            h2!(f32, f32 => u16, |a, b| two8(crate::num::E4M3, a.into(), b.into()))
+        }
+        (E5M2x2, F32, "rn.satfinite") => {
+            h2!(f32, f32 => u16, |a, b| two8(crate::num::E5M2, a.into(), b.into()))
+        }
         (E4M3x2, F16x2, "rn.satfinite") => h1!(u32 => u16, |a| halves8(crate::num::E4M3, a)),
         (E5M2x2, F16x2, "rn.satfinite") => h1!(u32 => u16, |a| halves8(crate::num::E5M2, a)),
         (F16x2, E4M3x2, "rn") => h1!(u16 => u32, |a| widen8(crate::num::E4M3, a)),

@@ -31,10 +31,20 @@ unsafe fn bulk<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble> {
             let (dst, src) = (w.address(i.a, l, i.v[0]), w.address(i.b, l, i.v[1]));
             let bytes: u32 = w.lane(i.c, l);
             if bytes % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
-                return Err(Trouble::Trap(format!("bulk copy of {bytes} bytes from {src:#x} to {dst:#x}: not multiples of 16")));
+                return Err(Trouble::Trap(format!(
+                    "bulk copy of {bytes} bytes from {src:#x} to {dst:#x}: not multiples of 16"
+                )));
             }
-            let from = if i.aux == 1 { Space::Shared } else { Space::Global };
-            let size = if i.imm == 1 { i.mem.ty.bytes() as usize } else { 16 };
+            let from = if i.aux == 1 {
+                Space::Shared
+            } else {
+                Space::Global
+            };
+            let size = if i.imm == 1 {
+                i.mem.ty.bytes() as usize
+            } else {
+                16
+            };
             for off in (0..u64::from(bytes)).step_by(size) {
                 let s = w.resolve(from, src + off, size, l, false)?;
                 let d = w.resolve(i.mem.space, dst + off, size, l, true)?;
@@ -89,6 +99,12 @@ impl Warp {
     /// One lane's address plus a constant; `v` is 1 for a 32-bit register.
     unsafe fn address(&self, reg: u32, lane: usize, narrow: u32) -> u64 {
         // SAFETY: the caller gives a register of that width.
-        unsafe { if narrow == 1 { self.lane::<u32>(reg, lane).into() } else { self.lane(reg, lane) } }
+        unsafe {
+            if narrow == 1 {
+                self.lane::<u32>(reg, lane).into()
+            } else {
+                self.lane(reg, lane)
+            }
+        }
     }
 }

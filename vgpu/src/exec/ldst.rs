@@ -10,7 +10,7 @@ use super::convert::Word;
 use super::warp::{Inst, LANES, Sem, Trouble, Warp};
 use super::{Ctl, Exec, Handler, pick, plain_handler};
 use crate::isa::W;
-use crate::mem::access::{load16, load_unit, store16, store_unit};
+use crate::mem::access::{load_unit, load16, store_unit, store16};
 use crate::mem::rmw;
 use crate::ptx::{Space, Ty};
 
@@ -73,7 +73,14 @@ impl Warp {
     }
 
     /// Checks one lane's access and says where it leads; counts it if it is global.
-    pub fn resolve(&mut self, space: Space, addr: u64, n: usize, lane: usize, store: bool) -> Result<Spot, Trouble> {
+    pub fn resolve(
+        &mut self,
+        space: Space,
+        addr: u64,
+        n: usize,
+        lane: usize,
+        store: bool,
+    ) -> Result<Spot, Trouble> {
         let align = n.min(16) as u64;
         if addr & (align - 1) != 0 {
             return Err(Trouble::Misaligned(addr, align as u32));
@@ -102,7 +109,10 @@ impl Warp {
                     return Err(illegal);
                 }
                 // SAFETY: local memory has 32 lanes of `local_len` bytes.
-                Ok(Spot::Private(unsafe { self.local.add(lane * self.local_len as usize + off as usize) }))
+                Ok(Spot::Private(unsafe {
+                    self.local
+                        .add(lane * self.local_len as usize + off as usize)
+                }))
             }
             Space::Param => {
                 let off = addr & (WINDOW - 1);
@@ -115,9 +125,12 @@ impl Warp {
                 // SAFETY: the space outlives all warps.
                 let region = unsafe { (*self.space).find(addr, n as u64) }.ok_or(illegal)?;
                 if region.backing.is_none() {
-                    return Err(Trouble::Trap(format!("{addr:#x} is a multicast address: only multimem instructions reach it")));
+                    return Err(Trouble::Trap(format!(
+                        "{addr:#x} is a multicast address: only multimem instructions reach it"
+                    )));
                 }
-                self.counters.access(store, region.target(self.device), region.device, n, 1);
+                self.counters
+                    .access(store, region.target(self.device), region.device, n, 1);
                 Ok(Spot::Global(addr as *mut u8))
             }
         }
@@ -130,7 +143,9 @@ impl Warp {
     pub fn note_write(&self, i: &Inst, addr: u64) {
         // SAFETY: the block outlives its warps and runs on this thread.
         let block = unsafe { &*self.block };
-        block.writers.note(addr, block.launch_id, block.index, self.index, i.line);
+        block
+            .writers
+            .note(addr, block.launch_id, block.index, self.index, i.line);
     }
 }
 
@@ -151,7 +166,9 @@ fn whole<const N: usize>(w: &mut Warp, addr: u64, store: bool) -> bool {
         return false;
     }
     // SAFETY: the space outlives all warps.
-    let Some(region) = (unsafe { (*w.space).find(addr, (N * LANES) as u64) }) else { return false };
+    let Some(region) = (unsafe { (*w.space).find(addr, (N * LANES) as u64) }) else {
+        return false;
+    };
     if region.backing.is_none() {
         return false;
     }
@@ -166,7 +183,11 @@ struct Units<const N: usize>([[u8; N]; LANES]);
 
 /// Loads the executing lanes' units; the others' are zero.
 #[inline(always)]
-unsafe fn load_units<const N: usize, const TRACKED: bool>(w: &mut Warp, i: &Inst, out: &mut Units<N>) -> Result<bool, Trouble> {
+unsafe fn load_units<const N: usize, const TRACKED: bool>(
+    w: &mut Warp,
+    i: &Inst,
+    out: &mut Units<N>,
+) -> Result<bool, Trouble> {
     // SAFETY: the caller's promise is that of `Exec::run`; addresses are checked before use.
     unsafe {
         let addr = w.addresses(i);
@@ -175,7 +196,11 @@ unsafe fn load_units<const N: usize, const TRACKED: bool>(w: &mut Warp, i: &Inst
             out.0 = [spot.ptr().cast::<[u8; N]>().read_unaligned(); LANES];
             return Ok(false);
         }
-        if !TRACKED && matches!(i.mem.space, Space::Global | Space::Generic) && consecutive::<N>(w.exec, &addr) && whole::<N>(w, addr[0], false) {
+        if !TRACKED
+            && matches!(i.mem.space, Space::Global | Space::Generic)
+            && consecutive::<N>(w.exec, &addr)
+            && whole::<N>(w, addr[0], false)
+        {
             let p = addr[0] as *const u8;
             let q = out.0.as_mut_ptr().cast::<[u8; 16]>();
             for n in 0..N * LANES / 16 {
@@ -208,11 +233,20 @@ unsafe fn load_units<const N: usize, const TRACKED: bool>(w: &mut Warp, i: &Inst
 
 /// Stores the executing lanes' units.
 #[inline(always)]
-unsafe fn store_units<const N: usize, const TRACKED: bool>(w: &mut Warp, i: &Inst, data: &Units<N>) -> Result<(), Trouble> {
+unsafe fn store_units<const N: usize, const TRACKED: bool>(
+    w: &mut Warp,
+    i: &Inst,
+    data: &Units<N>,
+) -> Result<(), Trouble> {
     // SAFETY: the caller's promise is that of `Exec::run`; addresses are checked before use.
     unsafe {
         let addr = w.addresses(i);
-        if !TRACKED && matches!(i.mem.space, Space::Global | Space::Generic) && consecutive::<N>(w.exec, &addr) && i.mem.sem == Sem::Weak && whole::<N>(w, addr[0], true) {
+        if !TRACKED
+            && matches!(i.mem.space, Space::Global | Space::Generic)
+            && consecutive::<N>(w.exec, &addr)
+            && i.mem.sem == Sem::Weak
+            && whole::<N>(w, addr[0], true)
+        {
             let p = addr[0] as *mut u8;
             let q = data.0.as_ptr().cast::<[u8; 16]>();
             for n in 0..N * LANES / 16 {
@@ -256,8 +290,16 @@ impl<E: Word, D: Word, const N: usize, const S: bool, const T: bool> Exec for Lo
                 let mut r = [D::default(); LANES];
                 for l in 0..LANES {
                     let p = units.0[l].as_ptr().add(v * size_of_element::<E>(size));
-                    let x = if size_of::<E>() == 2 && size == 1 { u64::from(*p) } else { p.cast::<E>().read_unaligned().bits() };
-                    r[l] = D::from_bits(if S { ((x << shift) as i64 >> shift) as u64 } else { x });
+                    let x = if size_of::<E>() == 2 && size == 1 {
+                        u64::from(*p)
+                    } else {
+                        p.cast::<E>().read_unaligned().bits()
+                    };
+                    r[l] = D::from_bits(if S {
+                        ((x << shift) as i64 >> shift) as u64
+                    } else {
+                        x
+                    });
                 }
                 w.put(i.v[v], r);
             }
@@ -269,7 +311,11 @@ impl<E: Word, D: Word, const N: usize, const S: bool, const T: bool> Exec for Lo
 /// Element types of one byte are loaded through 16-bit lanes; all others have their own type.
 #[inline(always)]
 fn size_of_element<E>(declared: usize) -> usize {
-    if size_of::<E>() == 2 { declared } else { size_of::<E>() }
+    if size_of::<E>() == 2 {
+        declared
+    } else {
+        size_of::<E>()
+    }
 }
 
 /// Stores elements of type `E` from registers of type `D`.
@@ -286,7 +332,11 @@ impl<E: Word, D: Word, const N: usize, const T: bool> Exec for Store<E, D, N, T>
                 for l in 0..LANES {
                     let p = units.0[l].as_mut_ptr().add(v * size_of_element::<E>(size));
                     let x = r[l].bits();
-                    if size_of::<E>() == 2 && size == 1 { *p = x as u8 } else { p.cast::<E>().write_unaligned(E::from_bits(x)) }
+                    if size_of::<E>() == 2 && size == 1 {
+                        *p = x as u8
+                    } else {
+                        p.cast::<E>().write_unaligned(E::from_bits(x))
+                    }
                 }
             }
             match store_units::<N, T>(w, i, &units) {
@@ -314,7 +364,11 @@ macro_rules! by_bytes {
 
 /// The handler of a load of `n` elements of type `ty` into registers of class `d`.
 pub fn load_handler(ty: Ty, n: usize, d: W, tracked: bool) -> Option<Handler> {
-    if tracked { load_for::<true>(ty, n, d) } else { load_for::<false>(ty, n, d) }
+    if tracked {
+        load_for::<true>(ty, n, d)
+    } else {
+        load_for::<false>(ty, n, d)
+    }
 }
 
 fn load_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
@@ -336,7 +390,11 @@ fn load_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
 
 /// The handler of a store of `n` elements of type `ty` from registers of class `d`.
 pub fn store_handler(ty: Ty, n: usize, d: W, tracked: bool) -> Option<Handler> {
-    if tracked { store_for::<true>(ty, n, d) } else { store_for::<false>(ty, n, d) }
+    if tracked {
+        store_for::<true>(ty, n, d)
+    } else {
+        store_for::<false>(ty, n, d)
+    }
 }
 
 fn store_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
@@ -371,7 +429,11 @@ impl<D: Word, const T: bool> Exec for Atomic<D, T> {
                 }
                 for k in 0..elements {
                     let val = w.lane::<D>(i.v[k], l).bits();
-                    let cmp = if op == rmw::RmwOp::Cas { w.lane::<D>(i.b, l).bits() } else { 0 };
+                    let cmp = if op == rmw::RmwOp::Cas {
+                        w.lane::<D>(i.b, l).bits()
+                    } else {
+                        0
+                    };
                     let spot = match w.resolve(i.mem.space, addr[l] + (k * n) as u64, n, l, true) {
                         Ok(s) => s,
                         Err(t) => return w.fail(t),
@@ -379,7 +441,10 @@ impl<D: Word, const T: bool> Exec for Atomic<D, T> {
                     w.counters.atomics += u64::from(matches!(spot, Spot::Global(_)));
                     w.note_write(i, addr[l]);
                     let old = match spot {
-                        Spot::Private(_) => return w.fail(Trouble::Trap("atomic on local or parameter memory".into())),
+                        Spot::Private(_) => {
+                            return w
+                                .fail(Trouble::Trap("atomic on local or parameter memory".into()));
+                        }
                         _ if T => crate::track::hooks::atomic(w, i, &spot, l, val, cmp, k),
                         spot => rmw::rmw(spot.ptr(), op, ty, val, cmp),
                     };
@@ -408,7 +473,6 @@ pub fn atomic_handler(d: W, tracked: bool) -> Option<Handler> {
     })
 }
 
-
 /// `isspacep`: `imm` is the window of the space, 0 for global.
 pub struct IsSpace;
 impl Exec for IsSpace {
@@ -419,7 +483,11 @@ impl Exec for IsSpace {
             let a = w.get::<u64>(i.a);
             let mut m = 0u32;
             for l in 0..LANES {
-                let inside = if i.imm == 0 { a[l] < SHARED_WINDOW } else { a[l] & !(WINDOW - 1) == i.imm as u64 };
+                let inside = if i.imm == 0 {
+                    a[l] < SHARED_WINDOW
+                } else {
+                    a[l] & !(WINDOW - 1) == i.imm as u64
+                };
                 m |= u32::from(inside) << l;
             }
             w.put_pred(i.d, m);

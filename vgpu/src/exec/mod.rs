@@ -44,7 +44,10 @@ pub trait Exec {
 pub fn pick<E: Exec>() -> Handler {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl") {
+        if is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
             return avx512::<E>;
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {

@@ -11,7 +11,10 @@ use crate::ptx::Ty;
 /// What a multimem instruction does; in `Inst::aux`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-#[allow(missing_docs, reason = "each variant is the PTX operation of the same name")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the PTX operation of the same name"
+)]
 pub enum Kind {
     LdReduce,
     St,
@@ -74,7 +77,8 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
             if i.aux == Kind::St as u32 {
                 let mut unit = [0u8; 16];
                 for k in 0..elements {
-                    unit[k * size..][..size].copy_from_slice(&w.value(i.v[k], l, size).to_le_bytes()[..size]);
+                    unit[k * size..][..size]
+                        .copy_from_slice(&w.value(i.v[k], l, size).to_le_bytes()[..size]);
                 }
                 for &m in &members[..n] {
                     write::<T>(w, i, m, l, &unit[..bytes]);
@@ -89,14 +93,26 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
 /// order and precision inside the switch are unspecified, so programs cannot depend on more.
 fn reduce(op: RmwOp, ty: Ty, parts: &[u64]) -> u64 {
     let half = |f: fn(u16) -> f32, g: fn(f32) -> u16, shift: u32| {
-        u64::from(g(parts.iter().map(|&p| f((p >> shift) as u16)).sum::<f32>())) << shift
+        u64::from(g(parts
+            .iter()
+            .map(|&p| f((p >> shift) as u16))
+            .sum::<f32>()))
+            << shift
     };
     match (op, ty) {
         (RmwOp::Add, Ty::F16) => half(f16_to_f32, f32_to_f16, 0),
         (RmwOp::Add, Ty::BF16) => half(bf16_to_f32, f32_to_bf16, 0),
-        (RmwOp::Add, Ty::F16x2) => half(f16_to_f32, f32_to_f16, 0) | half(f16_to_f32, f32_to_f16, 16),
-        (RmwOp::Add, Ty::BF16x2) => half(bf16_to_f32, f32_to_bf16, 0) | half(bf16_to_f32, f32_to_bf16, 16),
-        _ => parts.iter().copied().reduce(|x, y| rmw::combine(op, ty, x, y, 0)).unwrap_or(0),
+        (RmwOp::Add, Ty::F16x2) => {
+            half(f16_to_f32, f32_to_f16, 0) | half(f16_to_f32, f32_to_f16, 16)
+        }
+        (RmwOp::Add, Ty::BF16x2) => {
+            half(bf16_to_f32, f32_to_bf16, 0) | half(bf16_to_f32, f32_to_bf16, 16)
+        }
+        _ => parts
+            .iter()
+            .copied()
+            .reduce(|x, y| rmw::combine(op, ty, x, y, 0))
+            .unwrap_or(0),
     }
 }
 
@@ -132,14 +148,23 @@ unsafe fn write<const T: bool>(w: &mut Warp, i: &Inst, addr: u64, lane: usize, u
 
 impl Warp {
     /// The members' addresses behind a multicast address.
-    fn members(&mut self, addr: u64, bytes: usize, store: bool, out: &mut [u64; MAX_MEMBERS]) -> Result<usize, Trouble> {
+    fn members(
+        &mut self,
+        addr: u64,
+        bytes: usize,
+        store: bool,
+        out: &mut [u64; MAX_MEMBERS],
+    ) -> Result<usize, Trouble> {
         if addr % bytes as u64 != 0 {
             return Err(Trouble::Misaligned(addr, bytes as u32));
         }
         // SAFETY: the space outlives all warps.
-        let region = unsafe { (*self.space).find(addr, bytes as u64) }.ok_or(Trouble::Illegal(addr, bytes as u32))?;
+        let region = unsafe { (*self.space).find(addr, bytes as u64) }
+            .ok_or(Trouble::Illegal(addr, bytes as u32))?;
         if region.backing.is_some() {
-            return Err(Trouble::Trap(format!("multimem on {addr:#x}, which is no multicast address")));
+            return Err(Trouble::Trap(format!(
+                "multimem on {addr:#x}, which is no multicast address"
+            )));
         }
         let bases = region.members.read().unwrap();
         let offset = addr - region.base;

@@ -280,7 +280,10 @@ exec!(
 /// What an `mbarrier` instruction does; in `Inst::aux`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-#[allow(missing_docs, reason = "each variant is the PTX operation of the same name")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the PTX operation of the same name"
+)]
 pub enum MbarOp {
     Init,
     Inval,
@@ -306,7 +309,12 @@ pub struct Mbar {
 impl Mbar {
     /// A fresh barrier for `count` arrivals.
     pub fn new(count: u32) -> Self {
-        Mbar { expected: count, pending: count, tx: 0, phase: false }
+        Mbar {
+            expected: count,
+            pending: count,
+            tx: 0,
+            phase: false,
+        }
     }
     /// Reads the state.
     pub fn unpack(x: u64) -> Self {
@@ -319,7 +327,10 @@ impl Mbar {
     }
     /// The state as it lies in memory.
     pub fn pack(self) -> u64 {
-        u64::from(self.expected) | u64::from(self.pending) << 20 | (self.tx as u64 & 0x1f_ffff) << 40 | u64::from(self.phase) << 63
+        u64::from(self.expected)
+            | u64::from(self.pending) << 20
+            | (self.tx as u64 & 0x1f_ffff) << 40
+            | u64::from(self.phase) << 63
     }
     /// Counts arrivals.
     pub fn arrive(&mut self, n: u32) {

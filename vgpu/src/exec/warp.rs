@@ -49,7 +49,10 @@ pub struct Inst {
 
 /// Scope of a strong operation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Default)]
-#[allow(missing_docs, reason = "each variant is the PTX scope of the same name; a cluster is one block here")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the PTX scope of the same name; a cluster is one block here"
+)]
 pub enum Scope {
     #[default]
     Cta,
@@ -59,7 +62,10 @@ pub enum Scope {
 
 /// Memory order of an operation; volatile is relaxed at system scope.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
-#[allow(missing_docs, reason = "each variant is the PTX qualifier of the same name")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the PTX qualifier of the same name"
+)]
 pub enum Sem {
     #[default]
     Weak,
@@ -299,7 +305,11 @@ impl Warp {
     /// Runs up to `budget` instructions.
     pub fn run(&mut self, code: &[Inst], budget: u32) -> Stop {
         if self.mask == 0 && !self.choose() {
-            return if self.live == 0 { Stop::Done } else { Stop::Blocked };
+            return if self.live == 0 {
+                Stop::Done
+            } else {
+                Stop::Blocked
+            };
         }
         let mut left = budget;
         while left > 0 {
@@ -310,7 +320,11 @@ impl Warp {
             left -= 1;
             self.counters.instructions += 1;
             // SAFETY: the guard is a predicate of this kernel.
-            self.exec = if i.guard == NO_GUARD { self.mask } else { self.mask & (unsafe { self.pred(i.guard) } ^ i.negate) };
+            self.exec = if i.guard == NO_GUARD {
+                self.mask
+            } else {
+                self.mask & (unsafe { self.pred(i.guard) } ^ i.negate)
+            };
             if self.exec == 0 {
                 self.pc += 1;
                 continue;
@@ -320,7 +334,11 @@ impl Warp {
                 Ctl::Next => self.pc += 1,
                 Ctl::Jump => {
                     if self.mask == 0 && !self.choose() {
-                        return if self.live == 0 { Stop::Done } else { Stop::Blocked };
+                        return if self.live == 0 {
+                            Stop::Done
+                        } else {
+                            Stop::Blocked
+                        };
                     }
                 }
                 Ctl::Yield => {
@@ -347,22 +365,38 @@ impl Warp {
     fn park(&mut self) {
         let rest = self.mask & !self.exec;
         // Lanes that already wait for others at this very instruction: together they look again.
-        let here = |p: &Path| p.pc == self.pc && p.wait == Wait::Lanes && self.parking == Wait::Lanes;
+        let here =
+            |p: &Path| p.pc == self.pc && p.wait == Wait::Lanes && self.parking == Wait::Lanes;
         if let Some(p) = self.paths.iter().position(here).map(|n| &mut self.paths[n]) {
             p.mask |= self.exec;
             p.wait = Wait::No;
         } else {
-            self.paths.push(Path { pc: self.pc, mask: self.exec, wait: self.parking, resumed: None });
+            self.paths.push(Path {
+                pc: self.pc,
+                mask: self.exec,
+                wait: self.parking,
+                resumed: None,
+            });
         }
         if rest != 0 {
-            self.paths.push(Path { pc: self.pc + 1, mask: rest, wait: Wait::No, resumed: None });
+            self.paths.push(Path {
+                pc: self.pc + 1,
+                mask: rest,
+                wait: Wait::No,
+                resumed: None,
+            });
         }
         self.mask = 0;
     }
 
     /// Makes the runnable path with the smallest pc current.
     fn choose(&mut self) -> bool {
-        let best = self.paths.iter().enumerate().filter(|(_, p)| p.wait == Wait::No).min_by_key(|(_, p)| p.pc);
+        let best = self
+            .paths
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| p.wait == Wait::No)
+            .min_by_key(|(_, p)| p.pc);
         let Some((n, _)) = best else { return false };
         self.take(n);
         true
@@ -378,7 +412,13 @@ impl Warp {
     pub fn plan_switch(&mut self) {
         let pc = self.pc;
         let meets = |p: &&Path| p.wait == Wait::No || p.wait == Wait::Lanes && p.pc >= pc;
-        self.next_switch = self.paths.iter().filter(meets).map(|p| p.pc).min().unwrap_or(u32::MAX);
+        self.next_switch = self
+            .paths
+            .iter()
+            .filter(meets)
+            .map(|p| p.pc)
+            .min()
+            .unwrap_or(u32::MAX);
     }
 
     /// Merges paths at this pc, and lets one that is behind catch up.
@@ -402,21 +442,37 @@ impl Warp {
         } else {
             // Those at this pc with a barrier result to take run after us.
             let pc = self.pc + 1;
-            let later = self.paths.iter().filter(|p| matches!(p.wait, Wait::No | Wait::Lanes)).map(|p| p.pc.max(pc));
+            let later = self
+                .paths
+                .iter()
+                .filter(|p| matches!(p.wait, Wait::No | Wait::Lanes))
+                .map(|p| p.pc.max(pc));
             self.next_switch = later.min().unwrap_or(u32::MAX);
         }
     }
 
     fn set_aside(&mut self) {
-        self.paths.push(Path { pc: self.pc, mask: self.mask, wait: Wait::No, resumed: self.resumed });
+        self.paths.push(Path {
+            pc: self.pc,
+            mask: self.mask,
+            wait: Wait::No,
+            resumed: self.resumed,
+        });
         self.mask = 0;
     }
 
     /// Lets another runnable path run for a while; false if there is none.
     fn rotate(&mut self) -> bool {
-        let Some(n) = self.paths.iter().position(|p| p.wait == Wait::No) else { return false };
+        let Some(n) = self.paths.iter().position(|p| p.wait == Wait::No) else {
+            return false;
+        };
         let p = self.paths.remove(n); // remove, not swap_remove: first come, first served
-        let old = Path { pc: self.pc, mask: self.mask, wait: Wait::No, resumed: self.resumed };
+        let old = Path {
+            pc: self.pc,
+            mask: self.mask,
+            wait: Wait::No,
+            resumed: self.resumed,
+        };
         self.paths.push(old);
         (self.pc, self.mask, self.resumed) = (p.pc, p.mask, p.resumed);
         self.next_switch = u32::MAX; // until it branches, yields or the next slice begins
@@ -428,7 +484,12 @@ impl Warp {
     pub fn branch(&mut self, target: u32) -> Ctl {
         let stay = self.mask & !self.exec;
         if stay != 0 {
-            self.paths.push(Path { pc: self.pc + 1, mask: stay, wait: Wait::No, resumed: None });
+            self.paths.push(Path {
+                pc: self.pc + 1,
+                mask: stay,
+                wait: Wait::No,
+                resumed: None,
+            });
             self.mask = self.exec;
         }
         self.pc = target;
@@ -462,7 +523,11 @@ impl Warp {
             return false;
         }
         self.warp_barrier = (0, 0);
-        for p in self.paths.iter_mut().filter(|p| p.wait == Wait::Barrier(WARP_BARRIER)) {
+        for p in self
+            .paths
+            .iter_mut()
+            .filter(|p| p.wait == Wait::Barrier(WARP_BARRIER))
+        {
             (p.wait, p.resumed) = (Wait::No, Some(0));
         }
         self.next_switch = 0;
@@ -488,7 +553,13 @@ impl Warp {
             self.counters.polls += 1;
             return true;
         }
-        self.poll = Poll { inst, addr, value, spins: 0, line: i.line };
+        self.poll = Poll {
+            inst,
+            addr,
+            value,
+            spins: 0,
+            line: i.line,
+        };
         false
     }
 }

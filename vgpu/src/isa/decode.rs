@@ -87,7 +87,9 @@ impl Special {
                 "%dynamic_smem_size" => Special::DynamicShared,
                 "%total_smem_size" => Special::TotalShared,
                 // A cluster is one block.
-                "%cluster_ctaid" | "%cluster_ctarank" | "%is_explicit_cluster" => Special::Constant(0),
+                "%cluster_ctaid" | "%cluster_ctarank" | "%is_explicit_cluster" => {
+                    Special::Constant(0)
+                }
                 "%cluster_nctaid" | "%cluster_nctarank" => Special::Constant(1),
                 "%clusterid" => Special::Ctaid(dim),
                 "%nclusterid" => Special::Nctaid(dim),
@@ -169,8 +171,16 @@ pub(super) struct Decoder<'a> {
 }
 
 /// Decodes a kernel of a module whose variables are at the given addresses.
-pub fn decode_kernel(module: &Module, name: &str, symbols: &Symbols, tracked: bool) -> Result<Arc<Kernel>, LoadError> {
-    let f = module.functions.get(name).filter(|f| f.is_kernel && f.body.is_some());
+pub fn decode_kernel(
+    module: &Module,
+    name: &str,
+    symbols: &Symbols,
+    tracked: bool,
+) -> Result<Arc<Kernel>, LoadError> {
+    let f = module
+        .functions
+        .get(name)
+        .filter(|f| f.is_kernel && f.body.is_some());
     let f = f.ok_or_else(|| LoadError::NoSuchKernel { name: name.into() })?;
     let mut d = Decoder {
         module,
@@ -195,7 +205,11 @@ pub fn decode_kernel(module: &Module, name: &str, symbols: &Symbols, tracked: bo
         line: f.line,
         touched: Vec::new(),
     };
-    for v in module.variables.iter().filter(|v| v.space == Space::Shared && v.size > 0) {
+    for v in module
+        .variables
+        .iter()
+        .filter(|v| v.space == Space::Shared && v.size > 0)
+    {
         let at = d.place_shared(v.size, v.align);
         d.scopes[0].insert(&v.name, Named::Var(Space::Shared, at));
     }
@@ -203,7 +217,10 @@ pub fn decode_kernel(module: &Module, name: &str, symbols: &Symbols, tracked: bo
         d.scopes[0].insert(&p.name, Named::Var(Space::Param, p.offset.into()));
     }
     d.body(f)?;
-    d.emit(Inst { run: plain_handler::<Exit>(), ..d.blank() });
+    d.emit(Inst {
+        run: plain_handler::<Exit>(),
+        ..d.blank()
+    });
     Ok(Arc::new(d.finish(f)))
 }
 
@@ -260,11 +277,17 @@ impl<'a> Decoder<'a> {
     /// Decodes a body in a scope of its own: registers, labels and the place to return to.
     fn body(&mut self, f: &'a Function) -> Result<(), LoadError> {
         let Some(range) = f.body.clone() else {
-            return Err(self.error(format!("call of `{}`, which this module only declares", f.name)));
+            return Err(self.error(format!(
+                "call of `{}`, which this module only declares",
+                f.name
+            )));
         };
         let mut lx = Lexer::new(&self.module.text[..range.end], range.start, f.line);
         self.labels.push(HashMap::new());
-        let (fixups, tables) = (std::mem::take(&mut self.fixups), std::mem::take(&mut self.table_fixups));
+        let (fixups, tables) = (
+            std::mem::take(&mut self.fixups),
+            std::mem::take(&mut self.table_fixups),
+        );
         let base = self.scopes.len();
         self.scopes.push(HashMap::new());
         loop {
@@ -289,13 +312,19 @@ impl<'a> Decoder<'a> {
         self.scopes.truncate(base);
         let labels = self.labels.pop().unwrap_or_default();
         let find = |name: &str, line| {
-            labels.get(name).copied().ok_or_else(|| LoadError::syntax(line, format!("no label `{name}`")))
+            labels
+                .get(name)
+                .copied()
+                .ok_or_else(|| LoadError::syntax(line, format!("no label `{name}`")))
         };
         for (at, name, line) in std::mem::replace(&mut self.fixups, fixups) {
             self.code[at].target = find(name, line)?;
         }
         for (table, names, line) in std::mem::replace(&mut self.table_fixups, tables) {
-            self.tables[table] = names.into_iter().map(|n| find(n, line)).collect::<Result<_, _>>()?;
+            self.tables[table] = names
+                .into_iter()
+                .map(|n| find(n, line))
+                .collect::<Result<_, _>>()?;
         }
         Ok(())
     }
@@ -313,16 +342,27 @@ impl<'a> Decoder<'a> {
                 Ok(())
             }
             _ if w.starts_with('.') => {
-                let space = Space::parse(&w[1..]).ok_or_else(|| self.error(format!("unexpected `{w}`")))?;
+                let space =
+                    Space::parse(&w[1..]).ok_or_else(|| self.error(format!("unexpected `{w}`")))?;
                 self.declare(lx, space)
             }
             _ if lx.accept(b':')? => {
                 if lx.peek()? == Tok::Word(".branchtargets") {
                     lx.next_tok()?;
                     let names = operands(lx)?;
-                    let names = names.iter().filter_map(|o| if let Opnd::Name(n) = o { Some(*n) } else { None }).collect();
+                    let names = names
+                        .iter()
+                        .filter_map(|o| {
+                            if let Opnd::Name(n) = o {
+                                Some(*n)
+                            } else {
+                                None
+                            }
+                        })
+                        .collect();
                     self.table_names.insert(w, self.tables.len());
-                    self.table_fixups.push((self.tables.len(), names, self.line));
+                    self.table_fixups
+                        .push((self.tables.len(), names, self.line));
                     self.tables.push(Vec::new());
                 } else {
                     let here = self.code.len() as u32;
@@ -342,7 +382,9 @@ impl<'a> Decoder<'a> {
             return Err(self.error("vector registers are not supported"));
         }
         ty = ty.trim_start_matches('.');
-        let class = Ty::parse(ty).and_then(W::of).ok_or_else(|| self.error(format!("register type `{ty}`")))?;
+        let class = Ty::parse(ty)
+            .and_then(W::of)
+            .ok_or_else(|| self.error(format!("register type `{ty}`")))?;
         loop {
             let name = lx.word()?;
             let first = self.classes.len() as u32;
@@ -374,20 +416,33 @@ impl<'a> Decoder<'a> {
             let named = match space {
                 Space::Shared => Named::Var(Space::Shared, self.place_shared(v.size, v.align)),
                 // Parameters of a call live in local memory until the callee has read them.
-                Space::Local | Space::Param => Named::Var(Space::Local, self.place_local(v.size, v.align)),
+                Space::Local | Space::Param => {
+                    Named::Var(Space::Local, self.place_local(v.size, v.align))
+                }
                 _ => return Err(self.error("a variable of this space inside a function")),
             };
             // Names live as long as the text; `variables` hands out copies.
-            let at = text.find(v.name.as_str()).ok_or_else(|| self.error("lost a name"))?;
+            let at = text
+                .find(v.name.as_str())
+                .ok_or_else(|| self.error("lost a name"))?;
             self.define(&text[at..at + v.name.len()], named);
         }
         Ok(())
     }
 
-    fn statement(&mut self, lx: &mut Lexer<'a>, opcode: &'a str, guard: Option<(&'a str, u32)>) -> Result<(), LoadError> {
+    fn statement(
+        &mut self,
+        lx: &mut Lexer<'a>,
+        opcode: &'a str,
+        guard: Option<(&'a str, u32)>,
+    ) -> Result<(), LoadError> {
         let ops = operands(lx)?;
         let spec = Spec::parse(opcode);
-        let f = form(&spec).map_err(|why| LoadError::UnknownInstruction { line: self.line, opcode: opcode.into(), why })?;
+        let f = form(&spec).map_err(|why| LoadError::UnknownInstruction {
+            line: self.line,
+            opcode: opcode.into(),
+            why,
+        })?;
         let first = self.code.len();
         lower::lower(self, &spec, f, &ops)?;
         if let Some((name, negate)) = guard {
@@ -470,7 +525,10 @@ impl<'a> Decoder<'a> {
     /// Emits a branch to a label.
     pub fn branch_to(&mut self, label: &'a str) {
         self.fixups.push((self.code.len(), label, self.line));
-        self.emit(Inst { run: plain_handler::<Bra>(), ..self.blank() });
+        self.emit(Inst {
+            run: plain_handler::<Bra>(),
+            ..self.blank()
+        });
     }
 
     /// The number of a `.branchtargets` table.
@@ -479,9 +537,16 @@ impl<'a> Decoder<'a> {
     }
 
     /// Puts the body of a device function here. `bind` names its parameters and results.
-    pub fn inline(&mut self, f: &'a Function, bind: HashMap<&'a str, Named>) -> Result<(), LoadError> {
+    pub fn inline(
+        &mut self,
+        f: &'a Function,
+        bind: HashMap<&'a str, Named>,
+    ) -> Result<(), LoadError> {
         if self.depth >= 16 {
-            return Err(self.error(format!("calls of `{}` nest too deep: recursion is not supported", f.name)));
+            return Err(self.error(format!(
+                "calls of `{}` nest too deep: recursion is not supported",
+                f.name
+            )));
         }
         self.depth += 1;
         let line = self.line;
@@ -505,7 +570,11 @@ impl<'a> Decoder<'a> {
         let mut place = vec![0u32; self.classes.len()];
         let mut at = 0u32;
         for class in [W::D, W::S, W::H, W::P] {
-            for (p, _) in place.iter_mut().zip(&self.classes).filter(|(_, c)| **c == class) {
+            for (p, _) in place
+                .iter_mut()
+                .zip(&self.classes)
+                .filter(|(_, c)| **c == class)
+            {
                 *p = at;
                 at += class.bytes();
             }
@@ -516,7 +585,17 @@ impl<'a> Decoder<'a> {
             }
         };
         for i in &mut self.code {
-            for x in [&mut i.d, &mut i.a, &mut i.b, &mut i.c, &mut i.e, &mut i.guard].into_iter().chain(&mut i.v) {
+            for x in [
+                &mut i.d,
+                &mut i.a,
+                &mut i.b,
+                &mut i.c,
+                &mut i.e,
+                &mut i.guard,
+            ]
+            .into_iter()
+            .chain(&mut i.v)
+            {
                 rename(x);
             }
         }
@@ -524,16 +603,31 @@ impl<'a> Decoder<'a> {
             *u = place[*u as usize];
         }
         let dynamic_base = self.shared.next_multiple_of(16);
-        let fixed = self.constants.iter().map(|(&(w, bits), &r)| (place[r as usize], w, bits));
-        let dynamic = self.dynamic.iter().map(|(&(w, off), &r)| (place[r as usize], w, dynamic_base.wrapping_add(off)));
+        let fixed = self
+            .constants
+            .iter()
+            .map(|(&(w, bits), &r)| (place[r as usize], w, bits));
+        let dynamic = self
+            .dynamic
+            .iter()
+            .map(|(&(w, off), &r)| (place[r as usize], w, dynamic_base.wrapping_add(off)));
         Kernel {
             constants: fixed.chain(dynamic).collect(),
             name: f.name.clone(),
             code: self.code,
             uses: self.uses,
             reg_bytes: at.next_multiple_of(64).max(64),
-            specials: self.specials.iter().map(|(&(s, w), &r)| (place[r as usize], w, s)).collect(),
-            param_bytes: f.params.iter().map(|p| p.offset + p.size).max().unwrap_or(0),
+            specials: self
+                .specials
+                .iter()
+                .map(|(&(s, w), &r)| (place[r as usize], w, s))
+                .collect(),
+            param_bytes: f
+                .params
+                .iter()
+                .map(|p| p.offset + p.size)
+                .max()
+                .unwrap_or(0),
             params: f.params.iter().map(|p| (p.offset, p.size)).collect(),
             shared_bytes: dynamic_base as u32,
             local_bytes: self.local as u32,

@@ -14,8 +14,8 @@ use crate::exec::copy::Bulk;
 use crate::exec::ldst::{self, UNIFORM};
 use crate::exec::multimem::{Kind, Multimem};
 use crate::exec::sync::{
-    Barrier, Elect, Fence, Match, MbarOp, Mbarrier, Move, Pack, PredLogic, PredMove, Redux, Select, Shuffle, Unpack, Vote,
-    WarpBarrier,
+    Barrier, Elect, Fence, Match, MbarOp, Mbarrier, Move, Pack, PredLogic, PredMove, Redux, Select,
+    Shuffle, Unpack, Vote, WarpBarrier,
 };
 use crate::exec::warp::{Inst, MemInfo};
 use crate::exec::{Handler, pick, plain_handler};
@@ -24,10 +24,19 @@ use crate::ptx::{Space, Ty};
 type Res<T> = Result<T, LoadError>;
 
 /// Emits the instructions of one statement.
-pub(super) fn lower<'a>(d: &mut Decoder<'a>, spec: &Spec<'a>, form: Form, ops: &[Opnd<'a>]) -> Res<()> {
+pub(super) fn lower<'a>(
+    d: &mut Decoder<'a>,
+    spec: &Spec<'a>,
+    form: Form,
+    ops: &[Opnd<'a>],
+) -> Res<()> {
     match form {
         Form::Alu(sel) => {
-            let mut i = Inst { run: sel.run, d: d.dest(ops, 0, sel.d)?, ..d.blank() };
+            let mut i = Inst {
+                run: sel.run,
+                d: d.dest(ops, 0, sel.d)?,
+                ..d.blank()
+            };
             d.sources(&mut i, ops, 1, &sel.s)?;
             d.emit(i);
         }
@@ -39,18 +48,38 @@ pub(super) fn lower<'a>(d: &mut Decoder<'a>, spec: &Spec<'a>, form: Form, ops: &
             let (a, na) = d.predicate(ops, 1)?;
             let (b, nb) = d.predicate(ops, 2)?;
             let imm = i64::from(na) | i64::from(nb) << 1;
-            let i = Inst { run: plain_handler::<PredLogic>(), d: d.dest(ops, 0, W::P)?, a, b, imm, aux: op, ..d.blank() };
+            let i = Inst {
+                run: plain_handler::<PredLogic>(),
+                d: d.dest(ops, 0, W::P)?,
+                a,
+                b,
+                imm,
+                aux: op,
+                ..d.blank()
+            };
             d.emit(i);
         }
         Form::PredNot => {
             let (a, na) = d.predicate(ops, 1)?;
-            let i = Inst { run: plain_handler::<PredMove>(), d: d.dest(ops, 0, W::P)?, a, imm: i64::from(!na), ..d.blank() };
+            let i = Inst {
+                run: plain_handler::<PredMove>(),
+                d: d.dest(ops, 0, W::P)?,
+                a,
+                imm: i64::from(!na),
+                ..d.blank()
+            };
             d.emit(i);
         }
         Form::Cvta(delta) => d.cvta(delta, ops)?,
         Form::IsSpace(window) => {
             let a = d.source(ops, 1, W::D)?;
-            let i = Inst { run: pick::<ldst::IsSpace>(), d: d.dest(ops, 0, W::P)?, a, imm: window as i64, ..d.blank() };
+            let i = Inst {
+                run: pick::<ldst::IsSpace>(),
+                d: d.dest(ops, 0, W::P)?,
+                a,
+                imm: window as i64,
+                ..d.blank()
+            };
             d.emit(i);
         }
         Form::Load(info, n) => d.load(info, n, ops)?,
@@ -66,8 +95,14 @@ pub(super) fn lower<'a>(d: &mut Decoder<'a>, spec: &Spec<'a>, form: Form, ops: &
                 Some(Opnd::Name(n)) => d.table(n),
                 _ => None,
             };
-            let aux = table.ok_or_else(|| d.error("brx.idx needs a table of targets above it"))? as u32;
-            let i = Inst { run: plain_handler::<Brx>(), a, aux, ..d.blank() };
+            let aux =
+                table.ok_or_else(|| d.error("brx.idx needs a table of targets above it"))? as u32;
+            let i = Inst {
+                run: plain_handler::<Brx>(),
+                a,
+                aux,
+                ..d.blank()
+            };
             d.emit(i);
         }
         Form::Call => d.call(ops)?,
@@ -77,11 +112,17 @@ pub(super) fn lower<'a>(d: &mut Decoder<'a>, spec: &Spec<'a>, form: Form, ops: &
         Form::Nop => d.plain(plain_handler::<Nop>()),
         Form::Nanosleep => d.plain(plain_handler::<Nanosleep>()),
         Form::Fence(mem) => {
-            let i = Inst { run: plain_handler::<Fence>(), mem, ..d.blank() };
+            let i = Inst {
+                run: plain_handler::<Fence>(),
+                mem,
+                ..d.blank()
+            };
             d.emit(i);
         }
         Form::Mbar(op) => d.mbarrier(op, ops)?,
-        Form::Bulk(info, from_shared, has_bar, reduces) => d.bulk(info, from_shared, has_bar, reduces, ops)?,
+        Form::Bulk(info, from_shared, has_bar, reduces) => {
+            d.bulk(info, from_shared, has_bar, reduces, ops)?
+        }
         Form::Multimem(info, kind, n) => d.multimem(info, kind, n, ops)?,
         other => d.exchange(other, ops)?,
     }
@@ -90,12 +131,16 @@ pub(super) fn lower<'a>(d: &mut Decoder<'a>, spec: &Spec<'a>, form: Form, ops: &
 
 impl<'a> Decoder<'a> {
     fn plain(&mut self, run: Handler) {
-        let i = Inst { run, ..self.blank() };
+        let i = Inst {
+            run,
+            ..self.blank()
+        };
         self.emit(i);
     }
 
     fn op<'o>(&self, ops: &'o [Opnd<'a>], n: usize) -> Res<&'o Opnd<'a>> {
-        ops.get(n).ok_or_else(|| self.error(format!("operand {} is missing", n + 1)))
+        ops.get(n)
+            .ok_or_else(|| self.error(format!("operand {} is missing", n + 1)))
     }
 
     /// Notes that the instruction at hand touches a register, and marks it.
@@ -117,7 +162,12 @@ impl<'a> Decoder<'a> {
     fn dest(&mut self, ops: &[Opnd<'a>], n: usize, want: W) -> Res<u32> {
         let o = self.op(ops, n)?;
         if *o == Opnd::Sink {
-            return if want == W::P { Ok(NONE) } else { let r = self.fresh(want); Ok(self.touch(r)) };
+            return if want == W::P {
+                Ok(NONE)
+            } else {
+                let r = self.fresh(want);
+                Ok(self.touch(r))
+            };
         }
         let (r, w) = self.any(o)?;
         if w != want {
@@ -154,7 +204,9 @@ impl<'a> Decoder<'a> {
             _ => return Err(self.error(format!("{o:?} cannot be a source here"))),
         };
         let bits = match want {
-            W::P => return Ok(self.constant(W::P, if bits != 0 { u32::MAX.into() } else { 0 }) | VREG),
+            W::P => {
+                return Ok(self.constant(W::P, if bits != 0 { u32::MAX.into() } else { 0 }) | VREG);
+            }
             W::H => bits & 0xffff,
             W::S => bits & 0xffff_ffff,
             W::D => bits,
@@ -167,7 +219,12 @@ impl<'a> Decoder<'a> {
             Some(Named::Var(Space::Shared, at)) => Ok((Space::Shared, at)),
             Some(Named::Var(s, at)) => Ok((s, at)),
             // Dynamic shared memory lies after the static one; its end is known when the body is.
-            _ if self.module.variables.iter().any(|v| v.name == name && v.space == Space::Shared) => {
+            _ if self
+                .module
+                .variables
+                .iter()
+                .any(|v| v.name == name && v.space == Space::Shared) =>
+            {
                 Ok((Space::Shared, DYNAMIC_SHARED))
             }
             _ => Err(self.error(format!("unknown name `{name}`"))),
@@ -195,7 +252,11 @@ impl<'a> Decoder<'a> {
     }
 
     fn setp(&mut self, sel: alu::Sel, combine: u32, ops: &[Opnd<'a>]) -> Res<()> {
-        let mut i = Inst { run: sel.run, aux: combine, ..self.blank() };
+        let mut i = Inst {
+            run: sel.run,
+            aux: combine,
+            ..self.blank()
+        };
         match self.op(ops, 0)?.clone() {
             Opnd::Pair(p, q) => {
                 i.d = self.dest(&[*p], 0, W::P)?;
@@ -225,27 +286,48 @@ impl<'a> Decoder<'a> {
         if c.sel.d != wd {
             return Err(self.error("destination has the wrong width"));
         }
-        let mut i = Inst { run: c.sel.run, d, imm: c.imm, aux: c.aux, ..self.blank() };
+        let mut i = Inst {
+            run: c.sel.run,
+            d,
+            imm: c.imm,
+            aux: c.aux,
+            ..self.blank()
+        };
         self.sources(&mut i, ops, 1, &c.sel.s)?;
         self.emit(i);
         Ok(())
     }
 
     fn mov(&mut self, ty: Ty, ops: &[Opnd<'a>]) -> Res<()> {
-        let Some(w) = W::of(ty) else { return Err(self.error("mov of this type")) };
+        let Some(w) = W::of(ty) else {
+            return Err(self.error("mov of this type"));
+        };
         match (self.op(ops, 0)?.clone(), self.op(ops, 1)?.clone()) {
             (Opnd::Vec(parts), src) => {
-                let classes: Vec<W> = parts.iter().filter_map(|p| self.any(p).ok().map(|x| x.1)).collect();
-                let part = classes.first().copied().ok_or_else(|| self.error("nothing to unpack to"))?;
+                let classes: Vec<W> = parts
+                    .iter()
+                    .filter_map(|p| self.any(p).ok().map(|x| x.1))
+                    .collect();
+                let part = classes
+                    .first()
+                    .copied()
+                    .ok_or_else(|| self.error("nothing to unpack to"))?;
                 let run = match (part, w, parts.len()) {
                     (W::H, W::S, 2) => plain_handler::<Unpack<u16, u32>>(),
                     (W::H, W::D, 4) => plain_handler::<Unpack<u16, u64>>(),
                     (W::S, W::D, 2) => plain_handler::<Unpack<u32, u64>>(),
                     _ => return Err(self.error("these parts do not make up the whole")),
                 };
-                let mut i = Inst { run, ..self.blank() };
+                let mut i = Inst {
+                    run,
+                    ..self.blank()
+                };
                 for (n, p) in parts.iter().enumerate() {
-                    i.v[n] = if *p == Opnd::Sink { NONE } else { self.dest(&parts, n, part)? };
+                    i.v[n] = if *p == Opnd::Sink {
+                        NONE
+                    } else {
+                        self.dest(&parts, n, part)?
+                    };
                 }
                 i.a = self.value(&src, w)?;
                 self.emit(i);
@@ -262,16 +344,31 @@ impl<'a> Decoder<'a> {
                     (W::H, _) => plain_handler::<Pack<u16, u64>>(),
                     _ => plain_handler::<Pack<u32, u64>>(),
                 };
-                let mut i = Inst { run, d: self.dest(ops, 0, w)?, ..self.blank() };
+                let mut i = Inst {
+                    run,
+                    d: self.dest(ops, 0, w)?,
+                    ..self.blank()
+                };
                 for (n, p) in parts.iter().enumerate() {
                     i.v[n] = self.value(p, part)?;
                 }
                 self.emit(i);
             }
-            (_, Opnd::Name(clock @ ("%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo"))) => {
+            (
+                _,
+                Opnd::Name(
+                    clock @ ("%clock" | "%clock_hi" | "%clock64" | "%globaltimer"
+                    | "%globaltimer_lo"),
+                ),
+            ) => {
                 let narrow = w == W::S;
                 let _ = clock;
-                let i = Inst { run: plain_handler::<Clock>(), d: self.dest(ops, 0, w)?, aux: u32::from(!narrow), ..self.blank() };
+                let i = Inst {
+                    run: plain_handler::<Clock>(),
+                    d: self.dest(ops, 0, w)?,
+                    aux: u32::from(!narrow),
+                    ..self.blank()
+                };
                 self.emit(i);
             }
             (_, src) => {
@@ -282,7 +379,12 @@ impl<'a> Decoder<'a> {
                     W::D => pick::<Move<u64>>(),
                 };
                 let a = self.value(&src, w)?;
-                let i = Inst { run, d: self.dest(ops, 0, w)?, a, ..self.blank() };
+                let i = Inst {
+                    run,
+                    d: self.dest(ops, 0, w)?,
+                    a,
+                    ..self.blank()
+                };
                 self.emit(i);
             }
         }
@@ -297,7 +399,15 @@ impl<'a> Decoder<'a> {
         };
         let (a, b) = (self.source(ops, 1, w)?, self.source(ops, 2, w)?);
         let (c, negate) = self.predicate(ops, 3)?;
-        let i = Inst { run, d: self.dest(ops, 0, w)?, a, b, c, imm: i64::from(negate), ..self.blank() };
+        let i = Inst {
+            run,
+            d: self.dest(ops, 0, w)?,
+            a,
+            b,
+            c,
+            imm: i64::from(negate),
+            ..self.blank()
+        };
         self.emit(i);
         Ok(())
     }
@@ -306,14 +416,31 @@ impl<'a> Decoder<'a> {
         let a = self.source(ops, 1, W::D)?;
         let d = self.dest(ops, 0, W::D)?;
         if delta == 0 {
-            let i = Inst { run: pick::<Move<u64>>(), d, a, ..self.blank() };
+            let i = Inst {
+                run: pick::<Move<u64>>(),
+                d,
+                a,
+                ..self.blank()
+            };
             self.emit(i);
             return Ok(());
         }
-        let sel = alu::select(&Spec { base: "add", mods: vec![], tys: vec![Ty::U64] }).ok().flatten();
+        let sel = alu::select(&Spec {
+            base: "add",
+            mods: vec![],
+            tys: vec![Ty::U64],
+        })
+        .ok()
+        .flatten();
         let sel = sel.ok_or_else(|| self.error("no 64-bit addition"))?;
         let b = self.constant(W::D, delta as u64) | VREG;
-        let i = Inst { run: sel.run, d, a, b, ..self.blank() };
+        let i = Inst {
+            run: sel.run,
+            d,
+            a,
+            b,
+            ..self.blank()
+        };
         self.emit(i);
         Ok(())
     }
@@ -372,7 +499,8 @@ impl<'a> Decoder<'a> {
         for (k, p) in parts.into_iter().enumerate() {
             i.v[k] = self.dest(std::slice::from_ref(p), 0, class)?;
         }
-        i.run = ldst::load_handler(info.ty, n, class, self.tracked).ok_or_else(|| self.error("destination has the wrong width"))?;
+        i.run = ldst::load_handler(info.ty, n, class, self.tracked)
+            .ok_or_else(|| self.error("destination has the wrong width"))?;
         self.emit(i);
         Ok(())
     }
@@ -393,7 +521,8 @@ impl<'a> Decoder<'a> {
         for (k, p) in parts.into_iter().enumerate() {
             i.v[k] = self.value(p, class)?;
         }
-        i.run = ldst::store_handler(info.ty, n, class, self.tracked).ok_or_else(|| self.error("source has the wrong width"))?;
+        i.run = ldst::store_handler(info.ty, n, class, self.tracked)
+            .ok_or_else(|| self.error("source has the wrong width"))?;
         self.emit(i);
         Ok(())
     }
@@ -414,11 +543,16 @@ impl<'a> Decoder<'a> {
         }
         if returns {
             for (k, p) in self.elements(&ops[0], n)?.into_iter().enumerate() {
-                i.v[4 + k] = if *p == Opnd::Sink { NONE } else { self.dest(std::slice::from_ref(p), 0, class)? };
+                i.v[4 + k] = if *p == Opnd::Sink {
+                    NONE
+                } else {
+                    self.dest(std::slice::from_ref(p), 0, class)?
+                };
             }
         }
         i.aux = n as u32;
-        i.run = ldst::atomic_handler(class, self.tracked).ok_or_else(|| self.error("an atomic on this type"))?;
+        i.run = ldst::atomic_handler(class, self.tracked)
+            .ok_or_else(|| self.error("an atomic on this type"))?;
         self.emit(i);
         Ok(())
     }
@@ -428,7 +562,10 @@ impl<'a> Decoder<'a> {
             return self.plain(plain_handler::<Exit>());
         }
         let at = self.code.len();
-        let i = Inst { run: plain_handler::<crate::exec::control::Bra>(), ..self.blank() };
+        let i = Inst {
+            run: plain_handler::<crate::exec::control::Bra>(),
+            ..self.blank()
+        };
         self.emit(i);
         if let Some(r) = &mut self.returns {
             r.push(at);
@@ -449,7 +586,10 @@ impl<'a> Decoder<'a> {
         let mut places = Vec::new();
         for o in results.iter().chain(arguments) {
             match o {
-                Opnd::Name(n) => places.push(self.lookup(n).ok_or_else(|| self.error(format!("unknown name `{n}`")))?),
+                Opnd::Name(n) => places.push(
+                    self.lookup(n)
+                        .ok_or_else(|| self.error(format!("unknown name `{n}`")))?,
+                ),
                 _ => return Err(self.error("an argument that is no variable")),
             }
         }
@@ -457,7 +597,10 @@ impl<'a> Decoder<'a> {
             return self.assert_fail(&places);
         }
         let module = self.module;
-        let f = module.functions.get(name).ok_or_else(|| self.error(format!("unknown function `{name}`")))?;
+        let f = module
+            .functions
+            .get(name)
+            .ok_or_else(|| self.error(format!("unknown function `{name}`")))?;
         if f.returns.len() != results.len() || f.params.len() != arguments.len() {
             return Err(self.error(format!("`{name}` takes other arguments")));
         }
@@ -467,14 +610,33 @@ impl<'a> Decoder<'a> {
     }
 
     fn assert_fail(&mut self, places: &[Named]) -> Res<()> {
-        let mut i = Inst { run: plain_handler::<AssertFail>(), ..self.blank() };
+        let mut i = Inst {
+            run: plain_handler::<AssertFail>(),
+            ..self.blank()
+        };
         for (k, place) in places.iter().take(4).enumerate() {
-            let Named::Var(Space::Local, at) = *place else { return Err(self.error("an argument that is no variable")) };
-            let (ty, w) = if k == 2 { (Ty::U32, W::S) } else { (Ty::U64, W::D) };
+            let Named::Var(Space::Local, at) = *place else {
+                return Err(self.error("an argument that is no variable"));
+            };
+            let (ty, w) = if k == 2 {
+                (Ty::U32, W::S)
+            } else {
+                (Ty::U64, W::D)
+            };
             let r = self.fresh(w);
-            let mem = MemInfo { space: Space::Local, ty, ..MemInfo::default() };
-            let run = ldst::load_handler(ty, 1, w, false).ok_or_else(|| self.error("no such load"))?;
-            let mut load = Inst { run, mem, a: self.constant(W::D, at) | VREG, ..self.blank() };
+            let mem = MemInfo {
+                space: Space::Local,
+                ty,
+                ..MemInfo::default()
+            };
+            let run =
+                ldst::load_handler(ty, 1, w, false).ok_or_else(|| self.error("no such load"))?;
+            let mut load = Inst {
+                run,
+                mem,
+                a: self.constant(W::D, at) | VREG,
+                ..self.blank()
+            };
             load.v[0] = r | VREG;
             self.emit(load);
             i.v[k] = r | VREG;
@@ -484,8 +646,15 @@ impl<'a> Decoder<'a> {
     }
 
     fn mbarrier(&mut self, op: MbarOp, ops: &[Opnd<'a>]) -> Res<()> {
-        let mut i = Inst { aux: op as u32, ..self.blank() };
-        let info = MemInfo { space: Space::Shared, ty: Ty::B64, ..MemInfo::default() };
+        let mut i = Inst {
+            aux: op as u32,
+            ..self.blank()
+        };
+        let info = MemInfo {
+            space: Space::Shared,
+            ty: Ty::B64,
+            ..MemInfo::default()
+        };
         let mut at = 0;
         match op {
             MbarOp::Wait | MbarOp::WaitParity => {
@@ -494,7 +663,11 @@ impl<'a> Decoder<'a> {
             }
             MbarOp::Arrive | MbarOp::ArriveDrop | MbarOp::ArriveExpectTx => {
                 if !matches!(self.op(ops, 0)?, Opnd::Mem(..) | Opnd::MemInt(_)) {
-                    i.d = if ops[0] == Opnd::Sink { NONE } else { self.dest(ops, 0, W::D)? };
+                    i.d = if ops[0] == Opnd::Sink {
+                        NONE
+                    } else {
+                        self.dest(ops, 0, W::D)?
+                    };
                     at = 1;
                 }
             }
@@ -517,12 +690,30 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn bulk(&mut self, info: MemInfo, from_shared: bool, has_bar: bool, reduces: bool, ops: &[Opnd<'a>]) -> Res<()> {
-        let mut i = Inst { aux: u32::from(from_shared), ..self.blank() };
-        i.run = if self.tracked { plain_handler::<Bulk<true>>() } else { plain_handler::<Bulk<false>>() };
+    fn bulk(
+        &mut self,
+        info: MemInfo,
+        from_shared: bool,
+        has_bar: bool,
+        reduces: bool,
+        ops: &[Opnd<'a>],
+    ) -> Res<()> {
+        let mut i = Inst {
+            aux: u32::from(from_shared),
+            ..self.blank()
+        };
+        i.run = if self.tracked {
+            plain_handler::<Bulk<true>>()
+        } else {
+            plain_handler::<Bulk<false>>()
+        };
         let mut regs = [NONE; 3];
         let mut narrow = [0; 3];
-        for (k, n) in [0, 1, 3].into_iter().enumerate().take(if has_bar { 3 } else { 2 }) {
+        for (k, n) in [0, 1, 3]
+            .into_iter()
+            .enumerate()
+            .take(if has_bar { 3 } else { 2 })
+        {
             let mut probe = self.blank();
             self.address(self.op(ops, n)?, &mut probe, info)?;
             regs[k] = self.with_offset(probe.a, probe.mem.narrow, probe.imm)?;
@@ -541,13 +732,33 @@ impl<'a> Decoder<'a> {
         if offset == 0 {
             return Ok(reg);
         }
-        let (ty, w) = if narrow { (Ty::U32, W::S) } else { (Ty::U64, W::D) };
-        let sel = alu::select(&Spec { base: "add", mods: vec![], tys: vec![ty] }).ok().flatten();
+        let (ty, w) = if narrow {
+            (Ty::U32, W::S)
+        } else {
+            (Ty::U64, W::D)
+        };
+        let sel = alu::select(&Spec {
+            base: "add",
+            mods: vec![],
+            tys: vec![ty],
+        })
+        .ok()
+        .flatten();
         let sel = sel.ok_or_else(|| self.error("no addition"))?;
-        let bits = if narrow { u64::from(offset as u32) } else { offset as u64 };
+        let bits = if narrow {
+            u64::from(offset as u32)
+        } else {
+            offset as u64
+        };
         let b = self.constant(w, bits) | VREG;
         let d = self.fresh(w) | VREG;
-        let i = Inst { run: sel.run, d, a: reg, b, ..self.blank() };
+        let i = Inst {
+            run: sel.run,
+            d,
+            a: reg,
+            b,
+            ..self.blank()
+        };
         self.emit(i);
         Ok(d)
     }
@@ -557,11 +768,23 @@ impl<'a> Decoder<'a> {
         let mut i = self.blank();
         self.address(self.op(ops, at)?, &mut i, info)?;
         let class = W::of(info.ty).ok_or_else(|| self.error("multimem on this type"))?;
-        for (k, p) in self.elements(self.op(ops, 1 - at)?, n)?.into_iter().enumerate() {
-            i.v[k] = if kind == Kind::LdReduce { self.dest(std::slice::from_ref(p), 0, class)? } else { self.value(p, class)? };
+        for (k, p) in self
+            .elements(self.op(ops, 1 - at)?, n)?
+            .into_iter()
+            .enumerate()
+        {
+            i.v[k] = if kind == Kind::LdReduce {
+                self.dest(std::slice::from_ref(p), 0, class)?
+            } else {
+                self.value(p, class)?
+            };
         }
         (i.aux, i.c) = (kind as u32, n as u32);
-        i.run = if self.tracked { plain_handler::<Multimem<true>>() } else { plain_handler::<Multimem<false>>() };
+        i.run = if self.tracked {
+            plain_handler::<Multimem<true>>()
+        } else {
+            plain_handler::<Multimem<false>>()
+        };
         self.emit(i);
         Ok(())
     }
@@ -605,7 +828,11 @@ impl<'a> Decoder<'a> {
                 i.b = self.source(ops, 2, W::S)?;
             }
             Form::Match(mode, w) => {
-                i.run = if w == W::D { plain_handler::<Match<u64>>() } else { plain_handler::<Match<u32>>() };
+                i.run = if w == W::D {
+                    plain_handler::<Match<u64>>()
+                } else {
+                    plain_handler::<Match<u32>>()
+                };
                 i.aux = mode;
                 self.dest_pair(&mut i, ops)?;
                 (i.a, i.b) = (self.source(ops, 1, w)?, self.source(ops, 2, W::S)?);
@@ -634,7 +861,11 @@ impl<'a> Decoder<'a> {
     fn dest_pair(&mut self, i: &mut Inst, ops: &[Opnd<'a>]) -> Res<()> {
         match self.op(ops, 0)?.clone() {
             Opnd::Pair(d, p) => {
-                i.d = if *d == Opnd::Sink { NONE } else { self.dest(&[*d], 0, W::S)? };
+                i.d = if *d == Opnd::Sink {
+                    NONE
+                } else {
+                    self.dest(&[*d], 0, W::S)?
+                };
                 i.e = self.dest(&[*p], 0, W::P)?;
             }
             o => i.d = self.dest(&[o], 0, W::S)?,

@@ -58,7 +58,11 @@ fn operand<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
         Tok::Word("_") => Opnd::Sink,
         Tok::Word(w) => {
             // `symbol + 8` as a value.
-            if lx.accept(b'+')? { Opnd::Mem(w, lx.int()?) } else { Opnd::Name(w) }
+            if lx.accept(b'+')? {
+                Opnd::Mem(w, lx.int()?)
+            } else {
+                Opnd::Name(w)
+            }
         }
         Tok::Int(i) => Opnd::Int(i),
         Tok::F32(f) => Opnd::F32(f),
@@ -73,7 +77,12 @@ fn operand<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
         Tok::Punct(b'{') => Opnd::Vec(list(lx, b'}')?),
         Tok::Punct(b'(') => Opnd::List(list(lx, b')')?),
         Tok::Punct(b'[') => memory(lx)?,
-        t => return Err(LoadError::syntax(line, format!("unexpected {t:?} as an operand"))),
+        t => {
+            return Err(LoadError::syntax(
+                line,
+                format!("unexpected {t:?} as an operand"),
+            ));
+        }
     };
     if lx.accept(b'|')? {
         return Ok(Opnd::Pair(Box::new(one), Box::new(operand(lx)?)));
@@ -94,7 +103,12 @@ fn memory<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
             Opnd::Mem(base, offset)
         }
         Tok::Int(i) => Opnd::MemInt(i),
-        t => return Err(LoadError::syntax(line, format!("unexpected {t:?} as an address"))),
+        t => {
+            return Err(LoadError::syntax(
+                line,
+                format!("unexpected {t:?} as an address"),
+            ));
+        }
     };
     lx.expect(b']')?;
     Ok(m)

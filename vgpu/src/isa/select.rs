@@ -102,10 +102,18 @@ fn mem_info(s: &Spec<'_>, ty: Ty) -> MemInfo {
     } else {
         Scope::Cta
     };
-    MemInfo { space: s.space(), sem, scope, narrow: false, ty, op: RmwOp::Add }
+    MemInfo {
+        space: s.space(),
+        sem,
+        scope,
+        narrow: false,
+        ty,
+        op: RmwOp::Add,
+    }
 }
 
-const SPACES: &str = "global shared shared::cta shared::cluster local param param::entry param::func const";
+const SPACES: &str =
+    "global shared shared::cta shared::cluster local param param::entry param::func const";
 const ORDERS: &str = "weak relaxed acquire release acq_rel sc volatile mmio cta cluster gpu sys";
 
 /// The meaning of an opcode, or why there is none.
@@ -121,12 +129,26 @@ pub fn form(s: &Spec<'_>) -> Result<Form, String> {
         }
         "selp" => {
             s.only("")?;
-            Form::Selp(ty.and_then(W::of).filter(|w| *w != W::P).ok_or_else(unknown)?)
+            Form::Selp(
+                ty.and_then(W::of)
+                    .filter(|w| *w != W::P)
+                    .ok_or_else(unknown)?,
+            )
         }
-        "and" | "or" | "xor" if ty == Some(Ty::Pred) => Form::PredLogic(["and", "or", "xor"].iter().position(|b| *b == s.base).unwrap_or(0) as u32),
+        "and" | "or" | "xor" if ty == Some(Ty::Pred) => Form::PredLogic(
+            ["and", "or", "xor"]
+                .iter()
+                .position(|b| *b == s.base)
+                .unwrap_or(0) as u32,
+        ),
         "not" if ty == Some(Ty::Pred) => Form::PredNot,
         "setp" => {
-            let combine = s.mods.iter().skip(1).find_map(|m| alu::COMBINE.iter().position(|c| c == m)).unwrap_or(0);
+            let combine = s
+                .mods
+                .iter()
+                .skip(1)
+                .find_map(|m| alu::COMBINE.iter().position(|c| c == m))
+                .unwrap_or(0);
             Form::Setp(alu::select(s)?.ok_or_else(unknown)?, combine as u32)
         }
         "cvt" => {
@@ -179,7 +201,8 @@ pub fn form(s: &Spec<'_>) -> Result<Form, String> {
         "bar" | "barrier" => barrier(s)?,
         "fence" | "membar" => fence(s)?,
         "nanosleep" => Form::Nanosleep,
-        "brkpt" | "pmevent" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "griddepcontrol" | "setmaxnreg" => Form::Nop,
+        "brkpt" | "pmevent" | "prefetch" | "prefetchu" | "discard" | "applypriority"
+        | "griddepcontrol" | "setmaxnreg" => Form::Nop,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => exchange(s)?,
         "mbarrier" => mbarrier(s)?,
         "cp" => bulk(s)?,
@@ -198,8 +221,14 @@ fn window(s: Space) -> u64 {
 }
 
 fn atomic(s: &Spec<'_>, ty: Ty) -> Result<Form, String> {
-    s.only(&format!("{SPACES} {ORDERS} v2 v4 v8 noftz add min max inc dec and or xor exch cas"))?;
-    let op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
+    s.only(&format!(
+        "{SPACES} {ORDERS} v2 v4 v8 noftz add min max inc dec and or xor exch cas"
+    ))?;
+    let op = s
+        .mods
+        .iter()
+        .find_map(|m| RmwOp::parse(m))
+        .ok_or("no operation")?;
     if !op.takes(ty) {
         return Err("the operation does not take this type".into());
     }
@@ -209,7 +238,11 @@ fn atomic(s: &Spec<'_>, ty: Ty) -> Result<Form, String> {
     if info.sem == Sem::Weak {
         info.sem = Sem::Relaxed;
     }
-    if !s.mods.iter().any(|m| matches!(*m, "cta" | "cluster" | "gpu" | "sys")) {
+    if !s
+        .mods
+        .iter()
+        .any(|m| matches!(*m, "cta" | "cluster" | "gpu" | "sys"))
+    {
         info.scope = Scope::Gpu;
     }
     if s.vector() > 4 || s.vector() > 1 && op == RmwOp::Cas {
@@ -252,7 +285,12 @@ fn fence(s: &Spec<'_>) -> Result<Form, String> {
 }
 
 fn exchange(s: &Spec<'_>) -> Result<Form, String> {
-    let mode = |all: &[&str]| all.iter().position(|m| s.has(m)).map(|n| n as u32).ok_or("no such mode".to_string());
+    let mode = |all: &[&str]| {
+        all.iter()
+            .position(|m| s.has(m))
+            .map(|n| n as u32)
+            .ok_or("no such mode".to_string())
+    };
     if !s.has("sync") && s.base != "activemask" {
         return Err("only the .sync form exists since sm_70".into());
     }
@@ -267,13 +305,27 @@ fn exchange(s: &Spec<'_>) -> Result<Form, String> {
         }
         "match" => {
             s.only("sync any all")?;
-            Form::Match(mode(&["any", "all"])?, s.ty(0).and_then(W::of).ok_or("no such type")?)
+            Form::Match(
+                mode(&["any", "all"])?,
+                s.ty(0).and_then(W::of).ok_or("no such type")?,
+            )
         }
         "redux" => {
             s.only("sync add min max and or xor")?;
-            let op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
-            let ty = s.ty(0).filter(|t| op.takes(*t) && t.bytes() == 4 && *t != Ty::F32).ok_or("no such type")?;
-            Form::Redux(MemInfo { op, ty, ..MemInfo::default() })
+            let op = s
+                .mods
+                .iter()
+                .find_map(|m| RmwOp::parse(m))
+                .ok_or("no operation")?;
+            let ty = s
+                .ty(0)
+                .filter(|t| op.takes(*t) && t.bytes() == 4 && *t != Ty::F32)
+                .ok_or("no such type")?;
+            Form::Redux(MemInfo {
+                op,
+                ty,
+                ..MemInfo::default()
+            })
         }
         "elect" => Form::Elect,
         _ => Form::ActiveMask,
@@ -307,18 +359,35 @@ fn bulk(s: &Spec<'_>) -> Result<Form, String> {
         return Ok(Form::Nop);
     }
     let spaces: Vec<Space> = s.mods.iter().filter_map(|m| Space::parse(m)).collect();
-    let [dst, src] = spaces[..] else { return Err("needs two state spaces".into()) };
+    let [dst, src] = spaces[..] else {
+        return Err("needs two state spaces".into());
+    };
     if dst == src && dst == Space::Global {
         return Err("one side is shared memory".into());
     }
-    let mut info = MemInfo { space: dst, ..MemInfo::default() };
+    let mut info = MemInfo {
+        space: dst,
+        ..MemInfo::default()
+    };
     let reduces = s.has("reduce");
     if reduces {
-        info.op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
-        info.ty = s.ty(0).filter(|t| info.op.takes(*t)).ok_or("the operation does not take this type")?;
+        info.op = s
+            .mods
+            .iter()
+            .find_map(|m| RmwOp::parse(m))
+            .ok_or("no operation")?;
+        info.ty = s
+            .ty(0)
+            .filter(|t| info.op.takes(*t))
+            .ok_or("the operation does not take this type")?;
         (info.sem, info.scope) = (Sem::Relaxed, Scope::Gpu);
     }
-    Ok(Form::Bulk(info, src == Space::Shared, s.has("mbarrier::complete_tx::bytes"), reduces))
+    Ok(Form::Bulk(
+        info,
+        src == Space::Shared,
+        s.has("mbarrier::complete_tx::bytes"),
+        reduces,
+    ))
 }
 
 fn multimem(s: &Spec<'_>) -> Result<Form, String> {
@@ -337,7 +406,11 @@ fn multimem(s: &Spec<'_>) -> Result<Form, String> {
         return Err("no such type or vector".into());
     }
     if kind != Kind::St {
-        info.op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
+        info.op = s
+            .mods
+            .iter()
+            .find_map(|m| RmwOp::parse(m))
+            .ok_or("no operation")?;
         if !info.op.takes(ty) {
             return Err("the operation does not take this type".into());
         }

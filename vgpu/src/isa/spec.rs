@@ -51,7 +51,12 @@ pub struct Spec<'a> {
 
 /// Cache hints and the like, which change nothing that a program can see.
 fn is_hint(m: &str) -> bool {
-    m.starts_with("L1::") || m.starts_with("L2::") || matches!(m, "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "aligned")
+    m.starts_with("L1::")
+        || m.starts_with("L2::")
+        || matches!(
+            m,
+            "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "aligned"
+        )
 }
 
 impl<'a> Spec<'a> {
@@ -59,7 +64,11 @@ impl<'a> Spec<'a> {
     pub fn parse(opcode: &'a str) -> Spec<'a> {
         let mut parts = opcode.split('.');
         let base = parts.next().unwrap_or("");
-        let mut spec = Spec { base, mods: Vec::new(), tys: Vec::new() };
+        let mut spec = Spec {
+            base,
+            mods: Vec::new(),
+            tys: Vec::new(),
+        };
         for p in parts {
             match Ty::parse(p) {
                 Some(t) => spec.tys.push(t),
@@ -82,7 +91,11 @@ impl<'a> Spec<'a> {
 
     /// An error unless every modifier is one of these (separated by spaces).
     pub fn only(&self, allowed: &str) -> Result<(), String> {
-        match self.mods.iter().find(|m| !allowed.split(' ').any(|a| a == **m)) {
+        match self
+            .mods
+            .iter()
+            .find(|m| !allowed.split(' ').any(|a| a == **m))
+        {
             Some(m) => Err(format!("modifier `.{m}` is not supported here")),
             None => Ok(()),
         }
@@ -90,11 +103,22 @@ impl<'a> Spec<'a> {
 
     /// The state space; generic if none is named.
     pub fn space(&self) -> Space {
-        self.mods.iter().find_map(|m| Space::parse(m)).unwrap_or(Space::Generic)
+        self.mods
+            .iter()
+            .find_map(|m| Space::parse(m))
+            .unwrap_or(Space::Generic)
     }
 
     /// Elements of a vector access.
     pub fn vector(&self) -> usize {
-        if self.has("v8") { 8 } else if self.has("v4") { 4 } else if self.has("v2") { 2 } else { 1 }
+        if self.has("v8") {
+            8
+        } else if self.has("v4") {
+            4
+        } else if self.has("v2") {
+            2
+        } else {
+            1
+        }
     }
 }

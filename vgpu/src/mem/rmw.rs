@@ -7,7 +7,10 @@ use crate::ptx::Ty;
 
 /// What an `atom`, `red` or multimem reduction computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[allow(missing_docs, reason = "each variant is the PTX operation of the same name")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the PTX operation of the same name"
+)]
 pub enum RmwOp {
     Add,
     Min,
@@ -49,8 +52,14 @@ impl RmwOp {
             Min | Max => integer || half,
             Inc | Dec => ty == Ty::U32,
             And | Or | Xor => matches!(ty, Ty::B32 | Ty::B64),
-            Exch => matches!(ty, Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64 | Ty::F32),
-            Cas => matches!(ty, Ty::B16 | Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64),
+            Exch => matches!(
+                ty,
+                Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64 | Ty::F32
+            ),
+            Cas => matches!(
+                ty,
+                Ty::B16 | Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64
+            ),
         }
     }
 }
@@ -64,11 +73,21 @@ fn pair(old: u64, val: u64, f: impl Fn(u16, u16) -> u16) -> u64 {
 /// The new value. `cmp` is used by `cas` alone (`val` is stored when the old value equals it).
 pub fn combine(op: RmwOp, ty: Ty, old: u64, val: u64, cmp: u64) -> u64 {
     use RmwOp::*;
-    let mask = if ty.bytes() >= 8 { u64::MAX } else { (1 << (ty.bytes() * 8)) - 1 };
+    let mask = if ty.bytes() >= 8 {
+        u64::MAX
+    } else {
+        (1 << (ty.bytes() * 8)) - 1
+    };
     let f = |b: u64| f32::from_bits(b as u32);
     let new = match (op, ty) {
         (Exch, _) => val,
-        (Cas, _) => if old & mask == cmp & mask { val } else { old },
+        (Cas, _) => {
+            if old & mask == cmp & mask {
+                val
+            } else {
+                old
+            }
+        }
         (Add, Ty::F32) => u64::from(num::canon32(f(old) + f(val)).to_bits()),
         (Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(val)).to_bits(),
         (Min, Ty::F32) => u64::from(num::min_f32(f(old), f(val)).to_bits()),
@@ -89,8 +108,20 @@ pub fn combine(op: RmwOp, ty: Ty, old: u64, val: u64, cmp: u64) -> u64 {
         (And, _) => old & val,
         (Or, _) => old | val,
         (Xor, _) => old ^ val,
-        (Inc, _) => if (old as u32) >= val as u32 { 0 } else { old + 1 },
-        (Dec, _) => if old as u32 == 0 || old as u32 > val as u32 { val } else { old - 1 },
+        (Inc, _) => {
+            if (old as u32) >= val as u32 {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Dec, _) => {
+            if old as u32 == 0 || old as u32 > val as u32 {
+                val
+            } else {
+                old - 1
+            }
+        }
         (Min, Ty::S32) => (old as i32).min(val as i32) as u64,
         (Max, Ty::S32) => (old as i32).max(val as i32) as u64,
         (Min, Ty::S64) => (old as i64).min(val as i64) as u64,
@@ -118,19 +149,26 @@ pub unsafe fn rmw(p: *mut u8, op: RmwOp, ty: Ty, val: u64, cmp: u64) -> u64 {
             (RmwOp::Exch, 4) => u64::from((*p.cast::<AtomicU32>()).swap(val as u32, SC)),
             (RmwOp::Exch, 8) => (*p.cast::<AtomicU64>()).swap(val, SC),
             (_, 1) => {
-                let r = (*p.cast::<AtomicU8>()).fetch_update(SC, SC, |old| Some(combine(op, ty, old.into(), val, cmp) as u8));
+                let r = (*p.cast::<AtomicU8>()).fetch_update(SC, SC, |old| {
+                    Some(combine(op, ty, old.into(), val, cmp) as u8)
+                });
                 u64::from(r.unwrap_or_else(|old| old))
             }
             (_, 2) => {
-                let r = (*p.cast::<AtomicU16>()).fetch_update(SC, SC, |old| Some(combine(op, ty, old.into(), val, cmp) as u16));
+                let r = (*p.cast::<AtomicU16>()).fetch_update(SC, SC, |old| {
+                    Some(combine(op, ty, old.into(), val, cmp) as u16)
+                });
                 u64::from(r.unwrap_or_else(|old| old))
             }
             (_, 4) => {
-                let r = (*p.cast::<AtomicU32>()).fetch_update(SC, SC, |old| Some(combine(op, ty, old.into(), val, cmp) as u32));
+                let r = (*p.cast::<AtomicU32>()).fetch_update(SC, SC, |old| {
+                    Some(combine(op, ty, old.into(), val, cmp) as u32)
+                });
                 u64::from(r.unwrap_or_else(|old| old))
             }
             _ => {
-                let r = (*p.cast::<AtomicU64>()).fetch_update(SC, SC, |old| Some(combine(op, ty, old, val, cmp)));
+                let r = (*p.cast::<AtomicU64>())
+                    .fetch_update(SC, SC, |old| Some(combine(op, ty, old, val, cmp)));
                 r.unwrap_or_else(|old| old)
             }
         }

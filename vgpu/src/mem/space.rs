@@ -87,17 +87,31 @@ impl AddressSpace {
         // SAFETY: new anonymous mappings, chosen by the kernel, replace nothing.
         let (base, pages) = unsafe {
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            let base = rustix::mm::mmap_anonymous(null_mut(), ARENA as usize, ProtFlags::empty(), flags)?;
+            let base =
+                rustix::mm::mmap_anonymous(null_mut(), ARENA as usize, ProtFlags::empty(), flags)?;
             let table = (ARENA >> PAGE_BITS) as usize * 4;
             let rw = ProtFlags::READ | ProtFlags::WRITE;
-            (base as u64, rustix::mm::mmap_anonymous(null_mut(), table, rw, flags)?.cast())
+            (
+                base as u64,
+                rustix::mm::mmap_anonymous(null_mut(), table, rw, flags)?.cast(),
+            )
         };
-        let free = BTreeMap::from([(base.next_multiple_of(PAGE) >> PAGE_BITS, (ARENA >> PAGE_BITS) - 1)]);
+        let free = BTreeMap::from([(
+            base.next_multiple_of(PAGE) >> PAGE_BITS,
+            (ARENA >> PAGE_BITS) - 1,
+        )]);
         Ok(AddressSpace {
             base,
             pages,
-            table: (0..MAX_REGIONS).map(|_| AtomicPtr::new(null_mut())).collect(),
-            state: Mutex::new(State { free, free_ids: Vec::new(), next_id: 1, files: BTreeMap::new() }),
+            table: (0..MAX_REGIONS)
+                .map(|_| AtomicPtr::new(null_mut()))
+                .collect(),
+            state: Mutex::new(State {
+                free,
+                free_ids: Vec::new(),
+                next_id: 1,
+                files: BTreeMap::new(),
+            }),
         })
     }
 
@@ -112,7 +126,11 @@ impl AddressSpace {
         // is alive, since `free` clears the pages first and callers free no memory that a kernel still uses.
         unsafe {
             let id = (*self.pages.add(page as usize)).load(Ordering::Relaxed);
-            let region = self.table.get_unchecked(id as usize).load(Ordering::Acquire).as_ref()?;
+            let region = self
+                .table
+                .get_unchecked(id as usize)
+                .load(Ordering::Acquire)
+                .as_ref()?;
             (addr - region.base + len <= region.len).then_some(region)
         }
     }
@@ -138,7 +156,14 @@ impl AddressSpace {
     }
 
     /// Maps part of a file as a region: an allocation of this process or of another one.
-    pub fn map(&self, device: u32, kind: Kind, fd: Arc<OwnedFd>, offset: u64, len: u64) -> std::io::Result<u64> {
+    pub fn map(
+        &self,
+        device: u32,
+        kind: Kind,
+        fd: Arc<OwnedFd>,
+        offset: u64,
+        len: u64,
+    ) -> std::io::Result<u64> {
         let base = self.reserve(len)?;
         let span = len.max(1).next_multiple_of(PAGE);
         // SAFETY: the range was taken from the reserved arena and belongs to no region.
@@ -147,7 +172,14 @@ impl AddressSpace {
             let flags = MapFlags::SHARED | MapFlags::FIXED;
             rustix::mm::mmap(base as *mut _, span as usize, rw, flags, fd.as_fd(), offset)?;
         }
-        self.publish(Region { base, len, device, kind, backing: Some((fd, offset)), members: RwLock::default() })?;
+        self.publish(Region {
+            base,
+            len,
+            device,
+            kind,
+            backing: Some((fd, offset)),
+            members: RwLock::default(),
+        })?;
         Ok(base)
     }
 
@@ -155,14 +187,25 @@ impl AddressSpace {
     pub fn multicast(&self, device: u32, members: Vec<u64>, len: u64) -> std::io::Result<u64> {
         let base = self.reserve(len)?;
         let members = RwLock::new(members);
-        self.publish(Region { base, len, device, kind: Kind::Multicast, backing: None, members })?;
+        self.publish(Region {
+            base,
+            len,
+            device,
+            kind: Kind::Multicast,
+            backing: None,
+            members,
+        })?;
         Ok(base)
     }
 
     fn reserve(&self, len: u64) -> std::io::Result<u64> {
         let pages = (len.max(1).next_multiple_of(PAGE) >> PAGE_BITS) + 1; // and a guard page
         let mut st = self.state.lock().unwrap();
-        let found = st.free.iter().find(|&(_, &n)| n >= pages).map(|(&s, &n)| (s, n));
+        let found = st
+            .free
+            .iter()
+            .find(|&(_, &n)| n >= pages)
+            .map(|(&s, &n)| (s, n));
         let (start, n) = found.ok_or(std::io::ErrorKind::OutOfMemory)?;
         st.free.remove(&start);
         if n > pages {
@@ -200,10 +243,14 @@ impl AddressSpace {
 
     /// Frees a region by its first address. No kernel may still use it.
     pub fn free(&self, base: u64) -> bool {
-        let Some(region) = self.find(base, 0).filter(|r| r.base == base) else { return false };
+        let Some(region) = self.find(base, 0).filter(|r| r.base == base) else {
+            return false;
+        };
         let (len, backing) = (region.len, region.backing.clone());
         // SAFETY: as in `find`.
-        let id = unsafe { (*self.pages.add(((base - self.base) >> PAGE_BITS) as usize)).load(Ordering::Relaxed) };
+        let id = unsafe {
+            (*self.pages.add(((base - self.base) >> PAGE_BITS) as usize)).load(Ordering::Relaxed)
+        };
         self.set_pages(base, len, 0);
         let old = self.table[id as usize].swap(null_mut(), Ordering::AcqRel);
         // SAFETY: the pointer came from `Box::into_raw` in `publish`, and no page names it any more.
@@ -212,10 +259,16 @@ impl AddressSpace {
         // SAFETY: the range belongs to this region alone; it goes back to being reserved.
         unsafe {
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-            let _ = rustix::mm::mmap_anonymous(base as *mut _, span as usize, ProtFlags::empty(), flags);
+            let _ = rustix::mm::mmap_anonymous(
+                base as *mut _,
+                span as usize,
+                ProtFlags::empty(),
+                flags,
+            );
         }
         if let Some((fd, offset)) = backing {
-            let mode = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+            let mode =
+                rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
             // Only the owner's file is punched; an importer holds another reference to the same memory.
             if self.owns(&fd) {
                 let _ = rustix::fs::fallocate(&fd, mode, offset, span);
@@ -228,7 +281,12 @@ impl AddressSpace {
     }
 
     fn owns(&self, fd: &Arc<OwnedFd>) -> bool {
-        self.state.lock().unwrap().files.values().any(|(f, _)| Arc::ptr_eq(f, fd))
+        self.state
+            .lock()
+            .unwrap()
+            .files
+            .values()
+            .any(|(f, _)| Arc::ptr_eq(f, fd))
     }
 }
 

@@ -58,13 +58,19 @@ impl<'a> Lexer<'a> {
                 b'\n' => self.line += 1,
                 b' ' | b'\t' | b'\r' | 0 => {}
                 b'/' if b.get(self.pos + 1) == Some(&b'/') => {
-                    self.pos += b[self.pos..].iter().position(|&c| c == b'\n').unwrap_or(b.len() - self.pos);
+                    self.pos += b[self.pos..]
+                        .iter()
+                        .position(|&c| c == b'\n')
+                        .unwrap_or(b.len() - self.pos);
                     continue;
                 }
                 b'/' if b.get(self.pos + 1) == Some(&b'*') => {
                     let rest = &self.text[self.pos + 2..];
                     let len = rest.find("*/").map_or(rest.len(), |n| n + 2);
-                    self.line += rest.as_bytes()[..len].iter().filter(|&&c| c == b'\n').count() as u32;
+                    self.line += rest.as_bytes()[..len]
+                        .iter()
+                        .filter(|&&c| c == b'\n')
+                        .count() as u32;
                     self.pos += len + 2;
                     continue;
                 }
@@ -84,13 +90,17 @@ impl<'a> Lexer<'a> {
     pub fn next_tok(&mut self) -> Result<Tok<'a>, LoadError> {
         self.skip_space();
         let b = self.text.as_bytes();
-        let Some(&c) = b.get(self.pos) else { return Ok(Tok::End) };
+        let Some(&c) = b.get(self.pos) else {
+            return Ok(Tok::End);
+        };
         if c.is_ascii_digit() {
             return self.number();
         }
         let start = self.pos;
         if c == b'"' {
-            let len = self.text[start + 1..].find('"').ok_or_else(|| LoadError::syntax(self.line, "string without end"))?;
+            let len = self.text[start + 1..]
+                .find('"')
+                .ok_or_else(|| LoadError::syntax(self.line, "string without end"))?;
             self.pos += len + 2;
             return Ok(Tok::Str(&self.text[start + 1..start + 1 + len]));
         }
@@ -131,10 +141,18 @@ impl<'a> Lexer<'a> {
             }
         }
         if s.contains('.') {
-            return s.parse::<f64>().map(|x| Tok::F64(x.to_bits())).map_err(|_| bad());
+            return s
+                .parse::<f64>()
+                .map(|x| Tok::F64(x.to_bits()))
+                .map_err(|_| bad());
         }
         let s = s.trim_end_matches(['U', 'u']);
-        if s.len() > 1 && s.starts_with('0') { radix(&s[1..], 8) } else { radix(s, 10) }.map(Tok::Int)
+        if s.len() > 1 && s.starts_with('0') {
+            radix(&s[1..], 8)
+        } else {
+            radix(s, 10)
+        }
+        .map(Tok::Int)
     }
 
     /// Takes the given character or fails.
@@ -142,7 +160,10 @@ impl<'a> Lexer<'a> {
         let line = self.line();
         match self.next_tok()? {
             Tok::Punct(p) if p == c => Ok(()),
-            t => Err(LoadError::syntax(line, format!("expected `{}`, found {t:?}", c as char))),
+            t => Err(LoadError::syntax(
+                line,
+                format!("expected `{}`, found {t:?}", c as char),
+            )),
         }
     }
 
@@ -161,7 +182,10 @@ impl<'a> Lexer<'a> {
         let line = self.line();
         match self.next_tok()? {
             Tok::Word(w) => Ok(w),
-            t => Err(LoadError::syntax(line, format!("expected a name, found {t:?}"))),
+            t => Err(LoadError::syntax(
+                line,
+                format!("expected a name, found {t:?}"),
+            )),
         }
     }
 
@@ -172,7 +196,10 @@ impl<'a> Lexer<'a> {
         match self.next_tok()? {
             Tok::Int(i) if minus => Ok((i as i64).wrapping_neg()),
             Tok::Int(i) => Ok(i as i64),
-            t => Err(LoadError::syntax(line, format!("expected an integer, found {t:?}"))),
+            t => Err(LoadError::syntax(
+                line,
+                format!("expected an integer, found {t:?}"),
+            )),
         }
     }
 }

@@ -75,7 +75,12 @@ pub fn parse_module(
     check: &mut dyn FnMut(&str, u32) -> Result<(), LoadError>,
 ) -> Result<Module, LoadError> {
     let text = text.trim_end_matches('\0').to_string();
-    let mut module = Module { target: 0, variables: Vec::new(), functions: HashMap::new(), text: String::new() };
+    let mut module = Module {
+        target: 0,
+        variables: Vec::new(),
+        functions: HashMap::new(),
+        text: String::new(),
+    };
     let mut lx = Lexer::new(&text, 0, 1);
     loop {
         let line = lx.line();
@@ -87,14 +92,19 @@ pub fn parse_module(
             Tok::Word(".target") => {
                 let name = lx.word()?;
                 let digits: String = name.chars().filter(char::is_ascii_digit).collect();
-                module.target = digits.parse().map_err(|_| LoadError::syntax(line, format!("target `{name}`")))?;
+                module.target = digits
+                    .parse()
+                    .map_err(|_| LoadError::syntax(line, format!("target `{name}`")))?;
                 while lx.accept(b',')? {
                     lx.word()?;
                 }
             }
             Tok::Word(".address_size") => {
                 if lx.int()? != 64 {
-                    return Err(LoadError::syntax(line, "only .address_size 64 is supported"));
+                    return Err(LoadError::syntax(
+                        line,
+                        "only .address_size 64 is supported",
+                    ));
                 }
             }
             Tok::Word(".visible" | ".extern" | ".weak" | ".common") | Tok::Punct(b';') => {}
@@ -104,7 +114,8 @@ pub fn parse_module(
             Tok::Word(".section") => skip_section(&mut lx)?,
             Tok::Word(w) => {
                 let space = w.strip_prefix('.').and_then(Space::parse);
-                let space = space.ok_or_else(|| LoadError::syntax(line, format!("unexpected `{w}`")))?;
+                let space =
+                    space.ok_or_else(|| LoadError::syntax(line, format!("unexpected `{w}`")))?;
                 module.variables.extend(variables(&mut lx, space)?);
             }
             t => return Err(LoadError::syntax(line, format!("unexpected {t:?}"))),
@@ -144,7 +155,12 @@ pub fn variables(lx: &mut Lexer<'_>, space: Space) -> Result<Vec<Variable>, Load
             ".managed" => {}
             w => match w.strip_prefix('.').and_then(Ty::parse) {
                 Some(ty) => break ty,
-                None => return Err(LoadError::syntax(line, format!("unexpected `{w}` in a declaration"))),
+                None => {
+                    return Err(LoadError::syntax(
+                        line,
+                        format!("unexpected `{w}` in a declaration"),
+                    ));
+                }
             },
         }
     };
@@ -204,11 +220,13 @@ fn initializer(lx: &mut Lexer<'_>, width: usize, v: &mut Variable) -> Result<(),
             let name = lx.word()?;
             let addend = if lx.accept(b'+')? { lx.int()? } else { 0 };
             lx.expect(b')')?;
-            v.relocations.push((v.init.len() as u64, name.to_string(), addend));
+            v.relocations
+                .push((v.init.len() as u64, name.to_string(), addend));
             0
         }
         Tok::Word(name) => {
-            v.relocations.push((v.init.len() as u64, name.to_string(), 0));
+            v.relocations
+                .push((v.init.len() as u64, name.to_string(), 0));
             0
         }
         t => return Err(LoadError::syntax(line, format!("bad initializer {t:?}"))),
@@ -249,7 +267,8 @@ fn params(lx: &mut Lexer<'_>) -> Result<Vec<Param>, LoadError> {
             }
         };
         let line = lx.line();
-        let ty = ty.ok_or_else(|| LoadError::syntax(line, format!("parameter `{name}` has no type")))?;
+        let ty =
+            ty.ok_or_else(|| LoadError::syntax(line, format!("parameter `{name}` has no type")))?;
         let mut size = ty.bytes();
         if lx.accept(b'[')? {
             size *= lx.int()? as u32;
@@ -257,7 +276,12 @@ fn params(lx: &mut Lexer<'_>) -> Result<Vec<Param>, LoadError> {
         }
         let align = align.unwrap_or(ty.bytes()).max(1);
         offset = offset.next_multiple_of(align);
-        all.push(Param { name, offset, size, reg: is_reg.then_some(ty) });
+        all.push(Param {
+            name,
+            offset,
+            size,
+            reg: is_reg.then_some(ty),
+        });
         offset += size;
         lx.accept(b',')?;
     }
@@ -270,10 +294,26 @@ fn function(
     is_kernel: bool,
     check: &mut dyn FnMut(&str, u32) -> Result<(), LoadError>,
 ) -> Result<(), LoadError> {
-    let returns = if lx.peek()? == Tok::Punct(b'(') { params(lx)? } else { Vec::new() };
+    let returns = if lx.peek()? == Tok::Punct(b'(') {
+        params(lx)?
+    } else {
+        Vec::new()
+    };
     let name = lx.word()?.to_string();
-    let params = if lx.peek()? == Tok::Punct(b'(') { params(lx)? } else { Vec::new() };
-    let mut f = Function { name, is_kernel, params, returns, body: None, line: lx.line(), max_threads: None };
+    let params = if lx.peek()? == Tok::Punct(b'(') {
+        params(lx)?
+    } else {
+        Vec::new()
+    };
+    let mut f = Function {
+        name,
+        is_kernel,
+        params,
+        returns,
+        body: None,
+        line: lx.line(),
+        max_threads: None,
+    };
     loop {
         let line = lx.line();
         match lx.next_tok()? {
@@ -291,13 +331,20 @@ fn function(
                 f.max_threads = Some(n as u32);
             }
             Tok::Word(".noreturn" | ".explicitcluster") => {}
-            Tok::Word(".minnctapersm" | ".maxnreg" | ".maxclusterrank" | ".pragma" | ".reqnctapercluster") => {
+            Tok::Word(
+                ".minnctapersm" | ".maxnreg" | ".maxclusterrank" | ".pragma" | ".reqnctapercluster",
+            ) => {
                 lx.next_tok()?;
                 while lx.accept(b',')? {
                     lx.next_tok()?;
                 }
             }
-            t => return Err(LoadError::syntax(line, format!("unexpected {t:?} before the body of `{}`", f.name))),
+            t => {
+                return Err(LoadError::syntax(
+                    line,
+                    format!("unexpected {t:?} before the body of `{}`", f.name),
+                ));
+            }
         }
     }
     // A declaration never hides a definition.
@@ -337,7 +384,12 @@ fn scan_body(
                 }
             }
             Tok::Punct(b';') => {}
-            t => return Err(LoadError::syntax(line, format!("unexpected {t:?} in a function body"))),
+            t => {
+                return Err(LoadError::syntax(
+                    line,
+                    format!("unexpected {t:?} in a function body"),
+                ));
+            }
         }
     }
 }

@@ -2,7 +2,10 @@
 
 /// A type suffix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[allow(missing_docs, reason = "each variant is the PTX suffix of the same name")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the PTX suffix of the same name"
+)]
 pub enum Ty {
     Pred,
     B8,
@@ -90,7 +93,10 @@ impl Ty {
 
 /// A state space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[allow(missing_docs, reason = "each variant is the PTX space of the same name")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the PTX space of the same name"
+)]
 pub enum Space {
     Generic,
     Global,

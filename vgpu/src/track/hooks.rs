@@ -48,7 +48,9 @@ fn write_back(t: &Inner, p: *mut u8, at: u64) {
 
 fn halves(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
     // An access of 32 bytes is two of 16.
-    (0..len).step_by(16).map(move |off| (at + off as u64, off, (len - off).min(16)))
+    (0..len)
+        .step_by(16)
+        .map(move |off| (at + off as u64, off, (len - off).min(16)))
 }
 
 /// A lane's load.
@@ -103,7 +105,15 @@ fn store_place(w: &Warp, i: &Inst, p: *mut u8, at: u64, data: &[u8]) {
 }
 
 /// A lane's atomic; element `k` of a vector.
-pub fn atomic(w: &mut Warp, i: &Inst, spot: &Spot, _lane: usize, val: u64, cmp: u64, _k: usize) -> u64 {
+pub fn atomic(
+    w: &mut Warp,
+    i: &Inst,
+    spot: &Spot,
+    _lane: usize,
+    val: u64,
+    cmp: u64,
+    _k: usize,
+) -> u64 {
     let (p, at) = (spot.ptr(), place(w, spot));
     atomic_place(w, i, p, at, val, cmp)
 }
@@ -131,10 +141,14 @@ fn atomic_place(w: &Warp, i: &Inst, p: *mut u8, at: u64, val: u64, cmp: u64) -> 
         }
         let update = move |old: &[u8; 16]| {
             let mut new = *old;
-            new[from..from + n].copy_from_slice(&rmw::combine(op, ty, word(old), val, cmp).to_le_bytes()[..n]);
+            new[from..from + n]
+                .copy_from_slice(&rmw::combine(op, ty, word(old), val, cmp).to_le_bytes()[..n]);
             new
         };
-        let old = match t.model.atomic(w.agent, access, &initial, false, Box::new(update)) {
+        let old = match t
+            .model
+            .atomic(w.agent, access, &initial, false, Box::new(update))
+        {
             Ok(b) => b,
             Err(ticket) => t.model.force(ticket),
         };

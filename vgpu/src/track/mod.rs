@@ -62,10 +62,24 @@ impl std::fmt::Display for RaceReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let say = |(s, wrote): &(SiteInfo, bool)| {
             let verb = if *wrote { "write" } else { "read" };
-            format!("{verb} by `{}` on device {}, block {}, warp {}, PTX line {}", s.kernel, s.device, s.block, s.warp, s.line)
+            format!(
+                "{verb} by `{}` on device {}, block {}, warp {}, PTX line {}",
+                s.kernel, s.device, s.block, s.warp, s.line
+            )
         };
-        let why = if self.both_strong { "their scopes or sizes do not fit" } else { "nothing orders them" };
-        write!(f, "race on {} bytes at {:#x}: {} and {}; {why}", self.bytes, self.address, say(&self.first), say(&self.second))
+        let why = if self.both_strong {
+            "their scopes or sizes do not fit"
+        } else {
+            "nothing orders them"
+        };
+        write!(
+            f,
+            "race on {} bytes at {:#x}: {} and {}; {why}",
+            self.bytes,
+            self.address,
+            say(&self.first),
+            say(&self.second)
+        )
     }
 }
 
@@ -89,9 +103,22 @@ impl Tracked {
     }
 
     /// An agent for a warp of a block.
-    pub fn new_agent(&self, device: u32, block_uid: u64, launch: &Launch, block: u64, warp: u32) -> u32 {
+    pub fn new_agent(
+        &self,
+        device: u32,
+        block_uid: u64,
+        launch: &Launch,
+        block: u64,
+        warp: u32,
+    ) -> u32 {
         self.with(|t| {
-            let info = SiteInfo { kernel: launch.kernel.name.clone(), device, block, warp, line: 0 };
+            let info = SiteInfo {
+                kernel: launch.kernel.name.clone(),
+                device,
+                block,
+                warp,
+                line: 0,
+            };
             t.agents.push(info);
             t.model.agent(block_uid, device, &launch.known)
         })
@@ -156,8 +183,17 @@ impl Tracked {
 impl Inner {
     fn collect(&mut self) {
         for r in std::mem::take(&mut self.model.races) {
-            let Race { first, second, granule, mask, both_strong } = r;
-            let (a, b) = (&self.sites[first.0 as usize], &self.sites[second.0 as usize]);
+            let Race {
+                first,
+                second,
+                granule,
+                mask,
+                both_strong,
+            } = r;
+            let (a, b) = (
+                &self.sites[first.0 as usize],
+                &self.sites[second.0 as usize],
+            );
             let address = granule * 16 + u64::from(mask.trailing_zeros());
             let report = RaceReport {
                 first: (a.clone(), first.1),
@@ -167,7 +203,12 @@ impl Inner {
                 both_strong,
             };
             let same = |x: &RaceReport| {
-                (&x.first.0.kernel, x.first.0.line, &x.second.0.kernel, x.second.0.line) == (&a.kernel, a.line, &b.kernel, b.line)
+                (
+                    &x.first.0.kernel,
+                    x.first.0.line,
+                    &x.second.0.kernel,
+                    x.second.0.line,
+                ) == (&a.kernel, a.line, &b.kernel, b.line)
             };
             if !self.reports.iter().any(same) {
                 self.reports.push(report);
@@ -190,6 +231,12 @@ impl Inner {
     pub(crate) fn access(&mut self, w: &Warp, i: &Inst, at: u64, bytes: usize) -> Access {
         let site = self.site(w, i);
         let mask = (((1u32 << bytes) - 1) << (at & 15)) as u16;
-        Access { granule: at >> 4, mask, sem: i.mem.sem, scope: i.mem.scope, site }
+        Access {
+            granule: at >> 4,
+            mask,
+            sem: i.mem.sem,
+            scope: i.mem.scope,
+            site,
+        }
     }
 }

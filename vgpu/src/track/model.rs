@@ -3,7 +3,7 @@
 //! See ARCHITECTURE.md for the rules. Nothing here knows of warps or host memory: an *agent* is anything with a program
 //! order, a *granule* is 16 bytes, and the model returns the bytes that a load sees.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::exec::warp::{Scope, Sem};
@@ -83,6 +83,10 @@ struct Write {
     /// True for the write of an atomic, which directly follows what it read.
     atomic: bool,
     site: Site,
+    id: u64,
+    /// Writes that the model puts before this one: by causality, or because both are morally strong. The order of the list
+    /// between other writes is a choice that no reader may rely on.
+    after: Vec<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -150,7 +154,7 @@ pub struct Model {
     agents: Vec<Agent>,
     cells: HashMap<u64, Cell>,
     /// What earlier `fence.sc` knew, by scope and place.
-    sc: HashMap<(Scope, u64, u32), Vc>,
+    sc: BTreeMap<(Scope, u64, u32), Vc>,
     deferred: Vec<Deferred>,
     tickets: u64,
     results: HashMap<u64, [u8; 16]>,
@@ -167,7 +171,7 @@ impl Model {
             rng: config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d,
             agents: Vec::new(),
             cells: HashMap::new(),
-            sc: HashMap::new(),
+            sc: BTreeMap::new(),
             deferred: Vec::new(),
             tickets: 0,
             results: HashMap::new(),
@@ -187,7 +191,12 @@ impl Model {
 
     /// A new agent that knows what `vc` knows.
     pub fn agent(&mut self, cta: u64, gpu: u32, vc: &[u32]) -> u32 {
-        self.agents.push(Agent { cta, gpu, vc: vc.to_vec(), ..Agent::default() });
+        self.agents.push(Agent {
+            cta,
+            gpu,
+            vc: vc.to_vec(),
+            ..Agent::default()
+        });
         self.agents.len() as u32 - 1
     }
 
@@ -201,7 +210,11 @@ impl Model {
     pub fn reset(&mut self) {
         let races = std::mem::take(&mut self.races);
         let rng = self.rng;
-        *self = Model { races, rng, ..Model::new(self.config) };
+        *self = Model {
+            races,
+            rng,
+            ..Model::new(self.config)
+        };
     }
 
     fn tick(&mut self, agent: u32) -> u32 {
@@ -228,7 +241,9 @@ impl Model {
     }
 
     fn morally_strong(&self, a: u32, sa: Option<Scope>, b: u32, sb: Option<Scope>) -> bool {
-        a != NOBODY && b != NOBODY && matches!((sa, sb), (Some(x), Some(y)) if self.mutual(a, x, b, y))
+        a != NOBODY
+            && b != NOBODY
+            && matches!((sa, sb), (Some(x), Some(y)) if self.mutual(a, x, b, y))
     }
 
     /// Raises an agent's knowledge; whatever that knowledge contains is performed first.
@@ -258,6 +273,8 @@ impl Model {
                 readers: Vec::new(),
                 atomic: false,
                 site: 0,
+                id: 0,
+                after: Vec::new(),
             });
         }
         cell
@@ -277,12 +294,23 @@ impl Model {
 
     /// Index of the oldest write that a load with this knowledge may still see.
     fn floor(cell: &Cell, mask: u16, vc: &[u32]) -> usize {
-        let known = |w: &Write| knows(vc, w.agent, w.clock) || w.readers.iter().any(|&(a, c)| knows(vc, a, c));
-        cell.writes.iter().rposition(|w| w.mask & mask != 0 && known(w)).unwrap_or(0)
+        let known = |w: &Write| {
+            knows(vc, w.agent, w.clock) || w.readers.iter().any(|&(a, c)| knows(vc, a, c))
+        };
+        cell.writes
+            .iter()
+            .rposition(|w| w.mask & mask != 0 && known(w))
+            .unwrap_or(0)
     }
 
     /// Loads; `initial` is what the granule holds if it was never touched. `None` with a ticket: the load is deferred.
-    pub fn load(&mut self, agent: u32, a: Access, initial: &[u8; 16], may_defer: bool) -> Result<[u8; 16], u64> {
+    pub fn load(
+        &mut self,
+        agent: u32,
+        a: Access,
+        initial: &[u8; 16],
+        may_defer: bool,
+    ) -> Result<[u8; 16], u64> {
         let clock = self.before(agent, &a, initial);
         if may_defer && self.config.weak && !a.sem.acquires() && self.random(3) == 0 {
             return Err(self.defer(agent, clock, a, None));
@@ -304,7 +332,14 @@ impl Model {
     fn defer(&mut self, agent: u32, clock: u32, access: Access, update: Option<Update>) -> u64 {
         self.tickets += 1;
         let vc = self.agents[agent as usize].vc.clone();
-        self.deferred.push(Deferred { ticket: self.tickets, agent, clock, vc, access, update });
+        self.deferred.push(Deferred {
+            ticket: self.tickets,
+            agent,
+            clock,
+            vc,
+            access,
+            update,
+        });
         self.tickets
     }
 
@@ -338,11 +373,34 @@ impl Model {
         let cell = &self.cells[&a.granule];
         let floor = Self::floor(cell, a.mask, vc);
         let last = cell.writes.len() - 1;
-        let at = self.pick(floor, last);
         self.check(agent, clock, vc, a, false);
+        let unordered = Self::unordered(cell, a.mask, vc, floor);
+        if self.config.weak && !unordered.is_empty() && self.random(2) == 0 {
+            let at = unordered[self.random(unordered.len() as u64) as usize];
+            self.observe(agent, clock, a, at);
+            return self.cells[&a.granule].writes[at].data;
+        }
+        let at = self.pick(floor, last);
         self.observe(agent, clock, a, at);
-        let cell = &self.cells[&a.granule];
-        cell.at(at)
+        self.cells[&a.granule].at(at)
+    }
+
+    /// Writes before the floor that nothing known follows: coherence order between them and the floor is open.
+    fn unordered(cell: &Cell, mask: u16, vc: &[u32], floor: usize) -> Vec<usize> {
+        let known = |w: &&Write| {
+            knows(vc, w.agent, w.clock) || w.readers.iter().any(|&(a, c)| knows(vc, a, c))
+        };
+        let hidden = |n: usize| {
+            let id = cell.writes[n].id;
+            n == 0
+                || cell.writes[n + 1..]
+                    .iter()
+                    .filter(known)
+                    .any(|w| w.mask & mask != 0 && w.after.contains(&id))
+        };
+        (1..floor)
+            .filter(|&n| cell.writes[n].mask & mask == mask && !hidden(n))
+            .collect()
     }
 
     /// A place between `low` and `high`, the newest half of the time.
@@ -359,7 +417,10 @@ impl Model {
             return;
         }
         let cell = &self.cells[&a.granule];
-        let seen = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
+        let seen = (0..=at)
+            .rev()
+            .find(|&n| cell.writes[n].mask & a.mask != 0)
+            .unwrap_or(0);
         let w = &cell.writes[seen];
         if w.mask != a.mask || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong) {
             return;
@@ -372,7 +433,10 @@ impl Model {
         }
         let me = &mut self.agents[agent as usize];
         for r in releases {
-            if r.agent != agent && !knows(&me.vc, r.agent, r.clock) && !me.seen.iter().any(|s| Arc::ptr_eq(&s.1.vc, &r.vc)) {
+            if r.agent != agent
+                && !knows(&me.vc, r.agent, r.clock)
+                && !me.seen.iter().any(|s| Arc::ptr_eq(&s.1.vc, &r.vc))
+            {
                 me.seen.push(((a.granule, a.mask), r));
             }
         }
@@ -384,7 +448,12 @@ impl Model {
             return;
         }
         let here = (a.granule, a.mask);
-        let seen: Vec<Release> = self.agents[agent as usize].seen.iter().filter(|s| s.0 == here).map(|s| s.1.clone()).collect();
+        let seen: Vec<Release> = self.agents[agent as usize]
+            .seen
+            .iter()
+            .filter(|s| s.0 == here)
+            .map(|s| s.1.clone())
+            .collect();
         self.acquire(agent, a.scope, &seen);
         self.forget(agent);
     }
@@ -410,7 +479,9 @@ impl Model {
             let next = &cell.writes[n];
             let strong = (a.sem != Sem::Weak).then_some(a.scope);
             // A weak store beside an atomic is a race; keep it out of the chain all the same.
-            if !next.atomic || strong.is_some() && !self.morally_strong(agent, strong, next.agent, next.strong) {
+            if !next.atomic
+                || strong.is_some() && !self.morally_strong(agent, strong, next.agent, next.strong)
+            {
                 break;
             }
             at = n + 1;
@@ -427,7 +498,12 @@ impl Model {
         let me = &mut self.agents[agent as usize];
         let here = (a.granule, a.mask);
         if a.sem.releases() {
-            let r = Release { agent, clock, scope: a.scope, vc: Arc::new(me.vc.clone()) };
+            let r = Release {
+                agent,
+                clock,
+                scope: a.scope,
+                vc: Arc::new(me.vc.clone()),
+            };
             let at = me.stores.entry(here).or_default();
             at.retain(|x| x.scope > r.scope);
             at.push(r);
@@ -437,11 +513,45 @@ impl Model {
         all
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a write has that many properties")]
-    fn insert(&mut self, agent: u32, clock: u32, a: &Access, data: [u8; 16], at: usize, releases: Vec<Release>, atomic: bool) {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a write has that many properties"
+    )]
+    fn insert(
+        &mut self,
+        agent: u32,
+        clock: u32,
+        a: &Access,
+        data: [u8; 16],
+        at: usize,
+        releases: Vec<Release>,
+        atomic: bool,
+    ) {
         let strong = (a.sem != Sem::Weak).then_some(a.scope);
-        let write = Write { mask: a.mask, data, agent, clock, strong, releases, readers: Vec::new(), atomic, site: a.site };
-        let Some(cell) = self.cells.get_mut(&a.granule) else { return };
+        self.tickets += 1;
+        let id = self.tickets;
+        let after = if self.config.weak {
+            self.place(agent, a, at, id, strong)
+        } else {
+            Vec::new()
+        };
+        let readers = Vec::new();
+        let write = Write {
+            mask: a.mask,
+            data,
+            agent,
+            clock,
+            strong,
+            releases,
+            readers,
+            atomic,
+            site: a.site,
+            id,
+            after,
+        };
+        let Some(cell) = self.cells.get_mut(&a.granule) else {
+            return;
+        };
         cell.writes.insert(at, write);
         if cell.writes.len() > HISTORY {
             let granule = a.granule;
@@ -452,10 +562,71 @@ impl Model {
         }
     }
 
+    /// Where a new write stands in the order that the model demands: returns what is before it, tells who is behind it.
+    fn place(
+        &mut self,
+        agent: u32,
+        a: &Access,
+        at: usize,
+        id: u64,
+        strong: Option<Scope>,
+    ) -> Vec<u64> {
+        let vc = &self.agents[agent as usize].vc;
+        let writes = &self.cells[&a.granule].writes;
+        let fits =
+            |w: &Write| w.mask == a.mask && self.morally_strong(agent, strong, w.agent, w.strong);
+        let mut before: Vec<u64> = Vec::new();
+        for w in writes[..at].iter().filter(|w| w.mask & a.mask != 0) {
+            if knows(vc, w.agent, w.clock)
+                || w.readers.iter().any(|&(x, c)| knows(vc, x, c))
+                || fits(w)
+            {
+                before.push(w.id);
+                before.extend(&w.after);
+            }
+        }
+        before.sort_unstable();
+        before.dedup();
+        let mut behind: Vec<u64> = writes[at..]
+            .iter()
+            .filter(|w| fits(w))
+            .map(|w| w.id)
+            .collect();
+        behind.extend(
+            writes[at..]
+                .iter()
+                .filter(|w| w.after.iter().any(|x| behind.contains(x)))
+                .map(|w| w.id)
+                .collect::<Vec<_>>(),
+        );
+        if let Some(cell) = self.cells.get_mut(&a.granule) {
+            for w in cell.writes[at..]
+                .iter_mut()
+                .filter(|w| behind.contains(&w.id))
+            {
+                w.after.push(id);
+                w.after.extend(&before);
+            }
+        }
+        before
+    }
+
     /// An atomic: reads, and writes what `f` makes of it, with nothing in between.
-    pub fn atomic(&mut self, agent: u32, a: Access, initial: &[u8; 16], may_defer: bool, f: Update) -> Result<[u8; 16], u64> {
+    pub fn atomic(
+        &mut self,
+        agent: u32,
+        a: Access,
+        initial: &[u8; 16],
+        may_defer: bool,
+        f: Update,
+    ) -> Result<[u8; 16], u64> {
         let clock = self.before(agent, &a, initial);
-        if may_defer && self.config.weak && !a.sem.acquires() && !a.sem.releases() && self.random(4) == 0 {
+        if may_defer
+            && self.config.weak
+            && !a.sem.acquires()
+            && !a.sem.releases()
+            && self.random(4) == 0
+        {
             return Err(self.defer(agent, clock, a, Some(f)));
         }
         let vc = self.agents[agent as usize].vc.clone();
@@ -464,7 +635,14 @@ impl Model {
         Ok(data)
     }
 
-    fn modify(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access, f: &dyn Fn(&[u8; 16]) -> [u8; 16]) -> [u8; 16] {
+    fn modify(
+        &mut self,
+        agent: u32,
+        clock: u32,
+        vc: &[u32],
+        a: &Access,
+        f: &dyn Fn(&[u8; 16]) -> [u8; 16],
+    ) -> [u8; 16] {
         self.check(agent, clock, vc, a, true);
         let cell = &self.cells[&a.granule];
         let last = cell.writes.len() - 1;
@@ -476,20 +654,33 @@ impl Model {
                 !w.atomic || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong)
             })
         };
-        let places: Vec<usize> = (Self::floor(cell, a.mask, vc)..=last).filter(|&n| free(n)).collect();
+        let places: Vec<usize> = (Self::floor(cell, a.mask, vc)..=last)
+            .filter(|&n| free(n))
+            .collect();
         let at = places[self.pick(0, places.len() - 1)];
         self.observe(agent, clock, a, at);
         let cell = &self.cells[&a.granule];
         let old = cell.at(at);
-        let read = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
+        let read = (0..=at)
+            .rev()
+            .find(|&n| cell.writes[n].mask & a.mask != 0)
+            .unwrap_or(0);
         let source = &cell.writes[read];
-        let continues = source.mask == a.mask && self.morally_strong(agent, Some(a.scope), source.agent, source.strong);
-        let inherited = if continues { source.releases.clone() } else { Vec::new() };
+        let continues = source.mask == a.mask
+            && self.morally_strong(agent, Some(a.scope), source.agent, source.strong);
+        let inherited = if continues {
+            source.releases.clone()
+        } else {
+            Vec::new()
+        };
         // An acquire-release atomic releases what it has just acquired.
         self.acquire_after(agent, a);
         let mut releases = self.releases(agent, clock, a);
         for r in inherited {
-            if !releases.iter().any(|x| x.agent == r.agent && x.clock == r.clock) {
+            if !releases
+                .iter()
+                .any(|x| x.agent == r.agent && x.clock == r.clock)
+            {
                 releases.push(r);
             }
         }
@@ -500,23 +691,36 @@ impl Model {
     /// A fence.
     pub fn fence(&mut self, agent: u32, sem: Sem, scope: Scope) {
         // A strong read that is still to come could be the one that this fence acquires by, unless nobody else is in its scope.
-        let alone = (0..self.agents.len() as u32).all(|o| o == agent || !self.in_scope(scope, agent, o));
+        let alone =
+            (0..self.agents.len() as u32).all(|o| o == agent || !self.in_scope(scope, agent, o));
         if !alone {
             self.flush(|d| d.agent == agent && d.access.sem != Sem::Weak);
         }
         let clock = self.tick(agent);
         if sem.acquires() {
-            let seen: Vec<Release> = self.agents[agent as usize].seen.iter().map(|s| s.1.clone()).collect();
+            let seen: Vec<Release> = self.agents[agent as usize]
+                .seen
+                .iter()
+                .map(|s| s.1.clone())
+                .collect();
             self.acquire(agent, scope, &seen);
             self.forget(agent);
         }
-        let (cta, gpu) = (self.agents[agent as usize].cta, self.agents[agent as usize].gpu);
+        let (cta, gpu) = (
+            self.agents[agent as usize].cta,
+            self.agents[agent as usize].gpu,
+        );
         if sem == Sem::Sc {
             let mutual = |(s, c, g): &(Scope, u64, u32)| {
                 let mine = scope == Scope::Sys || *g == gpu && (scope == Scope::Gpu || *c == cta);
                 mine && (*s == Scope::Sys || *g == gpu && (*s == Scope::Gpu || *c == cta))
             };
-            let known: Vec<Vc> = self.sc.iter().filter(|(k, _)| mutual(k)).map(|(_, vc)| vc.clone()).collect();
+            let known: Vec<Vc> = self
+                .sc
+                .iter()
+                .filter(|(k, _)| mutual(k))
+                .map(|(_, vc)| vc.clone())
+                .collect();
             for vc in known {
                 self.learn(agent, &vc);
             }
@@ -525,7 +729,12 @@ impl Model {
         }
         if sem.releases() {
             let me = &mut self.agents[agent as usize];
-            let r = Release { agent, clock, scope, vc: Arc::new(me.vc.clone()) };
+            let r = Release {
+                agent,
+                clock,
+                scope,
+                vc: Arc::new(me.vc.clone()),
+            };
             me.fences.retain(|x| x.scope > scope);
             me.fences.push(r);
         }
@@ -541,7 +750,11 @@ impl Model {
 
     /// Agents leave a barrier that is complete; `keep` if it stays as it is (an mbarrier).
     pub fn leave(&mut self, barrier: (u64, u32), agents: &[u32], keep: bool) {
-        let vc = if keep { self.barriers.get(&barrier).cloned() } else { self.barriers.remove(&barrier) };
+        let vc = if keep {
+            self.barriers.get(&barrier).cloned()
+        } else {
+            self.barriers.remove(&barrier)
+        };
         for &a in agents {
             self.learn(a, vc.as_deref().unwrap_or(&[]));
         }
@@ -562,27 +775,59 @@ impl Model {
         let mut found = Vec::new();
         let mut race = |site, wrote, mask, s: Option<Scope>| {
             let both_strong = s.is_some() && strong.is_some();
-            found.push(Race { first: (site, wrote), second: (a.site, writes), granule: a.granule, mask, both_strong });
+            found.push(Race {
+                first: (site, wrote),
+                second: (a.site, writes),
+                granule: a.granule,
+                mask,
+                both_strong,
+            });
         };
-        for w in cell.writes.iter().filter(|w| apart(w.mask, w.agent, w.clock, w.strong)) {
+        for w in cell
+            .writes
+            .iter()
+            .filter(|w| apart(w.mask, w.agent, w.clock, w.strong))
+        {
             race(w.site, true, w.mask & a.mask, w.strong);
         }
         if writes {
-            for r in cell.reads.iter().filter(|r| apart(r.mask, r.agent, r.clock, r.strong)) {
+            for r in cell
+                .reads
+                .iter()
+                .filter(|r| apart(r.mask, r.agent, r.clock, r.strong))
+            {
                 race(r.site, false, r.mask & a.mask, r.strong);
             }
         }
         for f in found {
-            if !self.races.iter().any(|r| r.first == f.first && r.second == f.second) {
+            if !self
+                .races
+                .iter()
+                .any(|r| r.first == f.first && r.second == f.second)
+            {
                 self.races.push(f);
             }
         }
-        let Some(cell) = self.cells.get_mut(&a.granule) else { return };
+        let Some(cell) = self.cells.get_mut(&a.granule) else {
+            return;
+        };
         if writes {
-            cell.reads.retain(|r| !(r.agent == agent || knows(vc, r.agent, r.clock)) || r.mask & !a.mask != 0);
+            cell.reads.retain(|r| {
+                !(r.agent == agent || knows(vc, r.agent, r.clock)) || r.mask & !a.mask != 0
+            });
         } else {
-            let read = Read { mask: a.mask, agent, clock, strong, site: a.site };
-            match cell.reads.iter_mut().find(|r| r.agent == agent && r.mask == a.mask && r.strong == strong) {
+            let read = Read {
+                mask: a.mask,
+                agent,
+                clock,
+                strong,
+                site: a.site,
+            };
+            match cell
+                .reads
+                .iter_mut()
+                .find(|r| r.agent == agent && r.mask == a.mask && r.strong == strong)
+            {
                 Some(r) => *r = read,
                 None => cell.reads.push(read),
             }
@@ -616,6 +861,15 @@ impl Cell {
         let last = self.writes.drain(..drop).count();
         debug_assert_eq!(last, drop);
         let base = &mut self.writes[0];
-        *base = Write { mask: !0, data, agent: NOBODY, clock: 0, strong: None, releases: Vec::new(), readers: Vec::new(), ..base.clone() };
+        *base = Write {
+            mask: !0,
+            data,
+            agent: NOBODY,
+            clock: 0,
+            strong: None,
+            releases: Vec::new(),
+            readers: Vec::new(),
+            ..base.clone()
+        };
     }
 }
