@@ -370,10 +370,10 @@ impl Model {
     }
 
     fn read(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access) -> [u8; 16] {
+        self.check(agent, clock, vc, a, false);
         let cell = &self.cells[&a.granule];
         let floor = Self::floor(cell, a.mask, vc);
         let last = cell.writes.len() - 1;
-        self.check(agent, clock, vc, a, false);
         let unordered = Self::unordered(cell, a.mask, vc, floor);
         if self.config.weak && !unordered.is_empty() && self.random(2) == 0 {
             let at = unordered[self.random(unordered.len() as u64) as usize];
