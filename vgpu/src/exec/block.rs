@@ -266,7 +266,7 @@ impl Block {
         match stop {
             Stop::Fault => Turn::Fault(self.fault(warp)),
             _ if self.state.live == 0 => Turn::Done,
-            Stop::Budget => Turn::Busy,
+            Stop::Budget if !self.warps[warp].is_spinning() => Turn::Busy,
             _ if moved || gone != 0 => Turn::Busy,
             _ => Turn::Idle,
         }
@@ -315,7 +315,7 @@ impl Block {
         self.warps
             .iter()
             .filter(|w| w.live != 0)
-            .all(|w| w.poll.spins > 64 || w.mask == 0)
+            .all(|w| w.is_spinning() || w.mask == 0)
     }
 
     fn place(&self, warp: usize, line: u32) -> Place {

@@ -255,7 +255,7 @@ exec!(
             return w.fail(Trouble::Trap(format!("barrier for {threads} threads: must be a multiple of 32")));
         }
         let votes = if i.aux >= 2 { (w.pred(i.c) ^ if i.imm & 1 != 0 { !0 } else { 0 }) & w.exec } else { 0 };
-        w.counters.barriers += 1;
+        w.counters.barriers += u64::from(w.exec.count_ones());
         (*w.block).arrive(id, threads, w.exec, votes, i.aux, w.agent);
         if i.aux == 1 {
             return Ctl::Next;

@@ -183,6 +183,8 @@ pub struct Poll {
     pub spins: u32,
     /// Its line.
     pub line: u32,
+    /// The warp's instruction count when it polled.
+    pub at: u64,
 }
 
 /// A warp of a running block.
@@ -541,6 +543,11 @@ impl Warp {
         Ctl::Fault
     }
 
+    /// True if it has polled the same value many times and done little else since.
+    pub fn is_spinning(&self) -> bool {
+        self.poll.spins > 64 && self.counters.instructions - self.poll.at < 256
+    }
+
     /// Notes a poll. True if it is the same as the last one: nothing has changed.
     #[inline]
     pub fn polls(&mut self, i: &Inst, addr: u64, bytes: &[u8]) -> bool {
@@ -550,6 +557,7 @@ impl Warp {
         let inst = std::ptr::from_ref(i) as usize;
         if self.poll.inst == inst && self.poll.addr == addr && self.poll.value == value {
             self.poll.spins += 1;
+            self.poll.at = self.counters.instructions;
             self.counters.polls += 1;
             return true;
         }
@@ -559,6 +567,7 @@ impl Warp {
             value,
             spins: 0,
             line: i.line,
+            at: self.counters.instructions,
         };
         false
     }

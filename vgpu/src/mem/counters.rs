@@ -29,7 +29,7 @@ pub struct Counters {
     pub atomics: u64,
     /// Strong loads that a warp repeated and that returned the same value to it.
     pub polls: u64,
-    /// Barrier arrivals, counted in warps.
+    /// Barrier arrivals, counted in threads.
     pub barriers: u64,
     /// Warp instructions executed.
     pub instructions: u64,

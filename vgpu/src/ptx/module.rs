@@ -319,7 +319,7 @@ fn function(
         match lx.next_tok()? {
             Tok::Punct(b';') => break,
             Tok::Punct(b'{') => {
-                f.line = line;
+                f.line = lx.line(); // of the first token, where decoding begins
                 f.body = Some(scan_body(lx, check)?);
                 break;
             }

@@ -25,10 +25,19 @@ pub fn toolkit() -> Option<PathBuf> {
     static ONCE: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = ONCE.lock().unwrap_or_else(|e| e.into_inner());
     if !cuda.join("bin/nvcc").exists() {
-        let pip = Command::new("python3").args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(&root).args(PACKAGES).status();
+        let pip = Command::new("python3")
+            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
+            .arg(&root)
+            .args(PACKAGES)
+            .status();
         if !cuda.join("bin/nvcc").exists() {
-            eprintln!("\n*** NOT RUN: NVIDIA's compiler is not in target/cuda and pip could not fetch it ({pip:?}) ***\n");
-            assert!(std::env::var_os("CI").is_none(), "a test that cannot run is a failure under CI");
+            eprintln!(
+                "\n*** NOT RUN: NVIDIA's compiler is not in target/cuda and pip could not fetch it ({pip:?}) ***\n"
+            );
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "a test that cannot run is a failure under CI"
+            );
             return None;
         }
     }
@@ -39,9 +48,21 @@ pub fn toolkit() -> Option<PathBuf> {
 pub fn kernels_ptx() -> Option<String> {
     let cuda = toolkit()?;
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/kernels.cu");
-    let out = std::env::temp_dir().join(format!("vgpu-kernels-{}-{:?}.ptx", std::process::id(), std::thread::current().id()));
-    let done = Command::new(cuda.join("bin/nvcc")).args(["-ptx", "-w", "-arch=sm_90", "-std=c++17", "-o"]).arg(&out).arg(&source).status();
-    assert!(done.is_ok_and(|s| s.success()), "nvcc fails on {}", source.display());
+    let out = std::env::temp_dir().join(format!(
+        "vgpu-kernels-{}-{:?}.ptx",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    let done = Command::new(cuda.join("bin/nvcc"))
+        .args(["-ptx", "-w", "-arch=sm_90", "-std=c++17", "-o"])
+        .arg(&out)
+        .arg(&source)
+        .status();
+    assert!(
+        done.is_ok_and(|s| s.success()),
+        "nvcc fails on {}",
+        source.display()
+    );
     let text = std::fs::read_to_string(&out).unwrap();
     let _ = std::fs::remove_file(out);
     Some(text)
@@ -86,23 +107,49 @@ impl Rig {
     }
 
     pub fn alloc<T>(&self, device: u32, n: usize) -> u64 {
-        self.machine.space().alloc(device, Kind::Device, (n * size_of::<T>()) as u64).unwrap()
+        self.machine
+            .space()
+            .alloc(device, Kind::Device, (n * size_of::<T>()) as u64)
+            .unwrap()
     }
 
     pub fn write<T: Copy>(&self, at: u64, data: &[T]) {
-        assert!(self.machine.space().find(at, size_of_val(data) as u64).is_some());
+        assert!(
+            self.machine
+                .space()
+                .find(at, size_of_val(data) as u64)
+                .is_some()
+        );
         // SAFETY: inside one allocation; the tests write only while no kernel touches it.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at as *mut T, data.len()) };
     }
 
     pub fn read<T: Copy>(&self, at: u64, n: usize) -> Vec<T> {
-        assert!(self.machine.space().find(at, (n * size_of::<T>()) as u64).is_some());
+        assert!(
+            self.machine
+                .space()
+                .find(at, (n * size_of::<T>()) as u64)
+                .is_some()
+        );
         // SAFETY: inside one allocation; the tests read plain numbers while no kernel touches them.
-        (0..n).map(|k| unsafe { (at as *const T).add(k).read() }).collect()
+        (0..n)
+            .map(|k| unsafe { (at as *const T).add(k).read() })
+            .collect()
     }
 
-    pub fn start(&self, name: &str, device: u32, grid: u32, block: u32, shared: u32, params: &Params) -> Arc<Launch> {
-        let kernel = self.module.kernel(self.machine.space(), device, name).unwrap_or_else(|e| panic!("{e}"));
+    pub fn start(
+        &self,
+        name: &str,
+        device: u32,
+        grid: u32,
+        block: u32,
+        shared: u32,
+        params: &Params,
+    ) -> Arc<Launch> {
+        let kernel = self
+            .module
+            .kernel(self.machine.space(), device, name)
+            .unwrap_or_else(|e| panic!("{e}"));
         let spec = LaunchSpec {
             kernel: &kernel,
             device,
@@ -115,7 +162,16 @@ impl Rig {
         self.machine.launch(&spec).unwrap()
     }
 
-    pub fn run(&self, name: &str, device: u32, grid: u32, block: u32, shared: u32, params: &Params) -> Result<Counters, Fault> {
-        self.machine.wait(&self.start(name, device, grid, block, shared, params))
+    pub fn run(
+        &self,
+        name: &str,
+        device: u32,
+        grid: u32,
+        block: u32,
+        shared: u32,
+        params: &Params,
+    ) -> Result<Counters, Fault> {
+        self.machine
+            .wait(&self.start(name, device, grid, block, shared, params))
     }
 }
