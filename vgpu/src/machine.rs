@@ -333,6 +333,11 @@ fn now_ms() -> u64 {
 impl Machine {
     /// Builds a machine.
     pub fn new(config: MachineConfig) -> std::io::Result<Machine> {
+        // Only with AVX are 16-byte accesses single-copy atomic, and `access` is written with its instructions.
+        #[cfg(target_arch = "x86_64")]
+        if !is_x86_feature_detected!("avx") {
+            return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "vgpu needs a processor with AVX"));
+        }
         let n = config.devices as usize;
         let workers = if config.track.is_some() {
             0
@@ -635,7 +640,7 @@ impl Shared {
                 }
                 Turn::Idle => {
                     idle = idle.wrapping_add(1);
-                    if idle & 255 == 255 {
+                    if idle & 7 == 7 {
                         // Everything here waits: leave the processor to whom it waits for.
                         std::thread::yield_now();
                     }

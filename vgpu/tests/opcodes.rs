@@ -77,7 +77,7 @@ fn module(rows: &[Row]) -> String {
         for k in 0..row.inputs.len() {
             let _ = write!(
                 load,
-                "ld.global.u64 %d{k}, [%in+{}]; cvt.u32.u64 %w{k}, %d{k}; cvt.u16.u64 %h{k}, %d{k}; setp.ne.u64 %p{k}, %d{k}, 0;\n",
+                "ld.global.u64 %d{k}, [%in+{}]; cvt.u32.u64 %w{k}, %d{k}; cvt.u16.u64 %h{k}, %d{k}; setp.ne.u64 %p{k}, %d{k}, 0; ",
                 8 * k
             );
         }

@@ -238,10 +238,12 @@ impl Block {
             if before == 0 {
                 continue;
             }
+            let moves = self.warps[at].poll.moves;
             let stop = self.warps[at].run(&kernel.code, SLICE);
             let gone = (before & !self.warps[at].live).count_ones();
             self.state.live -= gone;
-            busy |= stop == Stop::Budget || gone != 0 || self.settle_barriers();
+            busy |= self.settle_barriers() || stop == Stop::Budget || gone != 0;
+            busy |= self.warps[at].poll.moves != moves;
             if stop == Stop::Fault {
                 return Turn::Fault(self.fault(at));
             }

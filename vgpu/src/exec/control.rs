@@ -30,7 +30,8 @@ exec!(
         let index: u32 = w.lane(i.a, w.exec.trailing_zeros() as usize);
         let same = (0..32).filter(|&l| w.exec >> l & 1 == 1 && w.lane::<u32>(i.a, l) == index);
         let same = same.fold(0, |m, l| m | 1 << l);
-        let table = &(&(*w.block).kernel).tables[i.aux as usize];
+        let kernel = &(*w.block).kernel;
+        let table = &kernel.tables[i.aux as usize];
         let Some(&target) = table.get(index as usize) else {
             return w.fail(Trouble::Trap(format!("brx.idx index {index} is outside its table")));
         };

@@ -30,7 +30,7 @@ unsafe fn bulk<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble> {
         for l in (0..32).filter(|l| lanes >> l & 1 == 1) {
             let (dst, src) = (w.address(i.a, l, i.v[0]), w.address(i.b, l, i.v[1]));
             let bytes: u32 = w.lane(i.c, l);
-            if bytes % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
+            if (u64::from(bytes) | dst | src) & 15 != 0 {
                 return Err(Trouble::Trap(format!(
                     "bulk copy of {bytes} bytes from {src:#x} to {dst:#x}: not multiples of 16"
                 )));

@@ -1,5 +1,11 @@
 //! The interpreter: warps of 32 lanes over arrays.
 
+// `for l in 0..LANES` over arrays is what the vectoriser understands best, and what a lane is.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "lanes are numbers; several arrays are indexed by them"
+)]
+
 pub mod alu;
 pub mod block;
 pub mod control;

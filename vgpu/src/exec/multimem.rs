@@ -155,7 +155,7 @@ impl Warp {
         store: bool,
         out: &mut [u64; MAX_MEMBERS],
     ) -> Result<usize, Trouble> {
-        if addr % bytes as u64 != 0 {
+        if !addr.is_multiple_of(bytes as u64) {
             return Err(Trouble::Misaligned(addr, bytes as u32));
         }
         // SAFETY: the space outlives all warps.

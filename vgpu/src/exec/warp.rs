@@ -185,6 +185,8 @@ pub struct Poll {
     pub line: u32,
     /// The warp's instruction count when it polled.
     pub at: u64,
+    /// How often a poll was not the same as the one before: the warp goes on.
+    pub moves: u64,
 }
 
 /// A warp of a running block.
@@ -321,11 +323,12 @@ impl Warp {
             let i = &code[self.pc as usize];
             left -= 1;
             self.counters.instructions += 1;
-            // SAFETY: the guard is a predicate of this kernel.
             self.exec = if i.guard == NO_GUARD {
                 self.mask
             } else {
-                self.mask & (unsafe { self.pred(i.guard) } ^ i.negate)
+                // SAFETY: the guard is a predicate of this kernel.
+                let p = unsafe { self.pred(i.guard) };
+                self.mask & (p ^ i.negate)
             };
             if self.exec == 0 {
                 self.pc += 1;
@@ -568,6 +571,7 @@ impl Warp {
             spins: 0,
             line: i.line,
             at: self.counters.instructions,
+            moves: self.poll.moves + 1,
         };
         false
     }

@@ -377,11 +377,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn registers(&mut self, lx: &mut Lexer<'a>) -> Result<(), LoadError> {
-        let mut ty = lx.word()?;
-        while matches!(ty, ".v2" | ".v4") {
-            return Err(self.error("vector registers are not supported"));
-        }
-        ty = ty.trim_start_matches('.');
+        let ty = lx.word()?.trim_start_matches('.');
         let class = Ty::parse(ty)
             .and_then(W::of)
             .ok_or_else(|| self.error(format!("register type `{ty}`")))?;

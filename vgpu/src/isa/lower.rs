@@ -661,15 +661,16 @@ impl<'a> Decoder<'a> {
                 i.e = self.dest(ops, 0, W::P)?;
                 at = 1;
             }
-            MbarOp::Arrive | MbarOp::ArriveDrop | MbarOp::ArriveExpectTx => {
-                if !matches!(self.op(ops, 0)?, Opnd::Mem(..) | Opnd::MemInt(_)) {
-                    i.d = if ops[0] == Opnd::Sink {
-                        NONE
-                    } else {
-                        self.dest(ops, 0, W::D)?
-                    };
-                    at = 1;
-                }
+            // The state that an arrival returns may be left out.
+            MbarOp::Arrive | MbarOp::ArriveDrop | MbarOp::ArriveExpectTx
+                if !matches!(self.op(ops, 0)?, Opnd::Mem(..) | Opnd::MemInt(_)) =>
+            {
+                i.d = if ops[0] == Opnd::Sink {
+                    NONE
+                } else {
+                    self.dest(ops, 0, W::D)?
+                };
+                at = 1;
             }
             MbarOp::PendingCount => {
                 // Takes a state, no address; read like an address so that one handler serves all.

@@ -94,12 +94,8 @@ fn memory<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
     let line = lx.line();
     let m = match lx.next_tok()? {
         Tok::Word(base) => {
-            let mut offset = 0;
-            if lx.accept(b'+')? {
-                offset = lx.int()?;
-            } else if lx.peek()? == Tok::Punct(b'-') {
-                offset = lx.int()?;
-            }
+            let signed = lx.accept(b'+')? || lx.peek()? == Tok::Punct(b'-');
+            let offset = if signed { lx.int()? } else { 0 };
             Opnd::Mem(base, offset)
         }
         Tok::Int(i) => Opnd::MemInt(i),

@@ -265,9 +265,9 @@ impl<'a> Run<'a> {
                 let r = self
                     .model
                     .atomic(agent, a, &initial, true, Box::new(update));
-                match d {
-                    Some(d) => self.set(t, d, r),
-                    None => {} // a `red`; if it was deferred, the model performs it in time
+                // A `red` has no register; if it was deferred, the model performs it in time.
+                if let Some(d) = d {
+                    self.set(t, d, r);
                 }
             }
             Instr::Fence { sem, scope } => self.model.fence(agent, *sem, *scope),

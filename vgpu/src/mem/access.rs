@@ -18,7 +18,7 @@ pub unsafe fn load16(p: *const u8) -> [u8; 16] {
     // SAFETY: the caller gives 16 readable bytes; `out` has 16 writable ones.
     unsafe {
         let v: std::arch::x86_64::__m128i;
-        std::arch::asm!("movdqu {v}, [{p}]", p = in(reg) p, v = out(xmm_reg) v,
+        std::arch::asm!("vmovdqu {v}, [{p}]", p = in(reg) p, v = out(xmm_reg) v,
             options(nostack, preserves_flags, readonly));
         std::arch::x86_64::_mm_storeu_si128(out.as_mut_ptr().cast(), v);
         out.assume_init()
@@ -44,7 +44,7 @@ pub unsafe fn store16(p: *mut u8, bytes: [u8; 16]) {
     // SAFETY: the caller gives 16 writable bytes.
     unsafe {
         let v = std::arch::x86_64::_mm_loadu_si128(bytes.as_ptr().cast());
-        std::arch::asm!("movdqu [{p}], {v}", p = in(reg) p, v = in(xmm_reg) v,
+        std::arch::asm!("vmovdqu [{p}], {v}", p = in(reg) p, v = in(xmm_reg) v,
             options(nostack, preserves_flags));
     }
     #[cfg(target_arch = "aarch64")]
