@@ -336,7 +336,10 @@ impl Machine {
         // Only with AVX are 16-byte accesses single-copy atomic, and `access` is written with its instructions.
         #[cfg(target_arch = "x86_64")]
         if !is_x86_feature_detected!("avx") {
-            return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "vgpu needs a processor with AVX"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                "vgpu needs a processor with AVX",
+            ));
         }
         let n = config.devices as usize;
         let workers = if config.track.is_some() {

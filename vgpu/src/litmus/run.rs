@@ -207,6 +207,7 @@ impl<'a> Run<'a> {
             sem,
             scope,
             site: 0,
+            slot: 0,
         }
     }
 

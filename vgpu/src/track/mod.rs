@@ -36,7 +36,7 @@ pub(crate) struct Inner {
     /// By agent.
     agents: Vec<SiteInfo>,
     sites: Vec<SiteInfo>,
-    known: std::collections::HashMap<(u32, u32), u32>,
+    known: model::FastMap<(u32, u32), u32>,
     /// What is known by all who start now: all launches that have ended.
     ended: Vc,
     /// Races of earlier epochs, with words.
@@ -237,6 +237,7 @@ impl Inner {
             sem: i.mem.sem,
             scope: i.mem.scope,
             site,
+            slot: 0,
         }
     }
 }

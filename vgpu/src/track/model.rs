@@ -6,10 +6,41 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::exec::warp::{Scope, Sem};
 
 /// A vector clock: for each agent, up to which of its operations is known.
 pub type Vc = Vec<u32>;
+
+/// A hash that keeps order: granule numbers need no defence against anybody, but their cells are touched in a row.
+#[derive(Default, Clone, Copy)]
+pub struct FastHash(u64);
+
+impl std::hash::Hasher for FastHash {
+    fn finish(&self) -> u64 {
+        // Neighbours stay neighbours in the table; the seven top bits tell those apart that share a bucket.
+        let top = !0 << 57;
+        self.0 & !top | self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) & top
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64((*b).into());
+        }
+    }
+    fn write_u16(&mut self, x: u16) {
+        self.write_u64(x.into());
+    }
+    fn write_u32(&mut self, x: u32) {
+        self.write_u64(x.into());
+    }
+    fn write_u64(&mut self, x: u64) {
+        self.0 = self.0.rotate_left(23) ^ x;
+    }
+}
+
+/// A map with that hash.
+pub type FastMap<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<FastHash>>;
 
 /// Raises `into` to `from`.
 pub fn join(into: &mut Vc, from: &[u32]) {
@@ -67,6 +98,8 @@ pub struct Access {
     pub scope: Scope,
     /// For reports.
     pub site: Site,
+    /// The model's own note of where the granule's cell is; any value will do.
+    pub slot: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -77,16 +110,41 @@ struct Write {
     clock: u32,
     /// Scope if it is strong.
     strong: Option<Scope>,
-    releases: Vec<Release>,
-    /// Morally strong reads of it: agent and its first such operation.
-    readers: Vec<(u32, u32)>,
     /// True for the write of an atomic, which directly follows what it read.
     atomic: bool,
     site: Site,
     id: u64,
+    /// Nothing for most writes, which are weak and alone.
+    extra: Option<Box<Extra>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Extra {
+    releases: Vec<Release>,
+    /// Morally strong reads of it: agent and its first such operation.
+    readers: Vec<(u32, u32)>,
     /// Writes that the model puts before this one: by causality, or because both are morally strong. The order of the list
     /// between other writes is a choice that no reader may rely on.
     after: Vec<u64>,
+}
+
+impl Write {
+    fn releases(&self) -> &[Release] {
+        self.extra.as_ref().map_or(&[], |e| &e.releases)
+    }
+    fn readers(&self) -> &[(u32, u32)] {
+        self.extra.as_ref().map_or(&[], |e| &e.readers)
+    }
+    fn after(&self) -> &[u64] {
+        self.extra.as_ref().map_or(&[], |e| &e.after)
+    }
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+    /// True if this agent's knowledge contains the write, or a morally strong read of it.
+    fn is_known(&self, vc: &[u32]) -> bool {
+        knows(vc, self.agent, self.clock) || self.readers().iter().any(|&(a, c)| knows(vc, a, c))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -98,11 +156,11 @@ struct Read {
     site: Site,
 }
 
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct Cell {
     /// Coherence order; the first covers the whole granule.
-    writes: Vec<Write>,
-    reads: Vec<Read>,
+    writes: SmallVec<[Write; 2]>,
+    reads: SmallVec<[Read; 2]>,
 }
 
 /// An agent.
@@ -116,7 +174,7 @@ struct Agent {
     /// Its last release fences, one per scope.
     fences: Vec<Release>,
     /// Its release stores by location: later strong stores there continue the pattern.
-    stores: HashMap<(u64, u16), Vec<Release>>,
+    stores: FastMap<(u64, u16), Vec<Release>>,
 }
 
 /// A read-modify-write: the new bytes for the old ones; none if the atomic stores nothing new but still writes.
@@ -152,7 +210,9 @@ pub struct Model {
     pub config: Config,
     rng: u64,
     agents: Vec<Agent>,
-    cells: HashMap<u64, Cell>,
+    /// Where a granule's cell is in `cells`.
+    slots: FastMap<u64, u32>,
+    cells: Vec<Cell>,
     /// What earlier `fence.sc` knew, by scope and place.
     sc: BTreeMap<(Scope, u64, u32), Vc>,
     deferred: Vec<Deferred>,
@@ -170,7 +230,8 @@ impl Model {
             config,
             rng: config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d,
             agents: Vec::new(),
-            cells: HashMap::new(),
+            slots: FastMap::default(),
+            cells: Vec::new(),
             sc: BTreeMap::new(),
             deferred: Vec::new(),
             tickets: 0,
@@ -260,43 +321,32 @@ impl Model {
         }
     }
 
-    fn cell(&mut self, granule: u64, initial: &[u8; 16]) -> &mut Cell {
-        let cell = self.cells.entry(granule).or_default();
-        if cell.writes.is_empty() {
-            cell.writes.push(Write {
-                mask: !0,
-                data: *initial,
-                agent: NOBODY,
-                clock: 0,
-                strong: None,
-                releases: Vec::new(),
-                readers: Vec::new(),
-                atomic: false,
-                site: 0,
-                id: 0,
-                after: Vec::new(),
-            });
+    /// The cell of a granule, which holds `initial` if it is new.
+    fn slot(&mut self, granule: u64, initial: &[u8; 16]) -> u32 {
+        let next = self.cells.len() as u32;
+        let slot = *self.slots.entry(granule).or_insert(next);
+        if slot == next {
+            self.cells.push(Cell::new(*initial));
         }
-        cell
+        slot
     }
 
     /// The newest bytes of a granule, if the model knows it.
     pub fn newest(&self, granule: u64) -> Option<[u8; 16]> {
-        self.cells.get(&granule).map(|c| c.at(c.writes.len() - 1))
+        let cell = &self.cells[*self.slots.get(&granule)? as usize];
+        Some(cell.at(cell.writes.len() - 1))
     }
 
     /// The host wrote: what everybody knows from now on.
     pub fn external(&mut self, granule: u64, bytes: &[u8; 16]) {
         self.flush(|d| d.access.granule == granule);
-        self.cells.remove(&granule);
-        self.cell(granule, bytes);
+        let slot = self.slot(granule, bytes);
+        self.cells[slot as usize] = Cell::new(*bytes);
     }
 
     /// Index of the oldest write that a load with this knowledge may still see.
     fn floor(cell: &Cell, mask: u16, vc: &[u32]) -> usize {
-        let known = |w: &Write| {
-            knows(vc, w.agent, w.clock) || w.readers.iter().any(|&(a, c)| knows(vc, a, c))
-        };
+        let known = |w: &Write| w.is_known(vc);
         cell.writes
             .iter()
             .rposition(|w| w.mask & mask != 0 && known(w))
@@ -307,24 +357,25 @@ impl Model {
     pub fn load(
         &mut self,
         agent: u32,
-        a: Access,
+        mut a: Access,
         initial: &[u8; 16],
         may_defer: bool,
     ) -> Result<[u8; 16], u64> {
-        let clock = self.before(agent, &a, initial);
+        let clock = self.before(agent, &mut a, initial);
         if may_defer && self.config.weak && !a.sem.acquires() && self.random(3) == 0 {
             return Err(self.defer(agent, clock, a, None));
         }
-        let vc = self.agents[agent as usize].vc.clone();
+        let vc = std::mem::take(&mut self.agents[agent as usize].vc);
         let data = self.read(agent, clock, &vc, &a);
+        self.agents[agent as usize].vc = vc;
         self.acquire_after(agent, &a);
         Ok(data)
     }
 
     /// What comes before every access: same-granule order, a clock tick, the cell.
-    fn before(&mut self, agent: u32, a: &Access, initial: &[u8; 16]) -> u32 {
+    fn before(&mut self, agent: u32, a: &mut Access, initial: &[u8; 16]) -> u32 {
         let granule = a.granule;
-        self.cell(granule, initial);
+        a.slot = self.slot(granule, initial);
         self.flush(|d| d.agent == agent && d.access.granule == granule);
         self.tick(agent)
     }
@@ -371,32 +422,30 @@ impl Model {
 
     fn read(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access) -> [u8; 16] {
         self.check(agent, clock, vc, a, false);
-        let cell = &self.cells[&a.granule];
+        let cell = &self.cells[a.slot as usize];
         let floor = Self::floor(cell, a.mask, vc);
         let last = cell.writes.len() - 1;
         let unordered = Self::unordered(cell, a.mask, vc, floor);
         if self.config.weak && !unordered.is_empty() && self.random(2) == 0 {
             let at = unordered[self.random(unordered.len() as u64) as usize];
-            self.observe(agent, clock, a, at);
-            return self.cells[&a.granule].writes[at].data;
+            self.observe(agent, clock, vc, a, at);
+            return self.cells[a.slot as usize].writes[at].data;
         }
         let at = self.pick(floor, last);
-        self.observe(agent, clock, a, at);
-        self.cells[&a.granule].at(at)
+        self.observe(agent, clock, vc, a, at);
+        self.cells[a.slot as usize].at(at)
     }
 
     /// Writes before the floor that nothing known follows: coherence order between them and the floor is open.
     fn unordered(cell: &Cell, mask: u16, vc: &[u32], floor: usize) -> Vec<usize> {
-        let known = |w: &&Write| {
-            knows(vc, w.agent, w.clock) || w.readers.iter().any(|&(a, c)| knows(vc, a, c))
-        };
+        let known = |w: &&Write| w.is_known(vc);
         let hidden = |n: usize| {
             let id = cell.writes[n].id;
             n == 0
                 || cell.writes[n + 1..]
                     .iter()
                     .filter(known)
-                    .any(|w| w.mask & mask != 0 && w.after.contains(&id))
+                    .any(|w| w.mask & mask != 0 && w.after().contains(&id))
         };
         (1..floor)
             .filter(|&n| cell.writes[n].mask & mask == mask && !hidden(n))
@@ -412,11 +461,11 @@ impl Model {
     }
 
     /// Notes that a strong read saw the writes up to `at`, and what they release.
-    fn observe(&mut self, agent: u32, clock: u32, a: &Access, at: usize) {
+    fn observe(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access, at: usize) {
         if a.sem == Sem::Weak {
             return;
         }
-        let cell = &self.cells[&a.granule];
+        let cell = &self.cells[a.slot as usize];
         let seen = (0..=at)
             .rev()
             .find(|&n| cell.writes[n].mask & a.mask != 0)
@@ -425,16 +474,15 @@ impl Model {
         if w.mask != a.mask || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong) {
             return;
         }
-        let releases = w.releases.clone();
-        if let Some(w) = self.cells.get_mut(&a.granule).map(|c| &mut c.writes[seen])
-            && !w.readers.iter().any(|r| r.0 == agent)
-        {
-            w.readers.push((agent, clock));
+        let releases = w.releases().to_vec();
+        let w = &mut self.cells[a.slot as usize].writes[seen];
+        if !w.readers().iter().any(|r| r.0 == agent) {
+            w.extra().readers.push((agent, clock));
         }
         let me = &mut self.agents[agent as usize];
         for r in releases {
             if r.agent != agent
-                && !knows(&me.vc, r.agent, r.clock)
+                && !knows(vc, r.agent, r.clock)
                 && !me.seen.iter().any(|s| Arc::ptr_eq(&s.1.vc, &r.vc))
             {
                 me.seen.push(((a.granule, a.mask), r));
@@ -466,15 +514,17 @@ impl Model {
     }
 
     /// Stores.
-    pub fn store(&mut self, agent: u32, a: Access, data: [u8; 16], initial: &[u8; 16]) {
-        let clock = self.before(agent, &a, initial);
-        let vc = self.agents[agent as usize].vc.clone();
+    pub fn store(&mut self, agent: u32, mut a: Access, data: [u8; 16], initial: &[u8; 16]) {
+        let clock = self.before(agent, &mut a, initial);
+        let vc = std::mem::take(&mut self.agents[agent as usize].vc);
         self.check(agent, clock, &vc, &a, true);
-        let cell = &self.cells[&a.granule];
+        let cell = &self.cells[a.slot as usize];
         let floor = Self::floor(cell, a.mask, &vc);
-        let mut at = self.pick(floor, self.cells[&a.granule].writes.len() - 1) + 1;
+        let last = cell.writes.len() - 1;
+        self.agents[agent as usize].vc = vc;
+        let mut at = self.pick(floor, last) + 1;
         // Not between an atomic and what it read.
-        let cell = &self.cells[&a.granule];
+        let cell = &self.cells[a.slot as usize];
         while let Some(n) = (at..cell.writes.len()).find(|&n| cell.writes[n].mask & a.mask != 0) {
             let next = &cell.writes[n];
             let strong = (a.sem != Sem::Weak).then_some(a.scope);
@@ -535,30 +585,30 @@ impl Model {
         } else {
             Vec::new()
         };
-        let readers = Vec::new();
+        let extra = (!releases.is_empty() || !after.is_empty()).then(|| {
+            Box::new(Extra {
+                releases,
+                after,
+                ..Extra::default()
+            })
+        });
         let write = Write {
             mask: a.mask,
             data,
             agent,
             clock,
             strong,
-            releases,
-            readers,
             atomic,
             site: a.site,
             id,
-            after,
+            extra,
         };
-        let Some(cell) = self.cells.get_mut(&a.granule) else {
-            return;
-        };
+        let cell = &mut self.cells[a.slot as usize];
         cell.writes.insert(at, write);
         if cell.writes.len() > HISTORY {
             let granule = a.granule;
             self.flush(|d| d.access.granule == granule);
-            if let Some(cell) = self.cells.get_mut(&granule) {
-                cell.trim();
-            }
+            self.cells[a.slot as usize].trim();
         }
     }
 
@@ -572,21 +622,25 @@ impl Model {
         strong: Option<Scope>,
     ) -> Vec<u64> {
         let vc = &self.agents[agent as usize].vc;
-        let writes = &self.cells[&a.granule].writes;
+        let writes = &self.cells[a.slot as usize].writes;
         let fits =
             |w: &Write| w.mask == a.mask && self.morally_strong(agent, strong, w.agent, w.strong);
         let mut before: Vec<u64> = Vec::new();
-        for w in writes[..at].iter().filter(|w| w.mask & a.mask != 0) {
-            if knows(vc, w.agent, w.clock)
-                || w.readers.iter().any(|&(x, c)| knows(vc, x, c))
-                || fits(w)
-            {
+        // The first write of a granule is before all others anyway.
+        for w in writes[..at]
+            .iter()
+            .filter(|w| w.mask & a.mask != 0 && w.agent != NOBODY)
+        {
+            if w.is_known(vc) || fits(w) {
                 before.push(w.id);
-                before.extend(&w.after);
+                before.extend(w.after());
             }
         }
         before.sort_unstable();
         before.dedup();
+        if at == writes.len() {
+            return before;
+        }
         let mut behind: Vec<u64> = writes[at..]
             .iter()
             .filter(|w| fits(w))
@@ -595,17 +649,18 @@ impl Model {
         behind.extend(
             writes[at..]
                 .iter()
-                .filter(|w| w.after.iter().any(|x| behind.contains(x)))
+                .filter(|w| w.after().iter().any(|x| behind.contains(x)))
                 .map(|w| w.id)
                 .collect::<Vec<_>>(),
         );
-        if let Some(cell) = self.cells.get_mut(&a.granule) {
+        {
+            let cell = &mut self.cells[a.slot as usize];
             for w in cell.writes[at..]
                 .iter_mut()
                 .filter(|w| behind.contains(&w.id))
             {
-                w.after.push(id);
-                w.after.extend(&before);
+                w.extra().after.push(id);
+                w.extra().after.extend(&before);
             }
         }
         before
@@ -615,12 +670,12 @@ impl Model {
     pub fn atomic(
         &mut self,
         agent: u32,
-        a: Access,
+        mut a: Access,
         initial: &[u8; 16],
         may_defer: bool,
         f: Update,
     ) -> Result<[u8; 16], u64> {
-        let clock = self.before(agent, &a, initial);
+        let clock = self.before(agent, &mut a, initial);
         if may_defer
             && self.config.weak
             && !a.sem.acquires()
@@ -644,7 +699,7 @@ impl Model {
         f: &dyn Fn(&[u8; 16]) -> [u8; 16],
     ) -> [u8; 16] {
         self.check(agent, clock, vc, a, true);
-        let cell = &self.cells[&a.granule];
+        let cell = &self.cells[a.slot as usize];
         let last = cell.writes.len() - 1;
         // Places where nothing morally strong has already read and written.
         let free = |at: usize| {
@@ -658,8 +713,8 @@ impl Model {
             .filter(|&n| free(n))
             .collect();
         let at = places[self.pick(0, places.len() - 1)];
-        self.observe(agent, clock, a, at);
-        let cell = &self.cells[&a.granule];
+        self.observe(agent, clock, vc, a, at);
+        let cell = &self.cells[a.slot as usize];
         let old = cell.at(at);
         let read = (0..=at)
             .rev()
@@ -669,7 +724,7 @@ impl Model {
         let continues = source.mask == a.mask
             && self.morally_strong(agent, Some(a.scope), source.agent, source.strong);
         let inherited = if continues {
-            source.releases.clone()
+            source.releases().to_vec()
         } else {
             Vec::new()
         };
@@ -766,7 +821,7 @@ impl Model {
             return;
         }
         let strong = (a.sem != Sem::Weak).then_some(a.scope);
-        let cell = &self.cells[&a.granule];
+        let cell = &self.cells[a.slot as usize];
         let apart = |mask: u16, who: u32, when: u32, s: Option<Scope>| {
             let ordered = who == agent || knows(vc, who, when);
             let fits = mask == a.mask && self.morally_strong(agent, strong, who, s);
@@ -808,9 +863,7 @@ impl Model {
                 self.races.push(f);
             }
         }
-        let Some(cell) = self.cells.get_mut(&a.granule) else {
-            return;
-        };
+        let cell = &mut self.cells[a.slot as usize];
         if writes {
             cell.reads.retain(|r| {
                 !(r.agent == agent || knows(vc, r.agent, r.clock)) || r.mask & !a.mask != 0
@@ -836,6 +889,24 @@ impl Model {
 }
 
 impl Cell {
+    fn new(data: [u8; 16]) -> Self {
+        let first = Write {
+            mask: !0,
+            data,
+            agent: NOBODY,
+            clock: 0,
+            strong: None,
+            atomic: false,
+            site: 0,
+            id: 0,
+            extra: None,
+        };
+        Cell {
+            writes: smallvec![first],
+            reads: SmallVec::new(),
+        }
+    }
+
     /// The bytes as of write number `at`.
     fn at(&self, at: usize) -> [u8; 16] {
         let (mut out, mut missing) = ([0; 16], !0u16);
@@ -867,8 +938,7 @@ impl Cell {
             agent: NOBODY,
             clock: 0,
             strong: None,
-            releases: Vec::new(),
-            readers: Vec::new(),
+            extra: None,
             ..base.clone()
         };
     }
