@@ -444,3 +444,44 @@ fn vgpu_wrong_addresses_are_faults_with_their_line() {
         Err(Fault::Misaligned { .. })
     ));
 }
+
+#[test]
+fn vgpu_ten_megabytes_of_ptx_load_within_a_second() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let (head, kernels) = ptx.split_at(ptx.find(".visible .entry").unwrap());
+    let mut text = head.to_string();
+    for n in 0.. {
+        text += &kernels
+            .replace("_param_", &format!("_{n}_param_"))
+            .replace(".entry ", &format!(".entry k{n}_"));
+        if text.len() > 10_000_000 {
+            break;
+        }
+    }
+    let start = std::time::Instant::now();
+    let module = vgpu::LoadedModule::parse(&text, false).unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(module.module().functions.len() > 1000);
+}
+
+#[test]
+fn vgpu_an_unknown_instruction_is_a_load_error_with_its_line() {
+    let text = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k() {\n  .reg .b32 %r<3>;\n\n  frob.u32 %r1, %r2;\n  ret;\n}\n";
+    let error = |t: &str| vgpu::LoadedModule::parse(t, false).err();
+    let Some(vgpu::LoadError::UnknownInstruction {
+        line: 7, opcode, ..
+    }) = error(text)
+    else {
+        panic!("{:?}", error(text))
+    };
+    assert_eq!(opcode, "frob.u32");
+    assert!(
+        error(&text.replace("frob.u32", "add.u33")).is_some()
+            && error(&text.replace("frob.u32", "ld.global.weird.u32")).is_some()
+    );
+    assert!(error(&text.replace("frob.u32", "add.u32")).is_none());
+}
