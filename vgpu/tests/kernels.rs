@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Params, Rig, kernels_ptx};
+use common::{Params, Rig, cases, kernels_ptx};
 use vgpu::track::model::Config;
 use vgpu::{Fault, MachineConfig};
 
@@ -41,101 +41,29 @@ fn in_all_modes(devices: u32, test: impl Fn(&Rig)) {
 
 #[test]
 fn vgpu_copy_counts_its_bytes() {
-    in_all_modes(2, |rig| {
-        let n = 1000;
-        let (a, b) = (rig.alloc::<u128>(1, n), rig.alloc::<u128>(0, n));
-        let data: Vec<u128> = (0..n as u128).map(|x| x << 64 | !x).collect();
-        rig.write(a, &data);
-        let c = rig
-            .run(
-                "copy16",
-                0,
-                3,
-                64,
-                0,
-                &Params::new().u64(b).u64(a).u64(n as u64),
-            )
-            .unwrap();
-        assert_eq!(rig.read::<u128>(b, n), data);
-        assert_eq!((c.loaded, c.stored), ([0, 16_000, 0, 0], [16_000, 0, 0, 0]));
-        assert_eq!(c.widths, [0, 0, 0, 0, 2000, 0]);
-        assert_eq!(c.peers[1], (16_000, 0));
-        assert_eq!((c.atomics, c.barriers), (0, 0));
-    });
+    in_all_modes(2, cases::copy_counts_its_bytes);
 }
 
 #[test]
 fn vgpu_block_sum() {
-    in_all_modes(1, |rig| {
-        let n = 5000u32;
-        let (a, out) = (rig.alloc::<u32>(0, n as usize), rig.alloc::<u32>(0, 1));
-        rig.write(a, &(0..n).map(|x| x * 7 + 3).collect::<Vec<_>>());
-        let c = rig
-            .run(
-                "block_sum",
-                0,
-                3,
-                128,
-                0,
-                &Params::new().u64(a).u32(n).u64(out),
-            )
-            .unwrap();
-        assert_eq!(
-            rig.read::<u32>(out, 1)[0],
-            (0..n).map(|x| x * 7 + 3).sum::<u32>()
-        );
-        assert_eq!((c.atomics, c.barriers), (3, 3 * 128));
-    });
+    in_all_modes(1, cases::block_sum);
 }
 
 #[test]
 fn vgpu_grid_barrier() {
-    in_all_modes(1, |rig| {
-        let (data, counter, errors) = (
-            rig.alloc::<u32>(0, 4 * 64),
-            rig.alloc::<u32>(0, 1),
-            rig.alloc::<u32>(0, 1),
-        );
-        rig.run(
-            "grid_barrier",
-            0,
-            4,
-            64,
-            0,
-            &Params::new().all(&[data, counter, errors]).u32(5),
-        )
-        .unwrap();
-        assert_eq!(rig.read::<u32>(errors, 1)[0], 0);
-    });
-}
-
-fn ping_pong(rig: &Rig, kernel: &str, rounds: u32) -> u32 {
-    let flags = [rig.alloc::<u32>(0, 1), rig.alloc::<u32>(1, 1)];
-    let (data, errors) = (rig.alloc::<u32>(0, 1), rig.alloc::<u32>(1, 1));
-    let start = |d: usize| {
-        let p = Params::new()
-            .all(&[flags[d], flags[1 - d], data, errors])
-            .u32(rounds)
-            .u32(u32::from(d == 0));
-        rig.start(kernel, d as u32, 1, 1, 0, &p)
-    };
-    let launches = [start(0), start(1)];
-    for l in &launches {
-        rig.machine.wait(l).unwrap();
-    }
-    rig.read::<u32>(errors, 1)[0]
+    in_all_modes(1, cases::grid_barrier);
 }
 
 #[test]
 fn vgpu_ping_pong_between_devices() {
-    in_all_modes(2, |rig| assert_eq!(ping_pong(rig, "ping_pong", 50), 0));
+    in_all_modes(2, cases::ping_pong_between_devices);
 }
 
 #[test]
 fn vgpu_a_missing_release_is_found_both_ways() {
     let Some(ptx) = kernels_ptx() else { return };
     let stale = (0..20)
-        .filter(|&s| ping_pong(&Rig::new(&ptx, weak(2, s)), "ping_pong_relaxed", 20) > 0)
+        .filter(|&s| cases::ping_pong(&Rig::new(&ptx, weak(2, s)), "ping_pong_relaxed", 20) > 0)
         .count();
     assert!(stale >= 10, "stale data in only {stale} of 20 seeds");
     let race_only = MachineConfig {
@@ -147,7 +75,7 @@ fn vgpu_a_missing_release_is_found_both_ways() {
         ..sc(2)
     };
     let rig = Rig::new(&ptx, race_only);
-    ping_pong(&rig, "ping_pong_relaxed", 5);
+    cases::ping_pong(&rig, "ping_pong_relaxed", 5);
     let races = rig.machine.races();
     assert!(!races.is_empty());
     assert!(
@@ -160,7 +88,7 @@ fn vgpu_a_missing_release_is_found_both_ways() {
 #[test]
 fn vgpu_same_seed_same_run() {
     let Some(ptx) = kernels_ptx() else { return };
-    let run = |seed| ping_pong(&Rig::new(&ptx, weak(2, seed)), "ping_pong_relaxed", 40);
+    let run = |seed| cases::ping_pong(&Rig::new(&ptx, weak(2, seed)), "ping_pong_relaxed", 40);
     let first: Vec<u32> = (0..6).map(run).collect();
     assert_eq!(first, (0..6).map(run).collect::<Vec<_>>());
     assert!(
@@ -169,193 +97,34 @@ fn vgpu_same_seed_same_run() {
     );
 }
 
-const RANKS: usize = 8;
-
-/// Input and flag pointers of all ranks, as the kernels take them.
-fn peers(rig: &Rig, n: usize) -> (Vec<u64>, Params) {
-    let input: Vec<u64> = (0..RANKS).map(|r| rig.alloc::<f32>(r as u32, n)).collect();
-    let flags: Vec<u64> = (0..RANKS).map(|r| rig.alloc::<u32>(r as u32, 64)).collect();
-    for (r, at) in input.iter().enumerate() {
-        rig.write(
-            *at,
-            &(0..n).map(|i| (i % 13 + r) as f32).collect::<Vec<_>>(),
-        );
-    }
-    let p = Params::new().all(&input).all(&flags);
-    (input, p)
-}
-
-fn sum(i: usize) -> f32 {
-    (0..RANKS).map(|r| (i % 13 + r) as f32).sum()
-}
-
 #[test]
 fn vgpu_one_shot_all_reduce() {
-    in_all_modes(RANKS as u32, |rig| {
-        let n = 256;
-        let (_, peers) = peers(rig, n);
-        let out: Vec<u64> = (0..RANKS).map(|r| rig.alloc::<f32>(r as u32, n)).collect();
-        let start = |r: usize| {
-            let p = peers
-                .clone()
-                .u64(out[r])
-                .u32(n as u32)
-                .u32(r as u32)
-                .u32(RANKS as u32)
-                .u32(1);
-            rig.start("one_shot", r as u32, 2, 32, 0, &p)
-        };
-        let launches: Vec<_> = (0..RANKS).map(start).collect();
-        for l in &launches {
-            let c = rig.machine.wait(l).unwrap();
-            // Seven eighths of the input, and the polls of the flags, come from peers or from here.
-            assert_eq!(c.loaded[1], 7 * 4 * n as u64);
-            assert_eq!(c.stored[1], 7 * 4 * 2 * 2);
-        }
-        for at in out {
-            assert_eq!(rig.read::<f32>(at, n), (0..n).map(sum).collect::<Vec<_>>());
-        }
-    });
+    in_all_modes(cases::RANKS as u32, cases::one_shot_all_reduce);
 }
 
 #[test]
 fn vgpu_two_shot_all_reduce() {
-    in_all_modes(RANKS as u32, |rig| {
-        let n = 512;
-        let (input, peers) = peers(rig, n);
-        let start = |r: usize| {
-            let p = peers
-                .clone()
-                .u32(n as u32)
-                .u32(r as u32)
-                .u32(RANKS as u32)
-                .u32(1);
-            rig.start("two_shot", r as u32, 1, 64, 0, &p)
-        };
-        let launches: Vec<_> = (0..RANKS).map(start).collect();
-        launches
-            .iter()
-            .for_each(|l| drop(rig.machine.wait(l).unwrap()));
-        for at in input {
-            assert_eq!(rig.read::<f32>(at, n), (0..n).map(sum).collect::<Vec<_>>());
-        }
-    });
+    in_all_modes(cases::RANKS as u32, cases::two_shot_all_reduce);
 }
 
 #[test]
 fn vgpu_ll_packets_need_no_other_flag() {
-    in_all_modes(2, |rig| {
-        let n = 100usize;
-        let slots = [rig.alloc::<[u32; 4]>(0, n), rig.alloc::<[u32; 4]>(1, n)];
-        let inputs: Vec<u64> = (0..2).map(|d| rig.alloc::<[u32; 2]>(d, n)).collect();
-        let outs: Vec<u64> = (0..2).map(|d| rig.alloc::<[u32; 2]>(d, n)).collect();
-        for (d, at) in inputs.iter().enumerate() {
-            rig.write(
-                *at,
-                &(0..n as u32)
-                    .map(|i| [i + 100 * d as u32, i * i])
-                    .collect::<Vec<_>>(),
-            );
-        }
-        let start = |d: usize| {
-            let p = Params::new()
-                .all(&[slots[1 - d], slots[d], inputs[d], outs[d]])
-                .u32(n as u32)
-                .u32(1);
-            rig.start("ll_exchange", d as u32, 2, 32, 0, &p)
-        };
-        let launches = [start(0), start(1)];
-        launches
-            .iter()
-            .for_each(|l| drop(rig.machine.wait(l).unwrap()));
-        for at in outs {
-            assert_eq!(
-                rig.read::<[u32; 2]>(at, n),
-                (0..n as u32)
-                    .map(|i| [2 * i + 100, 2 * i * i])
-                    .collect::<Vec<_>>()
-            );
-        }
-    });
+    in_all_modes(2, cases::ll_packets_need_no_other_flag);
 }
 
 #[test]
 fn vgpu_nvls_all_reduce() {
-    in_all_modes(RANKS as u32, |rig| {
-        let n = 256;
-        let (input, peers) = peers(rig, n);
-        let start = |r: usize| {
-            let multicast = rig
-                .machine
-                .space()
-                .multicast(r as u32, input.clone(), 4 * n as u64)
-                .unwrap();
-            let p = Params::new()
-                .u64(multicast)
-                .u32(n as u32)
-                .u32(r as u32)
-                .u32(RANKS as u32)
-                .all(&[]);
-            let mut p = p.u64(0);
-            p.0.truncate(p.0.len() - 8);
-            p.0.extend(&peers.0);
-            rig.start("nvls", r as u32, 1, 32, 0, &p.u32(1))
-        };
-        let launches: Vec<_> = (0..RANKS).map(start).collect();
-        for l in &launches {
-            let c = rig.machine.wait(l).unwrap();
-            assert_eq!(
-                (c.loaded[3], c.stored[3]),
-                (4 * n as u64 / 8, 4 * n as u64 / 8)
-            );
-        }
-        for at in input {
-            assert_eq!(rig.read::<f32>(at, n), (0..n).map(sum).collect::<Vec<_>>());
-        }
-    });
+    in_all_modes(cases::RANKS as u32, cases::nvls_all_reduce);
 }
 
 #[test]
 fn vgpu_bulk_copy() {
-    in_all_modes(1, |rig| {
-        let n = 5 * 1024;
-        let (a, b) = (rig.alloc::<u8>(0, n), rig.alloc::<u8>(0, n));
-        let data: Vec<u8> = (0..n).map(|x| (x % 251) as u8).collect();
-        rig.write(a, &data);
-        rig.run(
-            "bulk_copy",
-            0,
-            2,
-            1024,
-            1024,
-            &Params::new().u64(b).u64(a).u32(n as u32),
-        )
-        .unwrap();
-        assert_eq!(
-            rig.read::<u8>(b, n),
-            data.iter().map(|x| x ^ 1).collect::<Vec<_>>()
-        );
-    });
+    in_all_modes(1, cases::bulk_copy);
 }
 
 #[test]
 fn vgpu_lanes_of_a_warp_make_progress_by_themselves() {
-    in_all_modes(1, |rig| {
-        let (turn, out) = (rig.alloc::<u32>(0, 1), rig.alloc::<u32>(0, 32));
-        rig.run(
-            "lane_hand_over",
-            0,
-            1,
-            32,
-            0,
-            &Params::new().u64(turn).u64(out),
-        )
-        .unwrap();
-        assert_eq!(
-            rig.read::<u32>(out, 32),
-            (0..32).map(|x| x * x).collect::<Vec<u32>>()
-        );
-    });
+    in_all_modes(1, cases::lanes_of_a_warp_make_progress_by_themselves);
 }
 
 #[test]

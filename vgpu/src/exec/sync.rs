@@ -372,6 +372,10 @@ exec!(
             let p = spot.ptr().cast::<u64>();
             let old = p.read();
             let mut bar = Mbar::unpack(old);
+            if bar.expected == 0 && i.aux != MbarOp::Init as u32 {
+                let what = format!("mbarrier at {:#x} is used before its init is seen", addr[l]);
+                return w.fail(Trouble::Trap(what));
+            }
             let operand = |default: u32| if i.b == NONE { default } else { w.lane::<u32>(i.b, l) };
             match i.aux {
                 x if x == MbarOp::Init as u32 => bar = Mbar::new(operand(1)),

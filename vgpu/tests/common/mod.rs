@@ -1,6 +1,8 @@
 //! What the tests share: NVIDIA's compiler from PyPI, and a machine with buffers.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod cases;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

@@ -123,10 +123,16 @@ __device__ void device_barrier(const Peers& p, uint32_t rank, uint32_t ranks, ui
   __syncthreads();
 }
 
-// One-shot all-reduce: everybody reads everybody.
+__device__ float input_of(uint32_t i, uint32_t rank) { return float(i % 13 + rank); }
+
+// One-shot all-reduce: everybody reads everybody. The input is written before and reused after, so both barriers count.
 extern "C" __global__ void one_shot(const __grid_constant__ Peers p, float* out, uint32_t n, uint32_t rank, uint32_t ranks, uint32_t epoch) {
+  uint32_t first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+  for (uint32_t i = first; i < n / 4; i += step)
+    for (uint32_t k = 0; k < 4; k++) p.input[rank][4 * i + k] = input_of(4 * i + k, rank);
   device_barrier(p, rank, ranks, epoch);
-  for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n / 4; i += gridDim.x * blockDim.x) {
+  // Backwards: a thread reads what another one of its block wrote.
+  for (uint32_t i = n / 4 - 1 - first; i < n / 4; i -= step) {
     float4 sum = make_float4(0, 0, 0, 0);
     for (uint32_t r = 0; r < ranks; r++) {
       float4 x = reinterpret_cast<const float4*>(p.input[r])[i];
@@ -135,18 +141,21 @@ extern "C" __global__ void one_shot(const __grid_constant__ Peers p, float* out,
     reinterpret_cast<float4*>(out)[i] = sum;
   }
   device_barrier(p, rank, ranks, epoch + 1);
+  for (uint32_t i = first; i < n; i += step) p.input[rank][i] = -1;
 }
 
 // Two-shot all-reduce in place: everybody reduces a slice and writes it to all.
-extern "C" __global__ void two_shot(const __grid_constant__ Peers p, uint32_t n, uint32_t rank, uint32_t ranks, uint32_t epoch) {
+extern "C" __global__ void two_shot(const __grid_constant__ Peers p, float* out, uint32_t n, uint32_t rank, uint32_t ranks, uint32_t epoch) {
+  uint32_t slice = n / ranks, me = threadIdx.x, back = blockDim.x - 1 - threadIdx.x;
+  for (uint32_t i = me; i < n; i += blockDim.x) p.input[rank][i] = input_of(i, rank);
   device_barrier(p, rank, ranks, epoch);
-  uint32_t slice = n / ranks;
-  for (uint32_t i = rank * slice + blockIdx.x * blockDim.x + threadIdx.x; i < (rank + 1) * slice; i += gridDim.x * blockDim.x) {
+  for (uint32_t i = rank * slice + back; i < (rank + 1) * slice; i += blockDim.x) {
     float sum = 0;
     for (uint32_t r = 0; r < ranks; r++) sum += p.input[r][i];
     for (uint32_t r = 0; r < ranks; r++) p.input[r][i] = sum;
   }
   device_barrier(p, rank, ranks, epoch + 1);
+  for (uint32_t i = me; i < n; i += blockDim.x) out[i] = p.input[rank][i];
 }
 
 // LL packets of 16 bytes: two words of data, each with its flag, in one access.
@@ -163,16 +172,18 @@ extern "C" __global__ void ll_exchange(uint4* theirs, uint4* mine, const uint2* 
 }
 
 // All-reduce in the switch: loads from and stores to the multicast address.
-extern "C" __global__ void nvls(float* multicast, uint32_t n, uint32_t rank, uint32_t ranks, const __grid_constant__ Peers p, uint32_t epoch) {
+extern "C" __global__ void nvls(float* multicast, float* out, uint32_t n, uint32_t rank, uint32_t ranks, const __grid_constant__ Peers p, uint32_t epoch) {
+  uint32_t slice = n / 4 / ranks, me = threadIdx.x, back = blockDim.x - 1 - threadIdx.x;
+  for (uint32_t i = me; i < n; i += blockDim.x) p.input[rank][i] = input_of(i, rank);
   device_barrier(p, rank, ranks, epoch);
-  uint32_t slice = n / 4 / ranks;
-  for (uint32_t i = rank * slice + blockIdx.x * blockDim.x + threadIdx.x; i < (rank + 1) * slice; i += gridDim.x * blockDim.x) {
+  for (uint32_t i = rank * slice + back; i < (rank + 1) * slice; i += blockDim.x) {
     float a, b, c, d;
     float* at = multicast + 4 * i;
     asm volatile("multimem.ld_reduce.relaxed.sys.global.add.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(a), "=f"(b), "=f"(c), "=f"(d) : "l"(at) : "memory");
     asm volatile("multimem.st.relaxed.sys.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
   }
   device_barrier(p, rank, ranks, epoch + 1);
+  for (uint32_t i = me; i < n; i += blockDim.x) out[i] = p.input[rank][i];
 }
 
 // Copy through shared memory by the bulk engine.
