@@ -36,10 +36,14 @@ pub mod isa;
 pub mod litmus;
 pub mod machine;
 pub mod mem;
+pub mod module;
 pub mod num;
 pub mod ptx;
+mod seeded;
 pub mod track;
+pub mod writers;
 
 pub use error::{Fault, LoadError, Place};
-pub use machine::{Launch, LaunchSpec, LoadedModule, Machine, MachineConfig};
+pub use machine::{Launch, LaunchSpec, Machine, MachineConfig};
 pub use mem::counters::Counters;
+pub use module::LoadedModule;

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Fault, LoadError};
 use crate::exec::block::{Block, Buffer, Turn};
-use crate::isa::Spec;
-use crate::isa::decode::{Kernel, Symbols, decode_kernel};
-use crate::isa::select::form;
+use crate::isa::decode::Kernel;
 use crate::mem::counters::Counters;
-use crate::mem::space::{AddressSpace, Kind};
-use crate::ptx::{self, Space};
-use crate::track::model::{Config, Vc};
+use crate::mem::space::AddressSpace;
+use crate::module::LoadedModule;
+use crate::track::clock::Vc;
+use crate::track::model::Config;
 use crate::track::{RaceReport, Tracked};
+use crate::writers::Writers;
 
 /// How a machine is built.
 #[derive(Clone, Debug)]
@@ -57,161 +57,6 @@ const SM_SHARED: u32 = 228 * 1024;
 pub const BLOCK_SHARED: u32 = 227 * 1024;
 /// What the system keeps of each block's shared memory.
 const RESERVED_SHARED: u32 = 1024;
-
-/// Who last wrote the words that others wait for: strong stores and atomics, in a small table.
-pub struct Writers {
-    slots: Vec<(AtomicU64, AtomicU64)>,
-    names: Mutex<Vec<(String, u32)>>,
-}
-
-impl Default for Writers {
-    fn default() -> Self {
-        let slots = (0..4096)
-            .map(|_| (AtomicU64::new(0), AtomicU64::new(0)))
-            .collect();
-        Writers {
-            slots,
-            names: Mutex::default(),
-        }
-    }
-}
-
-impl Writers {
-    fn slot(&self, addr: u64) -> &(AtomicU64, AtomicU64) {
-        &self.slots[((addr >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize]
-    }
-
-    /// Notes a write. Two relaxed stores that may be torn apart: this is a hint for a report.
-    pub fn note(&self, addr: u64, launch: u64, block: u64, warp: u32, line: u32) {
-        let s = self.slot(addr);
-        s.0.store(addr, Ordering::Relaxed);
-        let who = launch << 48
-            | (block & 0xffff) << 32
-            | u64::from(warp & 0x1f) << 27
-            | u64::from(line & 0x7ff_ffff);
-        s.1.store(who, Ordering::Relaxed);
-    }
-
-    /// Who wrote there last, if it is still known.
-    pub fn last(&self, addr: u64) -> Option<String> {
-        let s = self.slot(addr);
-        if s.0.load(Ordering::Relaxed) != addr {
-            return None;
-        }
-        let x = s.1.load(Ordering::Relaxed);
-        let names = self.names.lock().unwrap();
-        let (name, device) = names.get((x >> 48) as usize)?;
-        Some(format!(
-            "kernel `{name}` on device {device}, block {}, warp {}, PTX line {}",
-            x >> 32 & 0xffff,
-            x >> 27 & 0x1f,
-            x & 0x7ff_ffff
-        ))
-    }
-}
-
-/// A loaded module: text once, variables and kernels per device.
-pub struct LoadedModule {
-    module: ptx::Module,
-    tracked: bool,
-    symbols: Mutex<HashMap<u32, Arc<Symbols>>>,
-    kernels: Mutex<HashMap<(u32, String), Arc<Kernel>>>,
-}
-
-impl LoadedModule {
-    /// Parses the text and checks every opcode.
-    pub fn parse(text: &str, tracked: bool) -> Result<LoadedModule, LoadError> {
-        let mut known = std::collections::HashSet::new();
-        let module = ptx::parse_module(text, &mut |opcode, line| {
-            if !known.contains(opcode) {
-                form(&Spec::parse(opcode)).map_err(|why| LoadError::UnknownInstruction {
-                    line,
-                    opcode: opcode.into(),
-                    why,
-                })?;
-                known.insert(opcode.to_string());
-            }
-            Ok(())
-        })?;
-        Ok(LoadedModule {
-            module,
-            tracked,
-            symbols: Mutex::default(),
-            kernels: Mutex::default(),
-        })
-    }
-
-    /// The parsed text.
-    pub fn module(&self) -> &ptx::Module {
-        &self.module
-    }
-
-    /// Places the module's variables on a device, once.
-    fn symbols(&self, space: &AddressSpace, device: u32) -> std::io::Result<Arc<Symbols>> {
-        let mut all = self.symbols.lock().unwrap();
-        if let Some(s) = all.get(&device) {
-            return Ok(s.clone());
-        }
-        let mut symbols = Symbols::new();
-        let placed: Vec<_> = self
-            .module
-            .variables
-            .iter()
-            .filter(|v| matches!(v.space, Space::Global | Space::Const))
-            .collect();
-        for v in &placed {
-            symbols.insert(
-                v.name.clone(),
-                (Space::Global, space.alloc(device, Kind::Device, v.size)?),
-            );
-        }
-        for v in &placed {
-            let base = symbols[&v.name].1;
-            // SAFETY: freshly allocated with at least `size` bytes, and the initializer is no longer than that.
-            unsafe {
-                std::ptr::copy_nonoverlapping(v.init.as_ptr(), base as *mut u8, v.init.len())
-            };
-            for (at, name, addend) in &v.relocations {
-                let target = symbols
-                    .get(name)
-                    .map_or(0, |s| s.1)
-                    .wrapping_add(*addend as u64);
-                // SAFETY: the relocation's eight bytes are inside the initializer.
-                unsafe { ((base + at) as *mut u64).write_unaligned(target) };
-            }
-        }
-        let symbols = Arc::new(symbols);
-        all.insert(device, symbols.clone());
-        Ok(symbols)
-    }
-
-    /// Address and size of a variable on a device.
-    pub fn global(&self, space: &AddressSpace, device: u32, name: &str) -> Option<(u64, u64)> {
-        let size = self.module.variables.iter().find(|v| v.name == name)?.size;
-        Some((self.symbols(space, device).ok()?.get(name)?.1, size))
-    }
-
-    /// A kernel for a device; decoded the first time.
-    pub fn kernel(
-        &self,
-        space: &AddressSpace,
-        device: u32,
-        name: &str,
-    ) -> Result<Arc<Kernel>, LoadError> {
-        let key = (device, name.to_string());
-        if let Some(k) = self.kernels.lock().unwrap().get(&key) {
-            return Ok(k.clone());
-        }
-        let out_of_memory = |e: std::io::Error| LoadError::Syntax {
-            line: 0,
-            what: format!("no memory for variables: {e}"),
-        };
-        let symbols = self.symbols(space, device).map_err(out_of_memory)?;
-        let k = decode_kernel(&self.module, name, &symbols, self.tracked)?;
-        self.kernels.lock().unwrap().insert(key, k.clone());
-        Ok(k)
-    }
-}
 
 /// A kernel launch.
 pub struct Launch {
@@ -270,19 +115,19 @@ impl Launch {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Sm {
+pub(crate) struct Sm {
     threads: u32,
     blocks: u32,
     shared: u32,
 }
 
-struct Sched {
-    ready: VecDeque<Box<Block>>,
-    sms: Vec<Vec<Sm>>,
-    places: HashMap<u64, usize>,
-    pending: Vec<VecDeque<Arc<Launch>>>,
-    running: usize,
-    live: usize,
+pub(crate) struct Sched {
+    pub(crate) ready: VecDeque<Box<Block>>,
+    pub(crate) sms: Vec<Vec<Sm>>,
+    pub(crate) places: HashMap<u64, usize>,
+    pub(crate) pending: Vec<VecDeque<Arc<Launch>>>,
+    pub(crate) running: usize,
+    pub(crate) live: usize,
 }
 
 /// What to launch.
@@ -303,19 +148,19 @@ pub struct LaunchSpec<'a> {
     pub cooperative: bool,
 }
 
-struct Shared {
-    config: MachineConfig,
-    space: Arc<AddressSpace>,
-    tracked: Option<Arc<Tracked>>,
-    writers: Arc<Writers>,
-    sched: Mutex<Sched>,
-    wake: Condvar,
-    waiting: AtomicUsize,
-    progress: AtomicU64,
-    hang: AtomicBool,
-    stop: AtomicBool,
-    ids: AtomicU64,
-    uids: AtomicU64,
+pub(crate) struct Shared {
+    pub(crate) config: MachineConfig,
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) tracked: Option<Arc<Tracked>>,
+    pub(crate) writers: Arc<Writers>,
+    pub(crate) sched: Mutex<Sched>,
+    pub(crate) wake: Condvar,
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) progress: AtomicU64,
+    pub(crate) hang: AtomicBool,
+    pub(crate) stop: AtomicBool,
+    pub(crate) ids: AtomicU64,
+    pub(crate) uids: AtomicU64,
 }
 
 /// The virtual machine: devices, memory and the threads that run them.
@@ -325,7 +170,7 @@ pub struct Machine {
     runner: Mutex<()>,
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed().as_millis() as u64
 }
@@ -589,7 +434,7 @@ impl Shared {
     }
 
     /// A block has ended, with or without a fault.
-    fn retire(&self, block: Box<Block>, fault: Option<Fault>) {
+    pub(crate) fn retire(&self, block: Box<Block>, fault: Option<Fault>) {
         let launch = block.launch.clone();
         let counters = block.counters();
         let mut sched = self.sched.lock().unwrap();
@@ -734,67 +579,6 @@ impl Shared {
         self.hang.store(false, Ordering::SeqCst);
         for b in blocks {
             self.retire(b, Some(fault.clone()));
-        }
-    }
-
-    fn hang_fault(&self, blocks: &[Box<Block>], pending: &[(String, u64)]) -> Fault {
-        let mut report = String::new();
-        for b in blocks {
-            b.report(&mut report);
-        }
-        for (name, n) in pending {
-            report.push_str(&format!(
-                "  kernel `{name}`: {n} blocks are not resident, for lack of room\n"
-            ));
-        }
-        Fault::Hang {
-            seconds: now_ms().saturating_sub(self.progress.load(Ordering::Relaxed)) / 1000,
-            report,
-        }
-    }
-
-    /// Tracked mode: runs warps in the order that the seed decides until the launch has ended.
-    fn run_seeded(&self, launch: &Launch) {
-        let Some(t) = &self.tracked else { return };
-        let mut idle = 0u64;
-        let mut resident: Vec<Box<Block>> = Vec::new();
-        loop {
-            {
-                let mut sched = self.sched.lock().unwrap();
-                self.waiting.store(0, Ordering::Relaxed);
-                resident.extend(sched.ready.drain(..));
-                if launch.is_done() || resident.is_empty() {
-                    sched.ready.extend(resident.drain(..));
-                    return;
-                }
-            }
-            let n = t.random(resident.len() as u64) as usize;
-            let warp = t.random(resident[n].warps() as u64) as usize;
-            let budget = 1 + t.random(48) as u32;
-            match resident[n].step(warp, budget) {
-                Turn::Busy => idle = 0,
-                Turn::Idle => idle += 1,
-                Turn::Done => {
-                    idle = 0;
-                    self.retire(resident.swap_remove(n), None);
-                }
-                Turn::Fault(f) => {
-                    idle = 0;
-                    self.retire(resident.swap_remove(n), Some(f));
-                }
-            }
-            // Every warp has had its turn many times over and all poll or wait.
-            let warps: usize = if idle > 1000 {
-                resident.iter().map(|b| b.warps()).sum()
-            } else {
-                0
-            };
-            if warps > 0 && idle > 2000 * warps as u64 && resident.iter().all(|b| b.is_quiet()) {
-                let fault = self.hang_fault(&resident, &[]);
-                for b in resident.drain(..) {
-                    self.retire(b, Some(fault.clone()));
-                }
-            }
         }
     }
 }

@@ -3,7 +3,8 @@
 
 use vgpu::litmus::{parse, run};
 
-const SEEDS: u64 = 10_000;
+// A debug build takes ten times as long for each.
+const SEEDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
 
 /// Scopes of two threads in different blocks of a device, or on different devices: which of them include each other.
 fn includes(scope: &str, same_gpu: bool) -> bool {
@@ -41,8 +42,11 @@ fn judge(cases: Vec<(String, bool)>) {
 
 const SCOPES: [&str; 3] = ["cta", "gpu", "sys"];
 
+/// Instructions, and whether they release or acquire.
+type Ways = Vec<(String, bool)>;
+
 /// Ways to send a flag and to take it: instructions, and whether they release or acquire.
-fn sides(scope: &str) -> (Vec<(String, bool)>, Vec<(String, bool)>) {
+fn sides(scope: &str) -> (Ways, Ways) {
     let send = vec![
         ("st.weak y, 1".to_string(), false),
         (format!("st.relaxed.{scope} y, 1"), false),

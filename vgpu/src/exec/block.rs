@@ -7,10 +7,12 @@ use std::sync::Arc;
 use super::warp::{LANES, Stop, Trouble, WARP_BARRIER, Wait, Warp};
 use crate::error::{Fault, Place};
 use crate::isa::W;
-use crate::isa::decode::{Kernel, Special};
-use crate::machine::{Launch, Writers};
+use crate::isa::decode::Kernel;
+use crate::isa::special::Special;
+use crate::machine::Launch;
 use crate::mem::counters::Counters;
 use crate::track::Tracked;
+use crate::writers::Writers;
 
 /// Instructions that a warp runs before the next one gets its turn.
 const SLICE: u32 = 1024;

@@ -7,7 +7,9 @@
 )]
 
 pub mod alu;
+pub mod bits;
 pub mod block;
+pub mod compare;
 pub mod control;
 pub mod convert;
 pub mod copy;

@@ -4,6 +4,7 @@
 
 use super::spec::{Spec, W};
 use crate::exec::alu::{self, Sel};
+use crate::exec::compare;
 use crate::exec::convert;
 use crate::exec::ldst;
 use crate::exec::multimem::Kind;
@@ -147,7 +148,7 @@ pub fn form(s: &Spec<'_>) -> Result<Form, String> {
                 .mods
                 .iter()
                 .skip(1)
-                .find_map(|m| alu::COMBINE.iter().position(|c| c == m))
+                .find_map(|m| compare::COMBINE.iter().position(|c| c == m))
                 .unwrap_or(0);
             Form::Setp(alu::select(s)?.ok_or_else(unknown)?, combine as u32)
         }

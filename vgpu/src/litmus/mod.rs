@@ -3,8 +3,10 @@
 //! A test's threads run on the same [`Model`](crate::track::model::Model) as kernels do in tracked mode, with an interpreter of
 //! their own: one agent per thread, in a seeded order.
 
+mod condition;
 mod parse;
 mod run;
 
-pub use parse::{Condition, Instr, LitmusError, Operand, Question, Test, Thread, parse};
+pub use condition::{Condition, Term};
+pub use parse::{Instr, LitmusError, Operand, Question, Test, Thread, parse};
 pub use run::{Outcome, run};

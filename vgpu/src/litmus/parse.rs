@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::condition::{Condition, Parser, Term};
 use crate::exec::warp::{Scope, Sem};
 
 /// What is wrong with a test.
@@ -14,7 +15,7 @@ pub struct LitmusError {
     pub near: String,
 }
 
-fn bad<T>(what: impl Into<String>, near: impl AsRef<str>) -> Result<T, LitmusError> {
+pub(super) fn bad<T>(what: impl Into<String>, near: impl AsRef<str>) -> Result<T, LitmusError> {
     let near = near.as_ref().trim().chars().take(60).collect();
     Err(LitmusError {
         what: what.into(),
@@ -98,25 +99,6 @@ pub struct Thread {
     pub gpu: u32,
     /// Its program.
     pub code: Vec<Instr>,
-}
-
-/// A condition on the final state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the usual connectives")]
-pub enum Condition {
-    And(Box<Condition>, Box<Condition>),
-    Or(Box<Condition>, Box<Condition>),
-    Not(Box<Condition>),
-    Compare(Term, String, Term),
-}
-
-/// A side of a comparison.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "a register of a thread, a location, a number")]
-pub enum Term {
-    Reg(u32, String),
-    Loc(String),
-    Int(u64),
 }
 
 /// What the test asks.
@@ -235,7 +217,7 @@ fn split_program(text: &str) -> (Vec<&str>, &str) {
     }
 }
 
-fn number(s: &str) -> Option<u64> {
+pub(super) fn number(s: &str) -> Option<u64> {
     let s = s.trim();
     let (minus, digits) = s.strip_prefix('-').map_or((false, s), |d| (true, d));
     let n = match digits.strip_prefix("0x") {
@@ -250,7 +232,7 @@ fn is_register(s: &str) -> bool {
         .is_some_and(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn is_name(s: &str) -> bool {
+pub(super) fn is_name(s: &str) -> bool {
     s.starts_with(|c: char| c.is_alphabetic() || c == '_')
         && s.chars().all(|c| c.is_alphanumeric() || c == '_')
 }
@@ -270,7 +252,7 @@ fn operand(s: &str) -> Result<Operand, LitmusError> {
     }
 }
 
-fn thread_id(s: &str) -> Option<u32> {
+pub(super) fn thread_id(s: &str) -> Option<u32> {
     let s = s.trim();
     s.strip_prefix('P').unwrap_or(s).parse().ok()
 }
@@ -529,105 +511,6 @@ fn question(text: &str, test: &mut Test) -> Result<(), LitmusError> {
         return bad("unexpected text after the condition", p.text);
     }
     Ok(())
-}
-
-/// A condition, by recursive descent: `\/` binds weaker than `/\`.
-struct Parser<'a> {
-    text: &'a str,
-}
-
-impl Parser<'_> {
-    fn accept(&mut self, what: &str) -> bool {
-        match self.text.trim_start().strip_prefix(what) {
-            Some(rest) => {
-                self.text = rest;
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn or(&mut self) -> Result<Condition, LitmusError> {
-        let mut c = self.and()?;
-        while self.accept("\\/") {
-            c = Condition::Or(Box::new(c), Box::new(self.and()?));
-        }
-        Ok(c)
-    }
-
-    fn and(&mut self) -> Result<Condition, LitmusError> {
-        let mut c = self.one()?;
-        while self.accept("/\\") {
-            c = Condition::And(Box::new(c), Box::new(self.one()?));
-        }
-        Ok(c)
-    }
-
-    fn one(&mut self) -> Result<Condition, LitmusError> {
-        if self.accept("~") || self.accept("not ") {
-            return Ok(Condition::Not(Box::new(self.one()?)));
-        }
-        if self.accept("(") {
-            let c = self.or()?;
-            return if self.accept(")") {
-                Ok(c)
-            } else {
-                bad("`)` expected", self.text)
-            };
-        }
-        let a = self.term()?;
-        let op = ["==", "!=", "<=", ">=", "=", "<", ">"]
-            .into_iter()
-            .find(|o| self.accept(o));
-        let Some(op) = op else {
-            return bad("a comparison expected", self.text);
-        };
-        Ok(Condition::Compare(
-            a,
-            if op == "=" { "==".into() } else { op.into() },
-            self.term()?,
-        ))
-    }
-
-    fn word(&mut self) -> String {
-        let t = self.text.trim_start();
-        let end = t
-            .char_indices()
-            .skip(1)
-            .find(|(_, c)| !c.is_alphanumeric() && *c != '_')
-            .map_or(t.len(), |(n, _)| n);
-        self.text = &t[end..];
-        t[..end].to_string()
-    }
-
-    fn term(&mut self) -> Result<Term, LitmusError> {
-        let bracket = self.accept("[");
-        let w = self.word();
-        let named = || {
-            if is_name(&w) {
-                Ok(Term::Loc(w.clone()))
-            } else {
-                bad("a location expected", &w)
-            }
-        };
-        if bracket {
-            return if self.accept("]") {
-                named()
-            } else {
-                bad("`]` expected", self.text)
-            };
-        }
-        if self.accept(":") {
-            let Some(t) = thread_id(&w) else {
-                return bad("a thread expected", &w);
-            };
-            return Ok(Term::Reg(t, self.word()));
-        }
-        match number(&w) {
-            Some(n) => Ok(Term::Int(n)),
-            None => named(),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::parse::{Condition, Instr, Operand, Question, Term, Test, Thread};
+use super::condition::{Condition, Term};
+use super::parse::{Instr, Operand, Question, Test, Thread};
 use crate::exec::warp::{Scope, Sem};
 use crate::track::model::{Access, Config, Model};
 

@@ -2,14 +2,19 @@
 //!
 //! [`model`] is the memory model, [`hooks`] is what the interpreter's memory handlers call.
 
+pub mod clock;
+mod history;
 pub mod hooks;
 pub mod model;
+mod race;
+mod sync;
 
 use std::sync::Mutex;
 
 use crate::exec::warp::{Inst, Warp};
 use crate::machine::Launch;
-use model::{Access, Config, Model, Race, Vc};
+use clock::{Vc, join};
+use model::{Access, Config, Model, Race};
 
 /// Where an access stands in a program, for reports.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +41,7 @@ pub(crate) struct Inner {
     /// By agent.
     agents: Vec<SiteInfo>,
     sites: Vec<SiteInfo>,
-    known: model::FastMap<(u32, u32), u32>,
+    known: clock::FastMap<(u32, u32), u32>,
     /// What is known by all who start now: all launches that have ended.
     ended: Vc,
     /// Races of earlier epochs, with words.
@@ -134,14 +139,14 @@ impl Tracked {
         self.with(|t| {
             for a in agents {
                 let vc = t.model.finish(a);
-                model::join(&mut launch.clock.lock().unwrap(), &vc);
+                join(&mut launch.clock.lock().unwrap(), &vc);
             }
         });
     }
 
     /// A launch has ended: what starts later knows what it did.
     pub fn launch_ended(&self, launch: &Launch) {
-        self.with(|t| model::join(&mut t.ended, &launch.clock.lock().unwrap()));
+        self.with(|t| join(&mut t.ended, &launch.clock.lock().unwrap()));
     }
 
     /// No launch is left: forget histories, keep the races.

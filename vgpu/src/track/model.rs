@@ -6,61 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use smallvec::{SmallVec, smallvec};
-
+use super::clock::{FastMap, NOBODY, Vc, join, knows};
+use super::history::{Cell, Extra, HISTORY, Release, Write};
 use crate::exec::warp::{Scope, Sem};
-
-/// A vector clock: for each agent, up to which of its operations is known.
-pub type Vc = Vec<u32>;
-
-/// A hash that keeps order: granule numbers need no defence against anybody, but their cells are touched in a row.
-#[derive(Default, Clone, Copy)]
-pub struct FastHash(u64);
-
-impl std::hash::Hasher for FastHash {
-    fn finish(&self) -> u64 {
-        // Neighbours stay neighbours in the table; the seven top bits tell those apart that share a bucket.
-        let top = !0 << 57;
-        self.0 & !top | self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) & top
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.write_u64((*b).into());
-        }
-    }
-    fn write_u16(&mut self, x: u16) {
-        self.write_u64(x.into());
-    }
-    fn write_u32(&mut self, x: u32) {
-        self.write_u64(x.into());
-    }
-    fn write_u64(&mut self, x: u64) {
-        self.0 = self.0.rotate_left(23) ^ x;
-    }
-}
-
-/// A map with that hash.
-pub type FastMap<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<FastHash>>;
-
-/// Raises `into` to `from`.
-pub fn join(into: &mut Vc, from: &[u32]) {
-    if into.len() < from.len() {
-        into.resize(from.len(), 0);
-    }
-    for (a, b) in into.iter_mut().zip(from) {
-        *a = (*a).max(*b);
-    }
-}
-
-fn knows(vc: &[u32], agent: u32, clock: u32) -> bool {
-    agent == NOBODY || vc.get(agent as usize).copied().unwrap_or(0) >= clock
-}
-
-/// The agent of initial values and of the host between launches: everybody knows what it did.
-pub const NOBODY: u32 = u32::MAX;
-
-/// The most writes that a granule remembers.
-const HISTORY: usize = 12;
 
 /// What the model is to do beyond sequential consistency.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,15 +19,6 @@ pub struct Config {
     pub race: bool,
     /// Seed of every choice.
     pub seed: u64,
-}
-
-/// What a write releases: who, at which of its operations, with which scope, and what it knew.
-#[derive(Clone, Debug)]
-struct Release {
-    agent: u32,
-    clock: u32,
-    scope: Scope,
-    vc: Arc<Vc>,
 }
 
 /// Who did an access, in reports: a number that the user of the model understands.
@@ -102,90 +41,29 @@ pub struct Access {
     pub slot: u32,
 }
 
-#[derive(Clone, Debug)]
-struct Write {
-    mask: u16,
-    data: [u8; 16],
-    agent: u32,
-    clock: u32,
-    /// Scope if it is strong.
-    strong: Option<Scope>,
-    /// True for the write of an atomic, which directly follows what it read.
-    atomic: bool,
-    site: Site,
-    id: u64,
-    /// Nothing for most writes, which are weak and alone.
-    extra: Option<Box<Extra>>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Extra {
-    releases: Vec<Release>,
-    /// Morally strong reads of it: agent and its first such operation.
-    readers: Vec<(u32, u32)>,
-    /// Writes that the model puts before this one: by causality, or because both are morally strong. The order of the list
-    /// between other writes is a choice that no reader may rely on.
-    after: Vec<u64>,
-}
-
-impl Write {
-    fn releases(&self) -> &[Release] {
-        self.extra.as_ref().map_or(&[], |e| &e.releases)
-    }
-    fn readers(&self) -> &[(u32, u32)] {
-        self.extra.as_ref().map_or(&[], |e| &e.readers)
-    }
-    fn after(&self) -> &[u64] {
-        self.extra.as_ref().map_or(&[], |e| &e.after)
-    }
-    fn extra(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
-    }
-    /// True if this agent's knowledge contains the write, or a morally strong read of it.
-    fn is_known(&self, vc: &[u32]) -> bool {
-        knows(vc, self.agent, self.clock) || self.readers().iter().any(|&(a, c)| knows(vc, a, c))
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Read {
-    mask: u16,
-    agent: u32,
-    clock: u32,
-    strong: Option<Scope>,
-    site: Site,
-}
-
-#[derive(Debug)]
-struct Cell {
-    /// Coherence order; the first covers the whole granule.
-    writes: SmallVec<[Write; 2]>,
-    reads: SmallVec<[Read; 2]>,
-}
-
 /// An agent.
 #[derive(Debug, Default)]
-struct Agent {
-    cta: u64,
-    gpu: u32,
-    vc: Vc,
+pub(super) struct Agent {
+    pub(super) cta: u64,
+    pub(super) gpu: u32,
+    pub(super) vc: Vc,
     /// What strong reads saw released, by granule and mask: for acquire patterns.
-    seen: Vec<((u64, u16), Release)>,
+    pub(super) seen: Vec<((u64, u16), Release)>,
     /// Its last release fences, one per scope.
-    fences: Vec<Release>,
+    pub(super) fences: Vec<Release>,
     /// Its release stores by location: later strong stores there continue the pattern.
-    stores: FastMap<(u64, u16), Vec<Release>>,
+    pub(super) stores: FastMap<(u64, u16), Vec<Release>>,
 }
 
 /// A read-modify-write: the new bytes for the old ones; none if the atomic stores nothing new but still writes.
 pub type Update = Box<dyn Fn(&[u8; 16]) -> [u8; 16] + Send>;
 
-struct Deferred {
+pub(super) struct Deferred {
     ticket: u64,
-    agent: u32,
+    pub(super) agent: u32,
     clock: u32,
     vc: Vc,
-    access: Access,
+    pub(super) access: Access,
     update: Option<Update>,
 }
 
@@ -208,17 +86,17 @@ pub struct Race {
 pub struct Model {
     /// What it does.
     pub config: Config,
-    rng: u64,
-    agents: Vec<Agent>,
+    pub(super) rng: u64,
+    pub(super) agents: Vec<Agent>,
     /// Where a granule's cell is in `cells`.
-    slots: FastMap<u64, u32>,
-    cells: Vec<Cell>,
+    pub(super) slots: FastMap<u64, u32>,
+    pub(super) cells: Vec<Cell>,
     /// What earlier `fence.sc` knew, by scope and place.
-    sc: BTreeMap<(Scope, u64, u32), Vc>,
-    deferred: Vec<Deferred>,
-    tickets: u64,
-    results: HashMap<u64, [u8; 16]>,
-    barriers: HashMap<(u64, u32), Vc>,
+    pub(super) sc: BTreeMap<(Scope, u64, u32), Vc>,
+    pub(super) deferred: Vec<Deferred>,
+    pub(super) tickets: u64,
+    pub(super) results: HashMap<u64, [u8; 16]>,
+    pub(super) barriers: HashMap<(u64, u32), Vc>,
     /// Races found so far.
     pub races: Vec<Race>,
 }
@@ -278,7 +156,7 @@ impl Model {
         };
     }
 
-    fn tick(&mut self, agent: u32) -> u32 {
+    pub(super) fn tick(&mut self, agent: u32) -> u32 {
         let vc = &mut self.agents[agent as usize].vc;
         if vc.len() <= agent as usize {
             vc.resize(agent as usize + 1, 0);
@@ -287,7 +165,7 @@ impl Model {
         vc[agent as usize]
     }
 
-    fn in_scope(&self, scope: Scope, of: u32, other: u32) -> bool {
+    pub(super) fn in_scope(&self, scope: Scope, of: u32, other: u32) -> bool {
         let (a, b) = (&self.agents[of as usize], &self.agents[other as usize]);
         match scope {
             Scope::Sys => true,
@@ -301,19 +179,25 @@ impl Model {
         a == b || self.in_scope(sa, a, b) && self.in_scope(sb, b, a)
     }
 
-    fn morally_strong(&self, a: u32, sa: Option<Scope>, b: u32, sb: Option<Scope>) -> bool {
+    pub(super) fn morally_strong(
+        &self,
+        a: u32,
+        sa: Option<Scope>,
+        b: u32,
+        sb: Option<Scope>,
+    ) -> bool {
         a != NOBODY
             && b != NOBODY
             && matches!((sa, sb), (Some(x), Some(y)) if self.mutual(a, x, b, y))
     }
 
     /// Raises an agent's knowledge; whatever that knowledge contains is performed first.
-    fn learn(&mut self, agent: u32, vc: &[u32]) {
+    pub(super) fn learn(&mut self, agent: u32, vc: &[u32]) {
         self.flush(|d| d.agent != agent && knows(vc, d.agent, d.clock));
         join(&mut self.agents[agent as usize].vc, vc);
     }
 
-    fn acquire(&mut self, agent: u32, scope: Scope, releases: &[Release]) {
+    pub(super) fn acquire(&mut self, agent: u32, scope: Scope, releases: &[Release]) {
         for r in releases {
             if self.mutual(agent, scope, r.agent, r.scope) {
                 self.learn(agent, &r.vc.clone());
@@ -400,7 +284,7 @@ impl Model {
         self.results.remove(&ticket).unwrap_or_default()
     }
 
-    fn flush(&mut self, which: impl Fn(&Deferred) -> bool) {
+    pub(super) fn flush(&mut self, which: impl Fn(&Deferred) -> bool) {
         while let Some(n) = self.deferred.iter().position(&which) {
             let d = self.deferred.remove(n);
             let data = match d.update {
@@ -507,7 +391,7 @@ impl Model {
     }
 
     /// Drops what is known from the list of what was seen.
-    fn forget(&mut self, agent: u32) {
+    pub(super) fn forget(&mut self, agent: u32) {
         let me = &mut self.agents[agent as usize];
         let vc = &me.vc;
         me.seen.retain(|s| !knows(vc, s.1.agent, s.1.clock));
@@ -741,205 +625,5 @@ impl Model {
         }
         self.insert(agent, clock, a, f(&old), at + 1, releases, true);
         old
-    }
-
-    /// A fence.
-    pub fn fence(&mut self, agent: u32, sem: Sem, scope: Scope) {
-        // A strong read that is still to come could be the one that this fence acquires by, unless nobody else is in its scope.
-        let alone =
-            (0..self.agents.len() as u32).all(|o| o == agent || !self.in_scope(scope, agent, o));
-        if !alone {
-            self.flush(|d| d.agent == agent && d.access.sem != Sem::Weak);
-        }
-        let clock = self.tick(agent);
-        if sem.acquires() {
-            let seen: Vec<Release> = self.agents[agent as usize]
-                .seen
-                .iter()
-                .map(|s| s.1.clone())
-                .collect();
-            self.acquire(agent, scope, &seen);
-            self.forget(agent);
-        }
-        let (cta, gpu) = (
-            self.agents[agent as usize].cta,
-            self.agents[agent as usize].gpu,
-        );
-        if sem == Sem::Sc {
-            let mutual = |(s, c, g): &(Scope, u64, u32)| {
-                let mine = scope == Scope::Sys || *g == gpu && (scope == Scope::Gpu || *c == cta);
-                mine && (*s == Scope::Sys || *g == gpu && (*s == Scope::Gpu || *c == cta))
-            };
-            let known: Vec<Vc> = self
-                .sc
-                .iter()
-                .filter(|(k, _)| mutual(k))
-                .map(|(_, vc)| vc.clone())
-                .collect();
-            for vc in known {
-                self.learn(agent, &vc);
-            }
-            let vc = self.agents[agent as usize].vc.clone();
-            join(self.sc.entry((scope, cta, gpu)).or_default(), &vc);
-        }
-        if sem.releases() {
-            let me = &mut self.agents[agent as usize];
-            let r = Release {
-                agent,
-                clock,
-                scope,
-                vc: Arc::new(me.vc.clone()),
-            };
-            me.fences.retain(|x| x.scope > scope);
-            me.fences.push(r);
-        }
-    }
-
-    /// An agent arrives at a barrier: those who leave it know what it knows.
-    pub fn arrive(&mut self, barrier: (u64, u32), agent: u32) {
-        self.flush(|d| d.agent == agent && d.access.sem != Sem::Weak);
-        self.tick(agent);
-        let vc = self.agents[agent as usize].vc.clone();
-        join(self.barriers.entry(barrier).or_default(), &vc);
-    }
-
-    /// Agents leave a barrier that is complete; `keep` if it stays as it is (an mbarrier).
-    pub fn leave(&mut self, barrier: (u64, u32), agents: &[u32], keep: bool) {
-        let vc = if keep {
-            self.barriers.get(&barrier).cloned()
-        } else {
-            self.barriers.remove(&barrier)
-        };
-        for &a in agents {
-            self.learn(a, vc.as_deref().unwrap_or(&[]));
-        }
-    }
-
-    /// Looks for races of an access with those before it, and remembers it.
-    fn check(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access, writes: bool) {
-        if !self.config.race {
-            return;
-        }
-        let strong = (a.sem != Sem::Weak).then_some(a.scope);
-        let cell = &self.cells[a.slot as usize];
-        let apart = |mask: u16, who: u32, when: u32, s: Option<Scope>| {
-            let ordered = who == agent || knows(vc, who, when);
-            let fits = mask == a.mask && self.morally_strong(agent, strong, who, s);
-            mask & a.mask != 0 && !ordered && !fits
-        };
-        let mut found = Vec::new();
-        let mut race = |site, wrote, mask, s: Option<Scope>| {
-            let both_strong = s.is_some() && strong.is_some();
-            found.push(Race {
-                first: (site, wrote),
-                second: (a.site, writes),
-                granule: a.granule,
-                mask,
-                both_strong,
-            });
-        };
-        for w in cell
-            .writes
-            .iter()
-            .filter(|w| apart(w.mask, w.agent, w.clock, w.strong))
-        {
-            race(w.site, true, w.mask & a.mask, w.strong);
-        }
-        if writes {
-            for r in cell
-                .reads
-                .iter()
-                .filter(|r| apart(r.mask, r.agent, r.clock, r.strong))
-            {
-                race(r.site, false, r.mask & a.mask, r.strong);
-            }
-        }
-        for f in found {
-            if !self
-                .races
-                .iter()
-                .any(|r| r.first == f.first && r.second == f.second)
-            {
-                self.races.push(f);
-            }
-        }
-        let cell = &mut self.cells[a.slot as usize];
-        if writes {
-            cell.reads.retain(|r| {
-                !(r.agent == agent || knows(vc, r.agent, r.clock)) || r.mask & !a.mask != 0
-            });
-        } else {
-            let read = Read {
-                mask: a.mask,
-                agent,
-                clock,
-                strong,
-                site: a.site,
-            };
-            match cell
-                .reads
-                .iter_mut()
-                .find(|r| r.agent == agent && r.mask == a.mask && r.strong == strong)
-            {
-                Some(r) => *r = read,
-                None => cell.reads.push(read),
-            }
-        }
-    }
-}
-
-impl Cell {
-    fn new(data: [u8; 16]) -> Self {
-        let first = Write {
-            mask: !0,
-            data,
-            agent: NOBODY,
-            clock: 0,
-            strong: None,
-            atomic: false,
-            site: 0,
-            id: 0,
-            extra: None,
-        };
-        Cell {
-            writes: smallvec![first],
-            reads: SmallVec::new(),
-        }
-    }
-
-    /// The bytes as of write number `at`.
-    fn at(&self, at: usize) -> [u8; 16] {
-        let (mut out, mut missing) = ([0; 16], !0u16);
-        for w in self.writes[..=at].iter().rev() {
-            let take = w.mask & missing;
-            for (n, b) in out.iter_mut().enumerate() {
-                if take >> n & 1 == 1 {
-                    *b = w.data[n];
-                }
-            }
-            missing &= !take;
-            if missing == 0 {
-                break;
-            }
-        }
-        out
-    }
-
-    /// Folds the oldest writes into the first.
-    fn trim(&mut self) {
-        let drop = self.writes.len() - HISTORY;
-        let data = self.at(drop);
-        let last = self.writes.drain(..drop).count();
-        debug_assert_eq!(last, drop);
-        let base = &mut self.writes[0];
-        *base = Write {
-            mask: !0,
-            data,
-            agent: NOBODY,
-            clock: 0,
-            strong: None,
-            extra: None,
-            ..base.clone()
-        };
     }
 }
