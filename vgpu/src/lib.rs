@@ -30,6 +30,7 @@
 //!
 //! How it is built, and what it cannot show: ARCHITECTURE.md of this crate.
 
+pub mod driver;
 pub mod error;
 pub mod exec;
 pub mod isa;

@@ -299,7 +299,8 @@ impl Machine {
         Ok(launch)
     }
 
-    fn check(&self, spec: &LaunchSpec<'_>) -> Result<(), Fault> {
+    /// Whether a launch is possible, without launching.
+    pub fn check(&self, spec: &LaunchSpec<'_>) -> Result<(), Fault> {
         let bad = |what: String| {
             Err(Fault::BadLaunch {
                 kernel: spec.kernel.name.clone(),

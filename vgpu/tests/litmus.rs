@@ -4,7 +4,11 @@
 use vgpu::litmus::{parse, run};
 
 // A debug build takes ten times as long for each.
-const SEEDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
+const SEEDS: u64 = if cfg!(debug_assertions) {
+    2_000
+} else {
+    10_000
+};
 
 /// Scopes of two threads in different blocks of a device, or on different devices: which of them include each other.
 fn includes(scope: &str, same_gpu: bool) -> bool {
