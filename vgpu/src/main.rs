@@ -23,6 +23,36 @@ enum Command {
         /// PTX files.
         files: Vec<PathBuf>,
     },
+    /// Run a CUDA program (cudarc or the driver API) on virtual devices.
+    Run {
+        /// Number of devices.
+        #[arg(long, default_value_t = 1)]
+        devices: u32,
+        /// Architecture: 80, 90 or 100.
+        #[arg(long, default_value_t = 90)]
+        arch: u32,
+        /// Multiprocessors per device.
+        #[arg(long, default_value_t = 132)]
+        sms: u32,
+        /// Weak memory instead of SC.
+        #[arg(long)]
+        weak: bool,
+        /// Report races.
+        #[arg(long)]
+        races: bool,
+        /// Seed of weak memory and of the order in which warps run.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Seconds without progress after which a kernel is given up.
+        #[arg(long, default_value_t = 10)]
+        watchdog: u64,
+        /// File that gets a line of JSON per launch.
+        #[arg(long)]
+        counters: Option<PathBuf>,
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        program: Vec<String>,
+    },
     /// Run litmus tests of the PTX memory model over seeds and say which states were seen.
     Litmus {
         /// Tests in the usual notation.
@@ -39,6 +69,10 @@ enum Command {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Check { files } => check(&files),
+        command @ Command::Run { .. } => run(&command).unwrap_or_else(|e| {
+            eprintln!("vgpu run: {e}");
+            ExitCode::FAILURE
+        }),
         Command::Litmus {
             files,
             seeds,
@@ -151,4 +185,61 @@ fn litmus(
         println!("allowed states seen: {found} of {allowed}");
     }
     Ok(fine)
+}
+
+/// Runs a program with the library of this crate in place of the CUDA driver.
+fn run(command: &Command) -> std::io::Result<ExitCode> {
+    let Command::Run {
+        devices,
+        arch,
+        sms,
+        weak,
+        races,
+        seed,
+        watchdog,
+        counters,
+        program,
+    } = command
+    else {
+        return Ok(ExitCode::FAILURE);
+    };
+    let library = std::env::current_exe()?.with_file_name("libvgpu.so");
+    if !library.exists() {
+        let what = format!(
+            "{} is not there: build it with `cargo build -p vgpu`",
+            library.display()
+        );
+        return Err(std::io::Error::new(std::io::ErrorKind::NotFound, what));
+    }
+    // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
+    let folder = std::env::temp_dir().join(format!("vgpu-run-{}", std::process::id()));
+    std::fs::create_dir(&folder)?;
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        std::os::unix::fs::symlink(&library, folder.join(name))?;
+    }
+    let mut path = folder.clone().into_os_string();
+    if let Some(old) = std::env::var_os("LD_LIBRARY_PATH") {
+        path.push(":");
+        path.push(old);
+    }
+    let mut child = std::process::Command::new(&program[0]);
+    child.args(&program[1..]).env("LD_LIBRARY_PATH", path);
+    child
+        .env("VGPU_DEVICES", devices.to_string())
+        .env("VGPU_ARCH", arch.to_string())
+        .env("VGPU_SMS", sms.to_string());
+    child
+        .env("VGPU_MODE", if *weak { "weak" } else { "sc" })
+        .env("VGPU_RACES", u32::from(*races).to_string());
+    child
+        .env("VGPU_SEED", seed.to_string())
+        .env("VGPU_WATCHDOG", watchdog.to_string());
+    if let Some(file) = counters {
+        child.env("VGPU_COUNTERS", std::path::absolute(file)?);
+    }
+    let status = child.status();
+    std::fs::remove_dir_all(folder)?;
+    Ok(status?
+        .code()
+        .map_or(ExitCode::FAILURE, |c| ExitCode::from(c as u8)))
 }

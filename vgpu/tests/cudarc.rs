@@ -36,10 +36,12 @@ fn vgpu_a_cudarc_program_runs_unchanged() {
     for name in ["libcuda.so", "libcuda.so.1"] {
         std::os::unix::fs::symlink(&library, folder.join(name)).unwrap();
     }
+    let counters = folder.join("counters.jsonl");
     for mode in ["sc", "weak"] {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "program", "--ignored", "--nocapture"])
             .env("LD_LIBRARY_PATH", &folder)
+            .env("VGPU_COUNTERS", &counters)
             .envs([
                 ("VGPU_DEVICES", "2"),
                 ("VGPU_MODE", mode),
@@ -53,6 +55,19 @@ fn vgpu_a_cudarc_program_runs_unchanged() {
             "{mode}:\n{text}"
         );
         assert!(!text.contains("race on"), "{text}");
+        // 2 devices x 3 launches of 1000 floats: 8000 bytes loaded, 4000 stored.
+        let lines = std::fs::read_to_string(&counters).unwrap();
+        let right = |l: &&str| {
+            l.contains("\"kernel\":\"saxpy\"")
+                && l.contains("\"loaded\":{\"own\":8000,")
+                && l.contains("\"stored\":{\"own\":4000,")
+        };
+        assert_eq!(
+            (lines.lines().count(), lines.lines().filter(right).count()),
+            (6, 6),
+            "{lines}"
+        );
+        std::fs::remove_file(&counters).unwrap();
     }
     let _ = std::fs::remove_dir_all(folder);
 }

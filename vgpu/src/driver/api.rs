@@ -61,7 +61,8 @@ macro_rules! api {
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> c_uint {
             // SAFETY: the caller keeps the driver API's contract for its pointers.
             #[allow(unused_unsafe, reason = "some entry points take no pointers")]
-            code((|| -> Res<()> { unsafe { $body } })())
+            let body = || -> Res<()> { unsafe { $body } };
+            code(body())
         }
     )* };
 }
@@ -177,13 +178,14 @@ unsafe fn launch(
             params: &bytes,
             cooperative,
         };
-        if let Err(fault) = machine.launch(&spec).and_then(|l| machine.wait(&l)) {
-            eprintln!("vgpu: {fault}");
-            error.lock().unwrap().get_or_insert(Error::from(&fault));
+        match machine.launch(&spec).and_then(|l| machine.wait(&l)) {
+            Ok(counters) => super::write_counters(&kernel.name, device, &counters),
+            Err(fault) => {
+                eprintln!("vgpu: {fault}");
+                error.lock().unwrap().get_or_insert(Error::from(&fault));
+            }
         }
-        for race in machine.races() {
-            eprintln!("vgpu: {race}");
-        }
+        super::report_races(&machine.races());
     });
     Ok(())
 }
@@ -260,7 +262,8 @@ api! {
     }
     cuDeviceCanAccessPeer(can: *mut c_int, a: c_int, b: c_int) {
         let d = Driver::get()?;
-        (d.context(a)?, d.context(b)?);
+        d.context(a)?;
+        d.context(b)?;
         put(can, c_int::from(a != b))
     }
     cuCtxEnablePeerAccess(peer: usize, flags: c_uint) {

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use crate::error::Fault;
 use crate::module::LoadedModule;
+use crate::track::RaceReport;
 use crate::track::model::Config;
-use crate::{Machine, MachineConfig};
+use crate::{Counters, Machine, MachineConfig};
 use stream::{Event, Stream};
 
 /// A `CUresult` that is not success.
@@ -237,6 +238,52 @@ impl Driver {
             .and_then(|d| self.primary.get(d))
             .ok_or(Error::InvalidDevice)
     }
+}
+
+/// Appends a launch's counts to the file that VGPU_COUNTERS names: one JSON object a line.
+fn write_counters(kernel: &str, device: u32, c: &Counters) {
+    let Some(path) = std::env::var_os("VGPU_COUNTERS") else {
+        return;
+    };
+    let by_target = |x: &[u64; 4]| {
+        format!(
+            "{{\"own\":{},\"peer\":{},\"host\":{},\"multicast\":{}}}",
+            x[0], x[1], x[2], x[3]
+        )
+    };
+    let peers: Vec<String> = c.peers.iter().map(|(l, s)| format!("[{l},{s}]")).collect();
+    let line = format!(
+        "{{\"kernel\":\"{kernel}\",\"device\":{device},\"loaded\":{},\"stored\":{},\"peers\":[{}],\"widths\":{:?},\"atomics\":{},\"polls\":{},\"barriers\":{},\"instructions\":{}}}\n",
+        by_target(&c.loaded),
+        by_target(&c.stored),
+        peers.join(","),
+        c.widths,
+        c.atomics,
+        c.polls,
+        c.barriers,
+        c.instructions,
+    );
+    // One write of a whole line to a file opened for appending, so that processes do not mix their lines.
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path);
+    if let Err(e) = file.and_then(|mut f| std::io::Write::write_all(&mut f, line.as_bytes())) {
+        eprintln!(
+            "vgpu: counters cannot be written to {}: {e}",
+            path.display()
+        );
+    }
+}
+
+/// Prints the races that were not printed before.
+fn report_races(all: &[RaceReport]) {
+    static PRINTED: Mutex<usize> = Mutex::new(0);
+    let mut printed = PRINTED.lock().unwrap();
+    for race in all.iter().skip(*printed) {
+        eprintln!("vgpu: {race}");
+    }
+    *printed = all.len().max(*printed);
 }
 
 impl Context {
