@@ -78,10 +78,14 @@ exec!(
     }
 );
 exec!(
-    /// Reads `%clock`, `%clock64` or `%globaltimer`: `aux` is 0, 1 or 2.
+    /// Reads `%clock` (`aux` 0), `%clock64` or `%globaltimer`: nanoseconds, or instructions in tracked mode.
     Clock, |w, i| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let now = now.map_or(0, |d| d.as_nanos() as u64);
+        let now = if (*w.block).tracked.is_some() {
+            w.counters.instructions // the same seed is the same run
+        } else {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(0, |d| d.as_nanos() as u64)
+        };
         if i.aux == 0 { w.put(i.d, [now as u32; 32]) } else { w.put(i.d, [now; 32]) }
         Ctl::Next
     }

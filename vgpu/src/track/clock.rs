@@ -2,15 +2,13 @@
 
 use std::collections::HashMap;
 
-/// A hash that keeps order: granule numbers need no defence against anybody, but their cells are touched in a row.
+/// A multiplicative hash: granule numbers need no defence against anybody.
 #[derive(Default, Clone, Copy)]
 pub struct FastHash(u64);
 
 impl std::hash::Hasher for FastHash {
     fn finish(&self) -> u64 {
-        // Neighbours stay neighbours in the table; the seven top bits tell those apart that share a bucket.
-        let top = !0 << 57;
-        self.0 & !top | self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) & top
+        self.0 ^ self.0 >> 32
     }
     fn write(&mut self, bytes: &[u8]) {
         for b in bytes {
@@ -24,7 +22,7 @@ impl std::hash::Hasher for FastHash {
         self.write_u64(x.into());
     }
     fn write_u64(&mut self, x: u64) {
-        self.0 = self.0.rotate_left(23) ^ x;
+        self.0 = (self.0.rotate_left(5) ^ x).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
@@ -50,3 +48,35 @@ pub(super) fn knows(vc: &[u32], agent: u32, clock: u32) -> bool {
 
 /// The agent of initial values and of the host between launches: everybody knows what it did.
 pub const NOBODY: u32 = u32::MAX;
+
+const PAGE: usize = 1024;
+
+/// Numbers of granules' cells, in pages: granules are touched in a row, and a hash of each would scatter them.
+#[derive(Default)]
+pub struct Slots {
+    pages: FastMap<u64, u32>,
+    tables: Vec<Box<[u32; PAGE]>>,
+}
+
+impl Slots {
+    /// The number of a granule, if it has one.
+    pub fn get(&self, granule: u64) -> Option<u32> {
+        let page = *self.pages.get(&(granule / PAGE as u64))?;
+        self.tables[page as usize][granule as usize % PAGE].checked_sub(1)
+    }
+
+    /// The number of a granule; `next` becomes its number if it has none.
+    pub fn get_or_insert(&mut self, granule: u64, next: u32) -> u32 {
+        let new = self.tables.len() as u32;
+        let page = *self.pages.entry(granule / PAGE as u64).or_insert(new);
+        if page == new {
+            self.tables.push(Box::new([0; PAGE]));
+        }
+        // Zero says that there is none.
+        let at = &mut self.tables[page as usize][granule as usize % PAGE];
+        if *at == 0 {
+            *at = next + 1;
+        }
+        *at - 1
+    }
+}

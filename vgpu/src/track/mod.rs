@@ -42,6 +42,8 @@ pub(crate) struct Inner {
     agents: Vec<SiteInfo>,
     sites: Vec<SiteInfo>,
     known: clock::FastMap<(u32, u32), u32>,
+    /// The last one asked for: lanes of a warp ask in a row.
+    last: ((u32, u32), u32),
     /// What is known by all who start now: all launches that have ended.
     ended: Vc,
     /// Races of earlier epochs, with words.
@@ -97,6 +99,7 @@ impl Tracked {
                 agents: Vec::new(),
                 sites: Vec::new(),
                 known: Default::default(),
+                last: ((u32::MAX, 0), 0),
                 ended: Vc::new(),
                 reports: Vec::new(),
             }),
@@ -156,6 +159,7 @@ impl Tracked {
             t.model.reset();
             t.agents.clear();
             t.known.clear();
+            t.last = ((u32::MAX, 0), 0);
             t.sites.clear();
             t.ended.clear();
         });
@@ -222,7 +226,11 @@ impl Inner {
     }
 
     pub(crate) fn site(&mut self, w: &Warp, i: &Inst) -> u32 {
+        if self.last.0 == (w.agent, i.line) {
+            return self.last.1;
+        }
         if let Some(s) = self.known.get(&(w.agent, i.line)) {
+            self.last = ((w.agent, i.line), *s);
             return *s;
         }
         let mut info = self.agents[w.agent as usize].clone();

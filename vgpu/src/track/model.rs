@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::clock::{FastMap, NOBODY, Vc, join, knows};
+use super::clock::{FastMap, NOBODY, Slots, Vc, join, knows};
 use super::history::{Cell, Extra, HISTORY, Release, Write};
 use crate::exec::warp::{Scope, Sem};
 
@@ -89,7 +89,7 @@ pub struct Model {
     pub(super) rng: u64,
     pub(super) agents: Vec<Agent>,
     /// Where a granule's cell is in `cells`.
-    pub(super) slots: FastMap<u64, u32>,
+    pub(super) slots: Slots,
     pub(super) cells: Vec<Cell>,
     /// What earlier `fence.sc` knew, by scope and place.
     pub(super) sc: BTreeMap<(Scope, u64, u32), Vc>,
@@ -108,7 +108,7 @@ impl Model {
             config,
             rng: config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d,
             agents: Vec::new(),
-            slots: FastMap::default(),
+            slots: Slots::default(),
             cells: Vec::new(),
             sc: BTreeMap::new(),
             deferred: Vec::new(),
@@ -208,7 +208,7 @@ impl Model {
     /// The cell of a granule, which holds `initial` if it is new.
     fn slot(&mut self, granule: u64, initial: &[u8; 16]) -> u32 {
         let next = self.cells.len() as u32;
-        let slot = *self.slots.entry(granule).or_insert(next);
+        let slot = self.slots.get_or_insert(granule, next);
         if slot == next {
             self.cells.push(Cell::new(*initial));
         }
@@ -217,7 +217,7 @@ impl Model {
 
     /// The newest bytes of a granule, if the model knows it.
     pub fn newest(&self, granule: u64) -> Option<[u8; 16]> {
-        let cell = &self.cells[*self.slots.get(&granule)? as usize];
+        let cell = &self.cells[self.slots.get(granule)? as usize];
         Some(cell.at(cell.writes.len() - 1))
     }
 
