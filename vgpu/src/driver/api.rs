@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
+use super::ipc::MemHandle;
 use super::stream::{Event, Stream};
 use super::{Context, DRIVER, Driver, Error, Function, NAMES};
 use crate::machine::LaunchSpec;
@@ -444,6 +445,14 @@ api! {
         put(ms, (when(end)? - when(start)?).as_secs_f32() * 1e3)
     }
     cuEventDestroy_v2(event: usize) { Driver::get()?.events.remove(event).map(drop) }
+    cuIpcGetMemHandle(handle: *mut MemHandle, at: u64) {
+        put(handle, MemHandle::new(current()?.0.machine.space(), at)?)
+    }
+    cuIpcOpenMemHandle_v2(at: *mut u64, handle: MemHandle, _flags: c_uint) {
+        let (d, _) = current()?;
+        put(at, handle.open(d.machine.space(), d.machine.config().devices)?)
+    }
+    cuIpcCloseMemHandle(at: u64) { if cuMemFree_v2(at) == 0 { Ok(()) } else { Err(Error::InvalidValue) } }
     cuGetErrorName(error: c_uint, text: *mut *const c_char) {
         let known = NAMES.iter().find(|n| n.0 == error).ok_or(Error::InvalidValue)?;
         put(text, known.1.as_ptr())

@@ -4,6 +4,7 @@
 //! `CUDA_ERROR_INVALID_HANDLE` and never a wild pointer. An entry point that is not implemented does not exist.
 
 pub mod api;
+pub mod ipc;
 mod stream;
 
 use std::collections::HashMap;
