@@ -72,7 +72,11 @@ impl DataType {
 
     /// Bytes of one element while it is being summed: 16- and 8-bit floats accumulate in f32.
     pub const fn accumulator_size(self) -> usize {
-        if self.is_narrow_float() { 4 } else { self.size() }
+        if self.is_narrow_float() {
+            4
+        } else {
+            self.size()
+        }
     }
 
     /// Whether sums of this type are kept in f32 and rounded once.
@@ -107,7 +111,9 @@ impl fmt::Display for DataType {
 
 /// A name that is no element type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown type '{0}'; known are int8, uint8, int32, uint32, int64, uint64, half, float, double, bfloat16, f8e4m3, f8e5m2")]
+#[error(
+    "unknown type '{0}'; known are int8, uint8, int32, uint32, int64, uint64, half, float, double, bfloat16, f8e4m3, f8e5m2"
+)]
 pub struct UnknownType(String);
 
 impl FromStr for DataType {
@@ -115,7 +121,10 @@ impl FromStr for DataType {
 
     fn from_str(name: &str) -> Result<Self, UnknownType> {
         let same = |dtype: &Self| dtype.name() == name;
-        Self::ALL.into_iter().find(same).ok_or_else(|| UnknownType(name.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(same)
+            .ok_or_else(|| UnknownType(name.to_owned()))
     }
 }
 
