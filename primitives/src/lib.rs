@@ -1,1 +1,3 @@
 //! Primitives.
+
+pub mod bootstrap;
