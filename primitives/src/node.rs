@@ -79,6 +79,11 @@ impl Node {
         self.cores
     }
 
+    /// Bytes of a rank's control segment.
+    pub fn control_bytes(&self) -> usize {
+        Control::bytes(self.world())
+    }
+
     /// How this rank waits.
     pub fn policy(&self) -> &WaitPolicy {
         &self.policy
