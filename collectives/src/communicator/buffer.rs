@@ -86,7 +86,10 @@ impl Communicator {
     pub fn alloc_bytes(&mut self, len: usize) -> Result<SharedBytes, Error> {
         self.check_alive()?;
         self.sweep();
-        let memory = self.node.share(len)?;
+        let memory = self.node.share(len).map_err(|error| match error {
+            warpmesh_primitives::Error::Failed(failure) => self.failed(failure),
+            error => error.into(),
+        })?;
         let alive = Arc::new(());
         let id = self.next_buffer;
         self.next_buffer += 1;

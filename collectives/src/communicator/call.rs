@@ -150,6 +150,8 @@ pub(crate) struct Board {
     pub(crate) output: Option<Address>,
     /// The plan's number, which is the same on all ranks.
     pub(crate) plan: usize,
+    /// This rank's factor of a `PreMulSum`; ranks may differ in it.
+    pub(crate) scale: u64,
 }
 
 impl Board {
@@ -163,7 +165,7 @@ impl Board {
         let (count, plan) = (self.count as u64, self.plan as u64);
         let tag = digest([what, count, plan]);
         let (input, output) = (Address::to_word(self.input), Address::to_word(self.output));
-        let words = [what, count, input, output, plan, 0];
+        let words = [what, count, input, output, plan, self.scale];
         (
             Call {
                 sequence,
@@ -182,7 +184,7 @@ impl Board {
 
     /// Reads a peer's words; whatever they hold gives a description, if perhaps a wrong one.
     pub(crate) fn read(call: &Call) -> Self {
-        let [what, count, input, output, plan, _] = call.words;
+        let [what, count, input, output, plan, scale] = call.words;
         let at = |shift: u32| (what >> shift) as u8;
         Self {
             collective: Collective::ALL[usize::from(at(0)) % Collective::ALL.len()],
@@ -193,6 +195,7 @@ impl Board {
             input: Address::from_word(input),
             output: Address::from_word(output),
             plan: plan as usize,
+            scale,
         }
     }
 
@@ -345,6 +348,7 @@ mod tests {
             }),
             output: None,
             plan: 17,
+            scale: 99,
         };
         let (call, tag) = board.write(5);
         let read = Board::read(&call);
@@ -357,6 +361,7 @@ mod tests {
             (board.root, board.count, board.plan)
         );
         assert_eq!((read.input, read.output), (board.input, board.output));
+        assert_eq!(read.scale, board.scale);
         assert_eq!(Board::tag_of(&call), tag);
         let (other, _) = Board {
             count: board.count + 1,

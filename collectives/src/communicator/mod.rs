@@ -187,6 +187,10 @@ impl Communicator {
             input,
             output,
             plan,
+            scale: match call.op {
+                ReduceOp::PreMulSum(scalar) => scalar.bits(),
+                _ => 0,
+            },
         };
         self.sequence += 1;
         let (description, tag) = board.write(self.sequence);
@@ -212,10 +216,6 @@ impl Communicator {
             .round_elements(size, accumulator)
             .unwrap_or(call.count)
             .max(1);
-        let scale = match call.op {
-            ReduceOp::PreMulSum(scalar) => scalar.bits(),
-            _ => 0,
-        };
         let job = Job {
             sequence: self.sequence,
             tag,
@@ -223,9 +223,9 @@ impl Communicator {
             accumulator,
             fold: fold_for(call.dtype, op),
             args: FoldArgs {
-                scale,
                 world: self.node.world() as u32,
             },
+            scaled: op == OpKind::PreMulSum,
             input: call.input,
             output: call.output,
             count: call.count,
@@ -245,7 +245,7 @@ impl Communicator {
 
     #[cold]
     fn failed(&self, failure: Failure) -> Error {
-        let report = report::report(&self.node, self.sequence, failure);
+        let report = report::report(&self.node, failure);
         tracing::error!(rank = self.rank(), %failure, "{report}");
         Error::Failed { failure, report }
     }

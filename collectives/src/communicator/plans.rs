@@ -48,14 +48,22 @@ impl Query {
         let finish =
             self.dtype.is_narrow_float() || matches!(self.op, OpKind::Avg | OpKind::PreMulSum);
         let order = matches!(self.dtype, DataType::F32 | DataType::F64) || finish;
-        let flags = [self.registered, self.in_place, finish, order, self.uneven];
+        let scaled = self.op == OpKind::PreMulSum;
+        let flags = [
+            self.registered,
+            self.in_place,
+            finish,
+            order,
+            self.uneven,
+            scaled,
+        ];
         flags.iter().fold(self.collective as usize, |class, flag| {
             class * 2 + usize::from(*flag)
         })
     }
 }
 
-const CLASSES: usize = Collective::ALL.len() << 5;
+const CLASSES: usize = Collective::ALL.len() << 6;
 /// Two per power of two.
 const BUCKETS: usize = 2 * usize::BITS as usize;
 const UNKNOWN: u16 = u16::MAX;
@@ -184,6 +192,7 @@ impl Plans {
             same_bits,
             canonical,
             finishes_once,
+            contributors,
             in_place,
             ..
         } = candidate.claims;
@@ -198,6 +207,7 @@ impl Plans {
             && (!query.in_place || in_place)
             && (!self.canonical || !reduces || canonical)
             && (!reduces || finishes_once || !needs_finish)
+            && (!reduces || contributors || query.op != OpKind::PreMulSum)
             && (!reduces || same_bits || !float)
             && (!reduces || finishes_once || !self.canonical)
     }

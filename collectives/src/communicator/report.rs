@@ -2,7 +2,7 @@
 
 use warpmesh_primitives::control::{Progress, State};
 use warpmesh_primitives::failure::{Failure, FailureKind};
-use warpmesh_primitives::node::Node;
+use warpmesh_primitives::node::{AT_SHARE, Node};
 
 use super::call::Board;
 use crate::host::{AT_RECEIVE, AT_SEND};
@@ -10,7 +10,13 @@ use crate::host::{AT_RECEIVE, AT_SEND};
 /// Ranks that are described besides the two concerned.
 const OTHERS: usize = 6;
 
-pub(super) fn report(node: &Node, sequence: u64, failure: Failure) -> String {
+pub(super) fn report(node: &Node, failure: Failure) -> String {
+    // For a mismatch, the call that differs; else everyone's newest.
+    let latest = node.control(failure.by.min(node.world() - 1)).latest_call();
+    let sequence = match failure.kind {
+        FailureKind::Mismatch => latest.map_or(0, |call| call.sequence),
+        _ => 0,
+    };
     let mut ranks = vec![node.rank()];
     ranks.extend([failure.by].into_iter().chain(failure.culprit));
     if failure.kind != FailureKind::Mismatch {
@@ -24,18 +30,15 @@ pub(super) fn report(node: &Node, sequence: u64, failure: Failure) -> String {
     });
     let lines: Vec<_> = ranks
         .iter()
-        .map(|rank| describe(node, *rank, sequence, failure))
+        .map(|rank| describe(node, *rank, sequence))
         .collect();
     lines.join("; ")
 }
 
-fn describe(node: &Node, rank: usize, sequence: u64, failure: Failure) -> String {
+fn describe(node: &Node, rank: usize, sequence: u64) -> String {
     let control = node.control(rank);
-    // For a mismatch, the call that differs; else the newest.
-    let call = match failure.kind {
-        FailureKind::Mismatch => control.call(sequence).or_else(|| control.latest_call()),
-        _ => control.latest_call(),
-    };
+    let call = control.call(sequence).filter(|call| call.sequence > 0);
+    let call = call.or_else(|| control.latest_call());
     let progress = control.progress();
     let who = if rank == node.rank() {
         "this rank".to_owned()
@@ -79,6 +82,7 @@ fn waiting(progress: &Progress) -> String {
         (_, State::Left) => ", left".to_owned(),
         (AT_SEND, _) => format!(", sends to rank {peer}, which does not receive"),
         (AT_RECEIVE, _) => format!(", receives from rank {peer}, which does not send"),
+        (AT_SHARE, _) => format!(", waits for rank {peer} to share memory"),
         (u32::MAX, _) => format!(", waits for rank {peer} to finish epoch {expected} (at {seen})"),
         (step, _) => {
             format!(", waits for rank {peer} at step {step} (needs {expected}, has {seen})")

@@ -119,7 +119,7 @@ impl Communicator {
     ) -> Result<(), Error> {
         let from = self.spans("send", send, "input", input.len())?;
         let to = self.spans("receive", receive, "output", output.len())?;
-        let largest = self.agree_on_counts::<T>(send, receive)?;
+        let largest = self.agree_on_counts(send, receive)?;
         let spans = Spans {
             input: &from,
             output: &to,
@@ -244,11 +244,7 @@ impl Communicator {
 
     /// Tells every rank what it will get from this one. All ranks learn of the first disagreement,
     /// and of the largest block.
-    fn agree_on_counts<T: Element>(
-        &mut self,
-        send: &[usize],
-        receive: &[usize],
-    ) -> Result<usize, Error> {
+    fn agree_on_counts(&mut self, send: &[usize], receive: &[usize]) -> Result<usize, Error> {
         let world = self.world();
         let offered: Vec<u64> = send.iter().map(|count| *count as u64).collect();
         let mut announced = vec![0_u64; world];

@@ -31,6 +31,8 @@ pub(crate) struct Job<'a> {
     pub(crate) accumulator: usize,
     pub(crate) fold: Fold,
     pub(crate) args: FoldArgs,
+    /// Whether contributions are multiplied by their ranks' factors.
+    pub(crate) scaled: bool,
     pub(crate) input: *const u8,
     pub(crate) output: *mut u8,
     /// Elements of every block.
@@ -110,6 +112,7 @@ struct Remote {
     sequence: u64,
     input: usize,
     output: usize,
+    scale: u64,
 }
 
 impl Executor {
@@ -474,7 +477,8 @@ impl Executor {
         self.dests.clear();
         for place in &prepared.places[from] {
             let (at, partial) = self.address(place, extent, job)?;
-            self.sources.push(Source { at, partial });
+            let scale = self.scale(place, job)?;
+            self.sources.push(Source { at, partial, scale });
         }
         for place in &prepared.places[to] {
             let (at, partial) = self.address(place, extent, job)?;
@@ -514,7 +518,9 @@ impl Executor {
                 let base = self.remote(rank, job)?.output;
                 (base + (block * job.count + extent.first) * job.size) as *mut u8
             }
-            Target::Scratch { halves, partial } => {
+            Target::Scratch {
+                halves, partial, ..
+            } => {
                 return Ok((halves[(self.epoch % 2) as usize], partial));
             }
             Target::Packets {
@@ -558,9 +564,25 @@ impl Executor {
             sequence: job.sequence,
             input,
             output,
+            scale: board.scale,
         };
         self.remote[rank] = remote;
         Ok(remote)
+    }
+
+    /// The factor of the rank whose contribution a place holds.
+    #[inline]
+    fn scale(&mut self, place: &Target, job: &Job<'_>) -> Result<u64, Failure> {
+        if !job.scaled {
+            return Ok(0);
+        }
+        let contributor = match *place {
+            Target::Input { .. } | Target::Output { .. } => self.node.rank(),
+            Target::PeerInput { rank, .. } | Target::PeerOutput { rank, .. } => rank,
+            Target::Scratch { owner, .. } => owner,
+            Target::Packets { peer, .. } => peer,
+        };
+        Ok(self.remote(contributor, job)?.scale)
     }
 
     fn flag(&self, job: &Job<'_>) -> Flag {
@@ -675,14 +697,20 @@ impl Executor {
                     // SAFETY: the tile's lines lie in the slot.
                     let lines = unsafe { halves[(self.epoch % 2) as usize].add(tile.line(size)) };
                     self.receive(at, lines, tile.count * size, peer, tile.place, job)?;
-                    Source { at, partial }
+                    Source {
+                        at,
+                        partial,
+                        scale: self.scale(place, job)?,
+                    }
                 }
                 _ => {
                     let (at, partial) = self.address(place, tile.extent, job)?;
                     let size = if partial { job.accumulator } else { job.size };
+                    let at = at.wrapping_add(tile.done * size);
                     Source {
-                        at: at.wrapping_add(tile.done * size),
+                        at,
                         partial,
+                        scale: self.scale(place, job)?,
                     }
                 }
             };

@@ -98,6 +98,7 @@ pub(crate) enum Target {
     Scratch {
         halves: [*mut u8; 2],
         partial: bool,
+        owner: usize,
     },
     /// `peer` writes what is read here, or owns what is written.
     Packets {
@@ -281,6 +282,7 @@ impl Resolver<'_> {
                 Target::Scratch {
                     halves: self.scratch.slot(owner, index, bytes),
                     partial,
+                    owner,
                 }
             }
             Buffer::Packets => {

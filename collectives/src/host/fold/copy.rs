@@ -2,12 +2,13 @@
 
 use super::isa::{Isa, Kernel, Level, REG};
 
-/// Bytes that are copied to all destinations before the next ones: they stay in the first-level cache.
+/// Bytes that are copied to all destinations before the next ones: they stay in the first-level
+/// cache.
 const TILE: usize = 8192;
 
-/// Copies `bytes` bytes to each of `to`, reading the source once. A destination that is `from` itself is
-/// skipped. With `streaming`, stores bypass the cache but for lines that are not whole, and are
-/// ordered before what the caller stores next.
+/// Copies `bytes` bytes to each of `to`, reading the source once. A destination that is `from`
+/// itself is skipped. With `streaming`, stores bypass the cache but for lines that are not whole,
+/// and are ordered before what the caller stores next.
 ///
 /// # Safety
 /// `bytes` bytes at `from` are readable and at each of `to` writable, for the whole call; a
@@ -57,7 +58,8 @@ impl Kernel for CopyKernel<'_> {
     }
 }
 
-/// Copies `bytes` bytes, or does nothing if they are there already. Streamed lines are to be fenced.
+/// Copies `bytes` bytes, or does nothing if they are there already. Streamed lines are to be
+/// fenced.
 ///
 /// # Safety
 /// They are readable and writable; they are the same, or do not overlap; the machine has `I`.

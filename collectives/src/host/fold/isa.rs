@@ -1,9 +1,9 @@
 //! Instruction sets: a 64-byte register, what moves it, and how code is compiled for it.
 //!
 //! A kernel is written once, as plain loops over elements, and is inlined whole into
-//! [`Isa::enter`], which carries the `target_feature`s. There the compiler turns the loops into vector
-//! instructions. Only what it does not find by itself is an intrinsic: conversions of f16, masked
-//! tails, and stores that bypass the cache.
+//! [`Isa::enter`], which carries the `target_feature`s. There the compiler turns the loops into
+//! vector instructions. Only what it does not find by itself is an intrinsic: conversions of f16,
+//! masked tails, and stores that bypass the cache.
 
 /// Bytes of a register, and of a cache line.
 pub(super) const REG: usize = 64;

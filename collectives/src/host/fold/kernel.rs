@@ -1,13 +1,15 @@
 //! The loop that folds.
 //!
-//! Elements are taken a tile at a time. A tile's accumulators stay in the first-level cache from the
-//! first source's load to the last destination's store, so each operand in memory is touched
-//! once. A destination may be a source: a tile is stored after all its loads.
+//! Elements are taken a tile at a time. A tile's accumulators stay in the first-level cache from
+//! the first source's load to the last destination's store, so each operand in memory is touched
+//! once. They lie in the first destination where that can hold them, else on the stack: the sum of
+//! two f32 buffers is then one loop, and nothing is moved twice. A destination may be a source:
+//! nothing is stored over elements that are still to be read.
 //!
 //! ```text
 //!   from[0] from[1] ... from[n-1]     one tile of each
 //!      |       |           |
-//!    widen   widen       widen        raw contributions only, and times the factor; else read in place
+//!    widen   widen       widen        (and times the factor) contributions only
 //!      |       |           |
 //!      +--op---+----op-----+          in this order, into the accumulators
 //!                          |
@@ -27,7 +29,8 @@ use super::numeric::{Combine, Number};
 use super::wire::Wire;
 use super::{Dest, Source};
 
-/// Bytes of a tile's accumulators. Four such tiles are in use, in a first-level cache of 32 KiB or more.
+/// Bytes of a tile's accumulators. Small, because three such tiles and a line of each operand have
+/// to stay in a first-level cache of 32 KiB; measured to be the best of 1, 2, 4 and 8 KiB.
 const TILE: usize = 2048;
 
 /// A tile of accumulators or elements.
@@ -51,12 +54,12 @@ pub(super) struct FoldKernel<'a, E: Wire, C> {
     pub(super) to: &'a [Dest],
     pub(super) from: &'a [Source],
     pub(super) count: usize,
-    /// What a raw contribution is multiplied by.
-    pub(super) factor: Option<E::Acc>,
+    /// Whether contributions are multiplied by their factors.
+    pub(super) scaled: bool,
     /// What the result is divided by, if it is to be elements.
     pub(super) divisor: Option<u32>,
     pub(super) streaming: bool,
-    pub(super) combine: PhantomData<C>,
+    pub(super) combine: PhantomData<(E, C)>,
 }
 
 /// Elements `at .. at + count`, no more than fit in a tile.
@@ -115,8 +118,9 @@ impl<E: Wire, C: Combine> FoldKernel<'_, E, C> {
             if E::EXACT {
                 return self.store::<I, E::Acc>(result, span);
             }
+            // No source is read any more, so `right` is free; the result may still lie in `left`.
             let elements = if self.streaming {
-                left.at()
+                right.at()
             } else {
                 self.first_dest(span)
             };
@@ -143,7 +147,7 @@ impl<E: Wire, C: Combine> FoldKernel<'_, E, C> {
     /// Whether results come from arithmetic, so that the only NaN among them is the canonical one.
     #[inline(always)]
     fn computes(&self) -> bool {
-        self.from.len() > 1 || (self.factor.is_some() && !self.from[0].partial)
+        self.from.len() > 1 || (self.scaled && !self.from[0].partial)
     }
 
     /// Where the source's accumulators are: in place, or else in `room`.
@@ -152,7 +156,7 @@ impl<E: Wire, C: Combine> FoldKernel<'_, E, C> {
         let room = room.at::<E::Acc>();
         // SAFETY: the source has such elements, says the caller.
         unsafe {
-            if source.partial || (E::EXACT && self.factor.is_none()) {
+            if source.partial || (E::EXACT && !self.scaled) {
                 return source.at.cast::<E::Acc>().add(span.at);
             }
             let from = source.at.cast::<E>().add(span.at);
@@ -161,7 +165,10 @@ impl<E: Wire, C: Combine> FoldKernel<'_, E, C> {
             } else {
                 E::widen_all::<I>(from, room, span.count);
             }
-            if let Some(factor) = self.factor {
+            if self.scaled {
+                let scale = source.scale.to_le_bytes();
+                // Elements have at most 8 bytes, and any bits are one.
+                let factor = scale.as_ptr().cast::<E>().read_unaligned().widen();
                 update(span.count, room, room, |number, _| number.times(factor));
             }
         }
@@ -202,8 +209,8 @@ unsafe fn at<A: Number>(numbers: *const A, k: usize) -> A {
 
 /// `to[k] = f(from[k], k)`; `from` may be `to`.
 ///
-/// Two loops, because the compiler makes a vector loop of each, and none of one that might be either: it
-/// checks whether `to` and `from` overlap, and where they do goes one by one.
+/// Two loops, because the compiler makes a vector loop of each, and none of one that might be
+/// either: it checks whether `to` and `from` overlap, and where they do goes one by one.
 #[inline(always)]
 unsafe fn update<A: Number>(count: usize, to: *mut A, from: *const A, f: impl Fn(A, usize) -> A) {
     // SAFETY: `count` numbers are readable and writable, says the caller.

@@ -3,8 +3,8 @@
 //! A [`Fold`] is what the host runs for a reducing move of a plan. It is looked up once, for an
 //! element type and an operator, and compiled for the best instruction set of the machine.
 //!
-//! The bits of a result depend on the operands' values and on their order, and on nothing else: not on
-//! where an element lies in the buffers, on their alignment, or on the instruction set.
+//! The bits of a result depend on the operands' values and on their order, and on nothing else: not
+//! on where an element lies in the buffers, on their alignment, or on the instruction set.
 
 mod copy;
 mod isa;
@@ -34,9 +34,12 @@ use crate::op::OpKind;
 pub(crate) struct Source {
     /// Its first element; may be at any address.
     pub(crate) at: *const u8,
-    /// Whether its elements are of the accumulation type: a partial sum, taken as it is. Else they are
-    /// a rank's contribution.
+    /// Whether its elements are of the accumulation type: a partial sum, taken as it is. Else they
+    /// are a rank's contribution.
     pub(crate) partial: bool,
+    /// What `PreMulSum` multiplies a contribution by, which is each rank's own: the bits of an
+    /// element, little endian. Other operators do not look.
+    pub(crate) scale: u64,
 }
 
 /// A place to write.
@@ -51,29 +54,32 @@ pub(crate) struct Dest {
 /// What operators need besides the operands.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FoldArgs {
-    /// The factor of `PreMulSum`: the bits of an element, little endian.
-    pub(crate) scale: u64,
     /// What `Avg` divides by; at least 1.
     pub(crate) world: u32,
 }
 
 /// Folds: `to[*][i] = finish(from[0][i] op from[1][i] op ...)` for each `i` below the count.
 ///
-/// Operands are combined from left to right in the accumulation type: f32 for f16, bf16 and the 8-bit
-/// floats, else the element type. Contributions are widened and, for `PreMulSum`, multiplied by the
-/// factor (rounded before the sum). Results for destinations that are not partial are finished: `Avg`
-/// divides by the world (integers towards zero), then they are rounded to the element type, to nearest
-/// even. Arithmetic whose result is NaN gives the type's canonical quiet one.
+/// Operands are combined from left to right in the accumulation type: f32 for f16, bf16 and the
+/// 8-bit floats, else the element type. Contributions are widened and, for `PreMulSum`, multiplied
+/// by their rank's factor (rounded before the sum). Results for destinations that are not partial are
+/// finished: `Avg` divides by the world (integers towards zero), then they are rounded to the
+/// element type, to nearest even. Arithmetic whose result is NaN gives the type's canonical quiet
+/// one.
 ///
-/// The last argument asks for *streaming*: stores that bypass the cache, for results larger than it. They are
-/// ordered before any store that follows the call, so the caller may publish with a release store.
+/// During the call the destinations' contents are unspecified: the first may hold partial results.
+///
+/// The last argument asks for *streaming*: stores that bypass the cache, for results larger than
+/// it. They are ordered before any store that follows the call, so the caller may publish with a
+/// release store.
 ///
 /// # Safety
 /// - There is at least one source and one destination; all destinations have the same `partial`.
-/// - As many elements, of the type that `partial` says, are readable or writable at each of them for
-///   the whole call, and no one else writes to sources or touches destinations meanwhile.
+/// - As many elements, of the type that `partial` says, are readable or writable at each of them
+///   for the whole call, and no one else writes to sources or touches destinations meanwhile.
 /// - A destination overlaps a source only if both start at the same address and have elements of
-///   the same size. No two destinations overlap.
+///   the same size. No two destinations overlap. Memory that is mapped twice overlaps itself: it
+///   has to be named by one of its addresses.
 /// - The world is at least 1 for `Avg`.
 pub(crate) type Fold =
     unsafe fn(to: &[Dest], from: &[Source], count: usize, args: &FoldArgs, streaming: bool);
@@ -122,8 +128,8 @@ fn of_op<I: Isa, E: Wire>(op: OpKind) -> Fold {
     }
 }
 
-// What is done besides combining. Three thin functions that share one kernel: the kernel asks once a
-// block, which costs nothing, where one kernel each would cost half as much code again.
+// What is done besides combining. Three thin functions that share one kernel: the kernel asks once
+// a block, which costs nothing, where one kernel each would cost half as much code again.
 const PLAIN: u8 = 0;
 const AVERAGE: u8 = 1;
 const SCALED: u8 = 2;
@@ -138,14 +144,11 @@ unsafe fn fold<I: Isa, E: Wire, C: Combine, const MODE: u8>(
 ) {
     debug_assert!(!to.is_empty() && to.iter().all(|dest| dest.partial == to[0].partial));
     debug_assert!(!from.is_empty() && (MODE != AVERAGE || args.world > 0));
-    let scale = args.scale.to_le_bytes();
-    // SAFETY: elements have at most 8 bytes, and any bits are one.
-    let factor = unsafe { scale.as_ptr().cast::<E>().read_unaligned() };
     let kernel = FoldKernel::<E, C> {
         to,
         from,
         count,
-        factor: (MODE == SCALED).then(|| factor.widen()),
+        scaled: MODE == SCALED,
         divisor: (MODE == AVERAGE).then_some(args.world),
         streaming,
         combine: PhantomData,

@@ -2,7 +2,8 @@
 //!
 //! A result that is NaN is always the type's canonical quiet NaN. Without that, its bits would be
 //! those of whichever operand the compiler put first, or the machine's own choice for `inf - inf`
-//! (x86 sets the sign, Arm does not): different in a vector body and in a tail, and from rank to rank.
+//! (x86 sets the sign, Arm does not): different in a vector body and in a tail, and from rank to
+//! rank.
 
 /// A type that sums are kept in.
 pub(super) trait Number: Copy {
@@ -58,9 +59,9 @@ macro_rules! integers {
 }
 
 // There are vector instructions to divide floats, and none for integers. Numbers of 32 bits divide
-// exactly in f64: a quotient v/d that is not whole is at least 1/d away from a whole number, and its
-// rounding error is at most 2^-53 * v/d, less than 2^-20 of that. So truncation finds the same number.
-// (Casts that saturate are no vector instructions either.)
+// exactly in f64: a quotient v/d that is not whole is at least 1/d away from a whole number, and
+// its rounding error is at most 2^-53 * v/d, less than 2^-20 of that. So truncation finds the same
+// number. (Casts that saturate are no vector instructions either.)
 integers! {
     i8, |v, d| quotient!(v, d, i32) as i8;
     u8, |v, d| quotient!(v, d, i32) as u8;

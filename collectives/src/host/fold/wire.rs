@@ -5,7 +5,8 @@
 //!
 //! What the 8-bit floats do with numbers too large for them is `float8`'s (and CUDA's `SATFINITE`)
 //! rule: they *saturate*. An f32 above the largest finite number, infinity too, becomes the largest
-//! finite number (448 or 57344) of its sign. So an infinity of E5M2 is read as one, and is never written.
+//! finite number (448 or 57344) of its sign. So an infinity of E5M2 is read as one, and is never
+//! written.
 
 use float8::{F8E4M3, F8E5M2};
 use half::{bf16, f16};
@@ -147,7 +148,8 @@ impl Wire for bf16 {
     }
 }
 
-/// `bits / 2^shift`, to nearest even. On a float's bits, a carry goes into the exponent, as it should.
+/// `bits / 2^shift`, to nearest even. On a float's bits, a carry goes into the exponent, as it
+/// should.
 #[inline(always)]
 fn round_off(bits: u32, shift: u32) -> u32 {
     let half = (1 << (shift - 1)) - 1;

@@ -15,7 +15,7 @@ const PLAIN: Layout = Layout {
 fn conversion(dtype: DataType, from: Vec<u8>, partial: bool) -> Case {
     let width = if partial { 4 } else { dtype.size() };
     let count = from.len() / width;
-    let args = FoldArgs { scale: 0, world: 1 };
+    let args = FoldArgs { world: 1 };
     let from = vec![(from, partial)];
     Case {
         dtype,
@@ -24,6 +24,7 @@ fn conversion(dtype: DataType, from: Vec<u8>, partial: bool) -> Case {
         from,
         dests: 1,
         partial: !partial,
+        scales: vec![0],
         args,
     }
 }

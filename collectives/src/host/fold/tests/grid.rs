@@ -6,8 +6,8 @@ const COUNTS: [usize; 14] = [
     0, 1, 2, 15, 16, 17, 63, 64, 65, 1000, 1023, 1024, 1025, 5000,
 ];
 
-/// The layouts, one after the other: the grid goes through all of them many times, out of step with its
-/// own dimensions.
+/// The layouts, one after the other: the grid goes through all of them many times, out of step with
+/// its own dimensions.
 struct Layouts(usize);
 
 impl Layouts {
@@ -138,13 +138,14 @@ fn nothing_is_touched_beyond_the_operands() {
                             .map(|page| Source {
                                 at: at(page, bytes),
                                 partial: false,
+                                scale: 0,
                             })
                             .collect();
                         let to = [Dest {
                             at: at(&pages[2], bytes),
                             partial: false,
                         }];
-                        let args = FoldArgs { scale: 0, world: 1 };
+                        let args = FoldArgs { world: 1 };
                         // SAFETY: three pages that hold as many bytes.
                         unsafe { fold(&to, &from, count, &args, streaming) };
                     }

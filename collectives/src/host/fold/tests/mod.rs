@@ -19,6 +19,8 @@ struct Case {
     from: Vec<(Vec<u8>, bool)>,
     dests: usize,
     partial: bool,
+    /// Each source's factor.
+    scales: Vec<u64>,
     args: FoldArgs,
 }
 
@@ -29,7 +31,7 @@ struct Layout {
     shift: usize,
     /// Bytes that the shift grows by from one operand to the next.
     skew: usize,
-    /// The destination, if any, that lies where the source of this number does.
+    /// The source, if any, where a destination lies too: the first for even shifts, else the last.
     in_place: Option<usize>,
     streaming: bool,
 }
@@ -46,45 +48,44 @@ impl Case {
     /// Calls the fold and returns what is at each destination, having checked that nothing around
     /// destinations was written.
     fn run(&self, level: Level, layout: Layout) -> Vec<Vec<u8>> {
-        let shift = |i: usize| layout.shift + i * layout.skew;
-        let mut sources: Vec<Buffer> = self
-            .from
-            .iter()
-            .enumerate()
-            .map(|(i, (bytes, _))| Buffer::new(bytes, shift(i)))
-            .collect();
+        let place = |i: usize, bytes: &[u8]| Buffer::new(bytes, layout.shift + i * layout.skew);
+        let sources = self.from.iter().enumerate();
+        let mut sources: Vec<Buffer> = sources.map(|(i, (bytes, _))| place(i, bytes)).collect();
         let blank = vec![0xA5; self.count * self.width(self.partial)];
-        let mut dests: Vec<Buffer> = (0..self.dests)
-            .map(|i| Buffer::new(&blank, shift(i + self.from.len())))
-            .collect();
-        // The last destination is the one in place, so that the others are written before it.
-        let shared = layout
-            .in_place
-            .filter(|&s| self.width(self.from[s].1) == self.width(self.partial));
-        let mut to: Vec<Dest> = dests
-            .iter_mut()
-            .map(|b| Dest {
-                at: b.at(),
-                partial: self.partial,
-            })
-            .collect();
+        let dests = (0..self.dests).map(|i| i + self.from.len());
+        let mut dests: Vec<Buffer> = dests.map(|i| place(i, &blank)).collect();
         let from: Vec<Source> = sources
             .iter_mut()
-            .zip(&self.from)
-            .map(|(buffer, &(_, partial))| Source {
+            .zip(self.from.iter().zip(&self.scales))
+            .map(|(buffer, (&(_, partial), &scale))| Source {
                 at: buffer.at(),
                 partial,
+                scale,
             })
             .collect();
-        if let Some(s) = shared {
-            to[self.dests - 1].at = from[s].at.cast_mut();
+        let dest = |buffer: &mut Buffer| Dest {
+            at: buffer.at(),
+            partial: self.partial,
+        };
+        let mut to: Vec<Dest> = dests.iter_mut().map(dest).collect();
+        // The first destination or the last: what comes before the others, and after them.
+        let shared = layout
+            .in_place
+            .filter(|&source| self.width(self.from[source].1) == self.width(self.partial));
+        let in_place = if layout.shift.is_multiple_of(2) {
+            0
+        } else {
+            self.dests - 1
+        };
+        if let Some(source) = shared {
+            to[in_place].at = from[source].at.cast_mut();
         }
         let fold = fold_at(level, self.dtype, self.op);
         // SAFETY: buffers of the right sizes, distinct but for one destination that is a source of
         // the same width; the machine has the level.
         unsafe { fold(&to, &from, self.count, &self.args, layout.streaming) };
-        if let Some(s) = shared {
-            std::mem::swap(&mut dests[self.dests - 1], &mut sources[s]);
+        if let Some(source) = shared {
+            std::mem::swap(&mut dests[in_place], &mut sources[source]);
         }
         dests.iter().map(Buffer::bytes).collect()
     }
@@ -123,7 +124,7 @@ impl Case {
             })
             .collect();
         panic!(
-            "{} {} of {} elements, element {i}: {:02x?} is not {:02x?} ({what}; little endian operands {})",
+            "{} {}, element {i} of {}: {:02x?} is not {:02x?} ({what}; little endian operands {})",
             self.dtype,
             self.op.name(),
             self.count,
@@ -180,11 +181,12 @@ impl Random {
                 (self.numbers(dtype, partial, count), partial)
             })
             .collect();
-        let scale = if self.below(8) == 0 {
-            self.next()
-        } else {
-            oracle::small(dtype, 3)
-        };
+        let scales = (0..sources)
+            .map(|i| match self.below(8) {
+                0 => self.next(),
+                _ => oracle::small(dtype, 3 - i as i8),
+            })
+            .collect();
         let world = [1, 2, 3, 8, 1000, u32::MAX][self.below(6)];
         let partial = self.below(3) == 0;
         Case {
@@ -194,7 +196,8 @@ impl Random {
             from,
             dests,
             partial,
-            args: FoldArgs { scale, world },
+            scales,
+            args: FoldArgs { world },
         }
     }
 }

@@ -161,20 +161,24 @@ pub(super) fn expected(case: &Case) -> Vec<u8> {
 }
 
 fn expect<M: Model>(case: &Case) -> Vec<u8> {
-    let factor = M::read(&case.args.scale.to_le_bytes()[..size_of::<M>()]).widen();
-    let operand = |(bytes, partial): &(Vec<u8>, bool), i: usize| {
+    let operand = |((bytes, partial), scale): (&(Vec<u8>, bool), &u64), i: usize| {
         if *partial {
             return M::Acc::read(&bytes[i * size_of::<M::Acc>()..][..size_of::<M::Acc>()]);
         }
         let number = M::read(&bytes[i * size_of::<M>()..][..size_of::<M>()]).widen();
         if case.op == OpKind::PreMulSum {
+            let factor = M::read(&scale.to_le_bytes()[..size_of::<M>()]).widen();
             number.times(factor)
         } else {
             number
         }
     };
     let element = |i| {
-        let operands = case.from.iter().map(|source| operand(source, i));
+        let operands = case
+            .from
+            .iter()
+            .zip(&case.scales)
+            .map(|source| operand(source, i));
         let acc = operands
             .reduce(|a, b| a.combine(case.op, b))
             .expect("a source");

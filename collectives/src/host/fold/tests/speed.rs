@@ -19,76 +19,125 @@ fn seconds(mut call: impl FnMut()) -> f64 {
     best
 }
 
-fn report(name: &str, bytes: usize, moved: usize, elements: usize, memcpy: f64, time: f64) {
-    println!(
-        "{name:<18} {bytes:>9} B {:>7.1} GB/s {:>7.2} Gelem/s {:>5.2} of memcpy's time a byte",
-        moved as f64 / time / 1e9,
-        elements as f64 / time / 1e9,
-        (time / moved as f64) / memcpy,
-    );
+/// What is summed: type, sources, destinations.
+const SUMS: [(DataType, usize, usize); 12] = [
+    (DataType::F32, 2, 1),
+    (DataType::F32, 2, 2),
+    (DataType::F32, 2, 8),
+    (DataType::F32, 8, 1),
+    (DataType::F64, 2, 1),
+    (DataType::I32, 2, 1),
+    (DataType::I8, 2, 1),
+    (DataType::Bf16, 2, 1),
+    (DataType::Bf16, 8, 1),
+    (DataType::F16, 2, 1),
+    (DataType::F8E4M3, 2, 1),
+    (DataType::F8E5M2, 2, 1),
+];
+
+/// Operands of the same size, and memcpy's time to move a byte of one.
+struct Bench {
+    level: Level,
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
+    memcpy: f64,
+}
+
+impl Bench {
+    fn new(level: Level, bytes: usize) -> Self {
+        let buffers = vec![vec![1; bytes + 64]; 16];
+        let mut bench = Self {
+            level,
+            buffers,
+            bytes,
+            memcpy: f64::NAN,
+        };
+        let (from, to) = (bench.at(0), bench.at(8));
+        // SAFETY: two buffers of as many bytes.
+        let time = seconds(|| unsafe { to.copy_from_nonoverlapping(from, bytes) });
+        bench.memcpy = time / (2 * bytes) as f64;
+        bench.report("memcpy", 2, bytes, time);
+        bench
+    }
+
+    fn at(&mut self, i: usize) -> *mut u8 {
+        let base = self.buffers[i].as_mut_ptr();
+        base.wrapping_add(base.align_offset(64))
+    }
+
+    fn report(&self, name: &str, operands: usize, elements: usize, time: f64) {
+        let moved = (operands * self.bytes) as f64;
+        println!(
+            "{:?} {:>5} KiB {name:<18} {:>6.1} GB/s {:>7.2} Gelem/s {:>6.2} of memcpy's time",
+            self.level,
+            self.bytes >> 10,
+            moved / time / 1e9,
+            elements as f64 / time / 1e9,
+            time / moved / self.memcpy,
+        );
+    }
+
+    fn sum(&mut self, (dtype, n, m): (DataType, usize, usize), in_place: bool, streaming: bool) {
+        let from: Vec<Source> = (0..n)
+            .map(|i| Source {
+                at: self.at(i),
+                partial: false,
+                scale: 0,
+            })
+            .collect();
+        let first = if in_place { 0 } else { 8 };
+        let to: Vec<Dest> = (first..first + m)
+            .map(|i| Dest {
+                at: self.at(i),
+                partial: false,
+            })
+            .collect();
+        let fold = fold_at(self.level, dtype, OpKind::Sum);
+        let args = FoldArgs { world: 1 };
+        let count = self.bytes / dtype.size();
+        // SAFETY: buffers of as many bytes; a destination is a source or none.
+        let time = seconds(|| unsafe { fold(&to, &from, count, &args, streaming) });
+        let note = if in_place {
+            " in place"
+        } else {
+            streamed(streaming)
+        };
+        self.report(&format!("{dtype} {n}->{m}{note}"), n + m, count, time);
+    }
+
+    fn copies(&mut self, m: usize, streaming: bool) {
+        let from = self.at(0);
+        let to: Vec<*mut u8> = (8..8 + m).map(|i| self.at(i)).collect();
+        let bytes = self.bytes;
+        // SAFETY: distinct buffers of as many bytes.
+        let time = seconds(|| unsafe { copy(&to, from, bytes, streaming) });
+        self.report(
+            &format!("copy 1->{m}{}", streamed(streaming)),
+            1 + m,
+            bytes,
+            time,
+        );
+    }
+}
+
+fn streamed(streaming: bool) -> &'static str {
+    if streaming { " streamed" } else { "" }
 }
 
 #[test]
 #[ignore = "prints times, asserts nothing"]
 fn speed() {
-    const MOST: usize = 16 << 20;
-    let mut buffers: Vec<Vec<u64>> = (0..17).map(|_| vec![0; MOST / 8 + 8]).collect();
-    // As pages of a buffer are: not to share one zero page, and at 64 bytes.
-    let at: Vec<*mut u8> = buffers
-        .iter_mut()
-        .map(|buffer| {
-            buffer.fill(0);
-            let base = buffer.as_mut_ptr().cast::<u8>();
-            base.wrapping_add(base.align_offset(64))
-        })
-        .collect();
-    let sources: Vec<Source> = at[..8]
-        .iter()
-        .map(|&at| Source { at, partial: false })
-        .collect();
-    let dests: Vec<Dest> = at[8..]
-        .iter()
-        .map(|&at| Dest { at, partial: false })
-        .collect();
-    let args = FoldArgs { scale: 0, world: 1 };
     for level in Level::here() {
-        println!("{level:?}");
-        for bytes in [4 << 10, 256 << 10, MOST] {
-            // SAFETY: two buffers of at least as many bytes.
-            let time = seconds(|| unsafe { at[8].copy_from_nonoverlapping(at[0], bytes) });
-            let memcpy = time / (2 * bytes) as f64;
-            report("memcpy", bytes, 2 * bytes, bytes, memcpy, time);
+        for bytes in [4 << 10, 256 << 10, 16 << 20] {
+            let mut bench = Bench::new(level, bytes);
             for streaming in [false, true] {
-                for (dtype, n, m) in [
-                    (DataType::F32, 2, 1),
-                    (DataType::F32, 2, 2),
-                    (DataType::F32, 2, 8),
-                    (DataType::F32, 8, 1),
-                    (DataType::F64, 2, 1),
-                    (DataType::I32, 2, 1),
-                    (DataType::I8, 2, 1),
-                    (DataType::Bf16, 2, 1),
-                    (DataType::Bf16, 8, 1),
-                    (DataType::F16, 2, 1),
-                    (DataType::F8E4M3, 2, 1),
-                    (DataType::F8E5M2, 2, 1),
-                ] {
-                    let fold = fold_at(level, dtype, OpKind::Sum);
-                    let count = bytes / dtype.size();
-                    // SAFETY: distinct buffers of at least as many bytes.
-                    let time = seconds(|| unsafe {
-                        fold(&dests[..m], &sources[..n], count, &args, streaming);
-                    });
-                    let name = format!("{dtype} {n}->{m}{}", if streaming { " nt" } else { "" });
-                    report(&name, bytes, (n + m) * bytes, count, memcpy, time);
-                }
-                for m in [1, 2, 8] {
-                    // SAFETY: distinct buffers of at least as many bytes.
-                    let time = seconds(|| unsafe { copy(&at[8..8 + m], at[0], bytes, streaming) });
-                    let name = format!("copy 1->{m}{}", if streaming { " nt" } else { "" });
-                    report(&name, bytes, (1 + m) * bytes, bytes, memcpy, time);
-                }
+                SUMS.into_iter()
+                    .for_each(|sum| bench.sum(sum, false, streaming));
+                [1, 2, 8]
+                    .into_iter()
+                    .for_each(|m| bench.copies(m, streaming));
             }
+            bench.sum((DataType::F32, 2, 1), true, false);
         }
     }
 }
