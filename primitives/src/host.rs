@@ -36,6 +36,29 @@ pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Lets the calling thread run on every core that the system grants, also where the process was
+/// bound to one; returns how many there are.
+pub fn go_on_any_core() -> usize {
+    use rustix::thread::{CpuSet, sched_setaffinity};
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|core| all.set(core));
+    let _ = sched_setaffinity(None, &all);
+    usable_cores()
+}
+
+/// Keeps the calling thread on the first core that it may use; without effect if it may not choose.
+pub fn stay_on_first_core() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let Ok(allowed) = sched_getaffinity(None) else {
+        return;
+    };
+    if let Some(core) = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)) {
+        let mut one = CpuSet::new();
+        one.set(core);
+        let _ = sched_setaffinity(None, &one);
+    }
+}
+
 /// The machine's name, for reports.
 pub fn name() -> String {
     rustix::system::uname()

@@ -411,7 +411,7 @@ const LOOPBACK: std::net::SocketAddr =
 
 /// From so many bytes in a block on, results go around the cache: nothing of them would still be
 /// there when it is used.
-const STREAMING: usize = 4 << 20;
+const STREAMING: usize = 32 << 20;
 
 /// Aborts a communicator, from any thread. Does nothing once the communicator is dropped.
 #[derive(Clone, Debug)]
