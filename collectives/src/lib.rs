@@ -41,7 +41,9 @@ mod op;
 pub mod plan;
 mod stream;
 
-pub use communicator::{AbortHandle, Buffer, Builder, Communicator, Group, RawCall, SharedBytes};
+pub use communicator::{
+    AbortHandle, Buffer, Builder, Communicator, Group, RawCall, Registration, SharedBytes,
+};
 pub use cost::Machine;
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;

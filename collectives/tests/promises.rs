@@ -314,6 +314,40 @@ fn a_plan_of_the_users_runs_and_a_wrong_one_is_refused() {
 }
 
 #[test]
+fn memory_of_threads_can_be_registered_anywhere_in_it() {
+    common::ranks(3, |mut comm| {
+        let len = 300_000;
+        let (mut from, mut to) = (vec![0_i32; len], vec![0_i32; len]);
+        // SAFETY: both outlive the communicator, which this thread drops first.
+        let registered = unsafe {
+            let bytes = len * size_of::<i32>();
+            let from = comm.register(from.as_mut_ptr().cast(), bytes).unwrap();
+            (from, comm.register(to.as_mut_ptr().cast(), bytes).unwrap())
+        };
+        assert!(registered.0.is_shared() && registered.1.is_shared());
+        // A second buffer inside the same allocation, at another offset on each rank.
+        for (count, offset) in [(100, 0), (50_000, 7), (200_000, 1000 + comm.rank())] {
+            from[offset..offset + count].fill(comm.rank() as i32 + 1);
+            let (input, output) = (
+                &from[offset..offset + count],
+                &mut to[offset..offset + count],
+            );
+            comm.all_reduce_into(input, output, ReduceOp::Sum).unwrap();
+            assert!(output.iter().all(|x| *x == 6));
+        }
+        let held = comm.held_bytes();
+        comm.barrier().unwrap();
+        drop(registered);
+        let more = comm.alloc::<u8>(1000).unwrap();
+        assert_eq!(comm.held_bytes(), held + 1000);
+        drop(more);
+        drop(comm.alloc::<u8>(1).unwrap());
+        assert_eq!(comm.held_bytes(), held + 1);
+        drop(comm);
+    });
+}
+
+#[test]
 fn wrong_arguments_are_refused_before_anything_moves() {
     common::ranks(2, |mut comm| {
         let name = |result: Result<(), Error>| match result.unwrap_err() {

@@ -59,6 +59,18 @@ pub fn stay_on_first_core() {
     }
 }
 
+/// Random bytes from the system; from the time and the process id should it have none.
+pub fn random_bytes() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let nanos = now.map_or(0, |now| now.as_nanos() as u64);
+        bytes[..8].copy_from_slice(&nanos.to_le_bytes());
+        bytes[8..12].copy_from_slice(&std::process::id().to_le_bytes());
+    }
+    bytes
+}
+
 /// The machine's name, for reports.
 pub fn name() -> String {
     rustix::system::uname()
