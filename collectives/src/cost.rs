@@ -5,7 +5,7 @@
 //! machine's terms say what each costs; they are measured once per machine and kept.
 //!
 //! ```text
-//!   time = rounds * (phases * hop + messages * message)
+//!   time = rounds * ((phases + signalled) * hop + messages * message)
 //!        + bytes * (plain * copy + packed * packet) * ranks per core
 //! ```
 //!
@@ -21,6 +21,9 @@ use crate::plan::{Buffer, Instruction, Place, Program, Whose};
 pub(crate) struct Work {
     /// Waits that follow one another.
     pub(crate) phases: f64,
+    /// Those of them that wait for a signal: the data behind it is a trip of its own, where a
+    /// packet brings both at once.
+    pub(crate) signalled: f64,
     /// Signals and packet destinations.
     pub(crate) messages: f64,
     /// Bytes loaded and stored in plain memory.
@@ -37,7 +40,11 @@ impl Work {
             let mut waiting = false;
             for instruction in worker {
                 let waits = work.add(instruction, 1.0 / parts as f64, world);
-                work.phases += if waits && !waiting { 1.0 } else { 0.0 };
+                if waits && !waiting {
+                    let signalled = matches!(instruction, Instruction::Wait { .. });
+                    work.phases += 1.0;
+                    work.signalled += if signalled { 1.0 } else { 0.0 };
+                }
                 // A move that reads packets and sends on is a wait and an answer.
                 waiting = waits && !sends(instruction);
             }
@@ -87,6 +94,7 @@ impl Work {
     pub(crate) fn max(self, other: Self) -> Self {
         Self {
             phases: self.phases.max(other.phases),
+            signalled: self.signalled.max(other.signalled),
             messages: self.messages.max(other.messages),
             plain: self.plain.max(other.plain),
             packed: self.packed.max(other.packed),
@@ -143,7 +151,8 @@ impl Machine {
         } else {
             self.hop
         };
-        let waits = work.phases * hop + work.messages * self.message * load;
+        let hops = work.phases * hop + work.signalled * self.hop;
+        let waits = hops + work.messages * self.message * load;
         rounds as f64 * waits + bytes * (work.plain * plain + work.packed * self.packet) * load
     }
 }

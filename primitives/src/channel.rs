@@ -103,15 +103,17 @@ impl MemoryChannel {
 
     /// Tells the peer that everything put before is there. Does not block.
     pub fn signal(&mut self) {
-        let control = self.node.control(self.peer);
         self.signals
-            .signal(control.semaphore(self.id, self.node.rank()));
-        control.ring();
+            .signal(self.node.me().semaphore(self.id, self.peer));
+        self.node.control(self.peer).ring();
     }
 
     /// Waits for one signal of the peer. Blocks, at most for the node's timeout.
     pub fn wait(&mut self) -> Result<(), Error> {
-        let word = self.node.me().semaphore(self.id, self.peer);
+        let word = self
+            .node
+            .control(self.peer)
+            .semaphore(self.id, self.node.rank());
         let on = self.waiting_for(self.waits.expected());
         let waits = &mut self.waits;
         self.node.wait(on, || waits.try_wait(word))?;

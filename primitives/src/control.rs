@@ -9,7 +9,7 @@
 //! | `finished` | the owner, at the end of an epoch and of a call | peers, before they write into memory that it may still read | Release / Acquire |
 //! | `progress` | the owner, in a long wait | peers, for a diagnosis only | Relaxed: a torn picture misleads a message, nothing else |
 //! | `sleeping`, `doorbell` | the owner / anyone | signallers / the owner's futex | Relaxed; see [`crate::patience`] |
-//! | semaphores | the one peer that each belongs to | the owner | see [`crate::semaphore`] |
+//! | semaphores | the owner | the one peer that each belongs to | see [`crate::semaphore`] |
 
 use std::sync::Arc;
 
@@ -141,6 +141,12 @@ struct Head {
     doorbell: Aligned<AtomicU32>,
 }
 
+/// Bytes of the words of one semaphore, for all peers: whole pairs of cache lines, so that two
+/// semaphores never share one.
+fn row(world: usize) -> usize {
+    (world * size_of::<SemaphoreWord>()).next_multiple_of(128)
+}
+
 /// A rank's control segment, mine or a peer's.
 #[derive(Clone, Debug)]
 pub struct Control {
@@ -151,7 +157,7 @@ pub struct Control {
 impl Control {
     /// Bytes for a node of `world` ranks.
     pub(crate) fn bytes(world: usize) -> usize {
-        size_of::<Head>() + SEMAPHORES * world * size_of::<SemaphoreWord>()
+        size_of::<Head>() + SEMAPHORES * row(world)
     }
 
     /// Writes the header into a fresh mapping of at least [`Control::bytes`] zero bytes.
@@ -183,7 +189,8 @@ impl Control {
         unsafe { &*self.mapping.base().cast::<Head>() }
     }
 
-    /// Semaphore `index` of the owner, to be signalled by `peer`.
+    /// Semaphore `index` by which the owner signals `peer`. The words of one index lie side by
+    /// side, in the signaller's memory: telling all peers costs one cache line, not one each.
     ///
     /// # Panics
     /// If `index` or `peer` is out of range: both are fixed when a channel or plan is prepared.
@@ -193,9 +200,10 @@ impl Control {
             index < SEMAPHORES && peer < self.world,
             "semaphore {index} of peer {peer}"
         );
-        let offset = size_of::<Head>() + (index * self.world + peer) * size_of::<SemaphoreWord>();
-        // SAFETY: in range by the assertion and `Self::bytes`; Head's size keeps the alignment of
-        // 128; all access is by SemaphoreWord's atomics.
+        let offset =
+            size_of::<Head>() + index * row(self.world) + peer * size_of::<SemaphoreWord>();
+        // SAFETY: in range by the assertion and `Self::bytes`; Head's size and the rows keep
+        // the alignment; all access is by SemaphoreWord's atomics.
         unsafe { &*self.mapping.base().add(offset).cast::<SemaphoreWord>() }
     }
 

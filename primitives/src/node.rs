@@ -196,6 +196,12 @@ impl Node {
         Ok(())
     }
 
+    /// Rings every peer that sleeps: for whoever stored something that any of them may wait for.
+    #[inline]
+    pub fn ring_all(&self) {
+        self.controls.iter().for_each(Control::ring);
+    }
+
     /// The failure that was posted, if any. One load of a cached line.
     #[inline]
     pub fn failure(&self) -> Option<Failure> {

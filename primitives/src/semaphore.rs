@@ -1,11 +1,11 @@
 //! Counting semaphores between two ranks.
 //!
-//! One word has one writer (the signalling rank) and one reader (the rank in whose memory it lies).
+//! One word has one writer (the signalling rank, in whose memory it lies) and one reader.
 //! It counts up from zero for ever; at one signal a nanosecond 64 bits last 584 years, so it is
 //! never reset and there is no epoch to agree on.
 //!
 //! ```text
-//!   writer                         reader (owns the memory)
+//!   writer (owns the memory)       reader
 //!   data stores
 //!   signal: store count+1 Release ──► wait: load Acquire until >= expected
 //!                                   data loads
@@ -13,10 +13,9 @@
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// The shared word, alone on two cache lines: neighbouring semaphores must not share a line, nor
-/// a pair of lines that the prefetcher fetches together.
+/// The shared word.
 #[derive(Debug, Default)]
-#[repr(C, align(128))]
+#[repr(transparent)]
 pub struct SemaphoreWord(AtomicU64);
 
 impl SemaphoreWord {
@@ -37,7 +36,7 @@ impl SemaphoreWord {
     }
 }
 
-/// The writer's end: the word in the peer's memory and how often it was signalled.
+/// The writer's end: how often it has signalled.
 #[derive(Debug, Default)]
 pub struct SignalCount(u64);
 

@@ -67,6 +67,7 @@ impl Algorithm {
 /// All built-in algorithms. Where two are predicted equally fast, the earlier one is taken.
 pub const ALL: &[&Algorithm] = &[
     &packet::ONE_SHOT,
+    &packet::ONE_SHOT_PULL,
     &packet::TWO_SHOT,
     &direct::ALL_REDUCE,
     &staged::ONE_SHOT,

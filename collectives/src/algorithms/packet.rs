@@ -27,6 +27,29 @@ pub(super) const ONE_SHOT: Algorithm = Algorithm {
     },
 };
 
+/// Like [`ONE_SHOT`], but everyone leaves its input in its own memory, where the others read it:
+/// one store instead of n-1. Where memory is shared by cores it is the same trip.
+pub(super) const ONE_SHOT_PULL: Algorithm = Algorithm {
+    name: "one_shot_pull",
+    collective: Collective::AllReduce,
+    parts: one,
+    scratch: none,
+    packets: one,
+    claims: Claims::ALL,
+    write: |b| {
+        let (me, input) = (b.rank(), b.input(0));
+        b.copy(0, (b.world() > 1).then(|| Place::packets(me, 0)), input);
+        let own = |rank| {
+            if rank == me {
+                input
+            } else {
+                Place::packets_from(rank, 0, rank)
+            }
+        };
+        b.reduce(0, [b.output(0)], b.ranks().map(own));
+    },
+};
+
 /// Part r is reduced by rank r, which sends the result to all. Two steps, each byte travels once
 /// to its reducer and once back.
 pub(super) const TWO_SHOT: Algorithm = Algorithm {

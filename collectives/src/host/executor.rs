@@ -309,19 +309,20 @@ impl Executor {
     fn signal(&mut self, semaphore: usize, peer: usize) {
         let sent = &mut self.sent[semaphore * self.node.world() + peer];
         *sent += 1;
-        let control = self.node.control(peer);
         // This rank is the word's only writer; Release publishes all moves before.
-        control
-            .semaphore(semaphore, self.node.rank())
-            .publish(*sent);
-        control.ring();
+        self.node.me().semaphore(semaphore, peer).publish(*sent);
+        self.node.control(peer).ring();
     }
 
     #[inline]
     fn try_wait(&mut self, semaphore: usize, peer: usize, job: &Job<'_>) -> Result<(), Stop> {
         let waited = &mut self.waited[semaphore * self.node.world() + peer];
         let expected = *waited + 1;
-        if let Err(seen) = self.node.me().semaphore(semaphore, peer).reached(expected) {
+        let word = self
+            .node
+            .control(peer)
+            .semaphore(semaphore, self.node.rank());
+        if let Err(seen) = word.reached(expected) {
             return Err(Stop::Blocked(Blocked {
                 peer,
                 expected,
@@ -664,8 +665,11 @@ impl Executor {
             }
         }
         for target in &prepared.places[to.clone()] {
-            if let Target::Packets { peer, .. } = *target {
-                self.node.control(peer).ring();
+            match *target {
+                // Left in this rank's own memory, for anyone.
+                Target::Packets { peer, .. } if peer == self.node.rank() => self.node.ring_all(),
+                Target::Packets { peer, .. } => self.node.control(peer).ring(),
+                _ => {}
             }
         }
         Ok(())

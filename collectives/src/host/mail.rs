@@ -155,8 +155,8 @@ impl Mail {
         let free = next.saturating_sub(SLOTS);
         if self
             .node
-            .me()
-            .semaphore(EMPTIED, peer)
+            .control(peer)
+            .semaphore(EMPTIED, me)
             .reached(free)
             .is_err()
         {
@@ -175,7 +175,7 @@ impl Mail {
         }
         letter.done += chunk;
         self.filled[peer] = next;
-        self.node.control(peer).semaphore(FILLED, me).publish(next);
+        self.node.me().semaphore(FILLED, peer).publish(next);
         self.node.control(peer).ring();
         true
     }
@@ -185,8 +185,8 @@ impl Mail {
         let next = self.emptied[peer] + 1;
         if self
             .node
-            .me()
-            .semaphore(FILLED, peer)
+            .control(peer)
+            .semaphore(FILLED, me)
             .reached(next)
             .is_err()
         {
@@ -203,7 +203,7 @@ impl Mail {
         unsafe { std::ptr::copy_nonoverlapping(slot.add(HEADER), to.add(letter.done), chunk) };
         letter.done += chunk;
         self.emptied[peer] = next;
-        self.node.control(peer).semaphore(EMPTIED, me).publish(next);
+        self.node.me().semaphore(EMPTIED, peer).publish(next);
         self.node.control(peer).ring();
         Ok(true)
     }

@@ -442,8 +442,8 @@ fn check_place(plan: &Plan, rank: usize, place: &Place, access: Access) -> Resul
         return Err("inputs are not written".into());
     }
     if place.buffer == Buffer::Packets && access == Access::Load {
-        if !place.is_of(rank) {
-            return Err("packets are read by the rank in whose memory they are".into());
+        if matches!(place.whose, Whose::Group) {
+            return Err("packets are read one rank's at a time".into());
         }
         match place.writer {
             Some(writer) if writer < shape.world => {}
