@@ -1,0 +1,117 @@
+//! This library.
+
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use warpmesh::plan::Collective;
+use warpmesh::{DataType, ReduceOp};
+use warpmesh_primitives::bootstrap::Bootstrap;
+
+use super::stub::{Communicator, RawCall};
+use super::{Backend, Buffer, Call, Kind};
+use crate::layout::Test;
+
+/// How the communicator is made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The limit of every wait.
+    pub timeout: Duration,
+    /// Sums in rank order.
+    pub canonical: bool,
+    /// An algorithm by name, instead of the choice by cost.
+    pub algorithm: Option<String>,
+}
+
+/// A communicator as a backend.
+pub struct Warpmesh {
+    comm: Communicator,
+}
+
+impl Warpmesh {
+    /// Makes a communicator with the other ranks. Every rank calls it.
+    pub fn connect(bootstrap: impl Bootstrap + 'static, settings: &Settings) -> Result<Self> {
+        let mut builder =
+            Communicator::builder().timeout(settings.timeout).canonical(settings.canonical);
+        if let Some(name) = &settings.algorithm {
+            builder = builder.algorithm(name);
+        }
+        let comm = builder.connect(bootstrap).context("making the communicator")?;
+        Ok(Self { comm })
+    }
+
+    /// Sends to the next rank and receives from the one before, at the same time.
+    ///
+    /// # Safety
+    /// As [`Backend::run`].
+    unsafe fn exchange(&mut self, call: &Call) -> Result<()> {
+        let (rank, world) = (self.comm.rank(), self.comm.world());
+        let (to, from) = ((rank + 1) % world, (rank + world - 1) % world);
+        self.comm.group(|group| {
+            // SAFETY: as promised by the caller, until the group has ended.
+            unsafe {
+                group.send_raw(call.input, call.count, call.dtype, to)?;
+                group.recv_raw(call.output, call.count, call.dtype, from)
+            }
+        })?;
+        Ok(())
+    }
+}
+
+impl Backend for Warpmesh {
+    fn kind(&self) -> Kind {
+        Kind::Warpmesh
+    }
+
+    fn version(&self) -> String {
+        format!("warpmesh {}", env!("CARGO_PKG_VERSION"))
+    }
+
+    fn refuses(&self, _: Test, _: DataType, _: ReduceOp) -> Option<String> {
+        None
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<Option<Buffer>> {
+        let mut memory = self.comm.alloc_bytes(bytes).context("allocating registered memory")?;
+        let start = NonNull::new(memory.as_mut_ptr()).context("registered memory is at null")?;
+        let len = memory.len();
+        // SAFETY: good for `len` bytes while `memory` lives; nobody but the buffer sees it.
+        Ok(Some(unsafe { Buffer::from_owner(start, len, memory) }))
+    }
+
+    #[inline]
+    unsafe fn run(&mut self, call: &Call) -> Result<()> {
+        let Test::Collective(collective) = call.test else {
+            // SAFETY: the same contract.
+            return unsafe { self.exchange(call) };
+        };
+        let raw = RawCall {
+            collective,
+            dtype: call.dtype,
+            op: call.op,
+            root: call.root,
+            count: call.count,
+            input: call.input,
+            output: call.output,
+        };
+        // SAFETY: the same contract.
+        Ok(unsafe { self.comm.call(&raw) }?)
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        Ok(self.comm.barrier()?)
+    }
+
+    fn explain(&self, call: &Call, registered: bool) -> Option<String> {
+        let collective = match call.test {
+            Test::Collective(collective) => collective,
+            Test::SendRecv => return None,
+        };
+        (collective != Collective::Barrier)
+            .then(|| self.comm.explain(collective, call.dtype, call.count, registered))
+    }
+
+    fn held_bytes(&self) -> Option<usize> {
+        Some(self.comm.held_bytes())
+    }
+}
