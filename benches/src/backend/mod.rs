@@ -10,10 +10,10 @@ use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 
-use anyhow::Result;
 use ::warpmesh::{DataType, ReduceOp};
+use anyhow::Result;
 
-use crate::layout::Test;
+use crate::layout::{Place, Test};
 
 /// The libraries that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -61,7 +61,12 @@ pub trait Backend {
     fn version(&self) -> String;
 
     /// Why it cannot do this at all, if so; the row is left out.
-    fn refuses(&self, test: Test, dtype: DataType, op: ReduceOp) -> Option<String>;
+    fn refuses(&self, test: Test, dtype: DataType, op: ReduceOp, place: Place) -> Option<String>;
+
+    /// Whether it says that all ranks of an all-reduce end with the same bits.
+    fn promises_same_bits(&self) -> bool {
+        false
+    }
 
     /// Memory that it can reach from other ranks, or None if it has no such thing. Every rank
     /// calls it.
@@ -99,7 +104,11 @@ impl Buffer {
     /// `start` is good for `len` bytes, initialised, while `owner` lives, and nobody else makes
     /// references into it.
     pub unsafe fn from_owner(start: NonNull<u8>, len: usize, owner: impl Any) -> Self {
-        Self { start, len, _owner: Box::new(owner) }
+        Self {
+            start,
+            len,
+            _owner: Box::new(owner),
+        }
     }
 
     /// Memory that no library knows of, page aligned.

@@ -1,5 +1,9 @@
 //! Stands in for `warpmesh::Communicator` until it is merged: the same calls, over the bootstrap.
-#![allow(missing_docs, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn)]
+#![allow(
+    missing_docs,
+    clippy::undocumented_unsafe_blocks,
+    unsafe_op_in_unsafe_fn
+)]
 
 use std::time::Duration;
 
@@ -47,7 +51,9 @@ impl Builder {
         self
     }
     pub fn connect(self, bootstrap: impl Bootstrap + 'static) -> Result<Communicator, Error> {
-        Ok(Communicator { bootstrap: Box::new(bootstrap) })
+        Ok(Communicator {
+            bootstrap: Box::new(bootstrap),
+        })
     }
 }
 
@@ -114,12 +120,21 @@ impl Communicator {
         &'a mut self,
         calls: impl FnOnce(&mut Group<'a>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        calls(&mut Group { comm: self, sent: Vec::new() })
+        calls(&mut Group {
+            comm: self,
+            sent: Vec::new(),
+        })
     }
     pub fn barrier(&mut self) -> Result<(), Error> {
         Ok(self.bootstrap.barrier()?)
     }
-    pub fn explain(&self, collective: Collective, dtype: DataType, count: usize, _: bool) -> String {
+    pub fn explain(
+        &self,
+        collective: Collective,
+        dtype: DataType,
+        count: usize,
+        _: bool,
+    ) -> String {
         format!("{collective} of {count} {dtype}: over the bootstrap")
     }
     pub fn held_bytes(&self) -> usize {
@@ -144,13 +159,15 @@ impl Communicator {
             Collective::Scatter => all[call.root][rank * block..][..block].to_vec(),
             Collective::AllGather => all.concat(),
             Collective::Gather if rank == call.root => all.concat(),
-            Collective::AllToAll => {
-                all.iter().flat_map(|part| part[rank * block..][..block].to_vec()).collect()
-            }
+            Collective::AllToAll => all
+                .iter()
+                .flat_map(|part| part[rank * block..][..block].to_vec())
+                .collect(),
             _ => vec![],
         };
         assert_eq!(result.len(), outs * block);
-        unsafe { std::slice::from_raw_parts_mut(call.output, result.len()) }.copy_from_slice(&result);
+        unsafe { std::slice::from_raw_parts_mut(call.output, result.len()) }
+            .copy_from_slice(&result);
         Ok(())
     }
 }

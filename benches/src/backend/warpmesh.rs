@@ -10,7 +10,7 @@ use warpmesh_primitives::bootstrap::Bootstrap;
 
 use super::stub::{Communicator, RawCall};
 use super::{Backend, Buffer, Call, Kind};
-use crate::layout::Test;
+use crate::layout::{Place, Test};
 
 /// How the communicator is made.
 #[derive(Clone, Debug)]
@@ -31,12 +31,15 @@ pub struct Warpmesh {
 impl Warpmesh {
     /// Makes a communicator with the other ranks. Every rank calls it.
     pub fn connect(bootstrap: impl Bootstrap + 'static, settings: &Settings) -> Result<Self> {
-        let mut builder =
-            Communicator::builder().timeout(settings.timeout).canonical(settings.canonical);
+        let mut builder = Communicator::builder()
+            .timeout(settings.timeout)
+            .canonical(settings.canonical);
         if let Some(name) = &settings.algorithm {
             builder = builder.algorithm(name);
         }
-        let comm = builder.connect(bootstrap).context("making the communicator")?;
+        let comm = builder
+            .connect(bootstrap)
+            .context("making the communicator")?;
         Ok(Self { comm })
     }
 
@@ -67,12 +70,19 @@ impl Backend for Warpmesh {
         format!("warpmesh {}", env!("CARGO_PKG_VERSION"))
     }
 
-    fn refuses(&self, _: Test, _: DataType, _: ReduceOp) -> Option<String> {
+    fn refuses(&self, _: Test, _: DataType, _: ReduceOp, _: Place) -> Option<String> {
         None
     }
 
+    fn promises_same_bits(&self) -> bool {
+        true
+    }
+
     fn alloc(&mut self, bytes: usize) -> Result<Option<Buffer>> {
-        let mut memory = self.comm.alloc_bytes(bytes).context("allocating registered memory")?;
+        let mut memory = self
+            .comm
+            .alloc_bytes(bytes)
+            .context("allocating registered memory")?;
         let start = NonNull::new(memory.as_mut_ptr()).context("registered memory is at null")?;
         let len = memory.len();
         // SAFETY: good for `len` bytes while `memory` lives; nobody but the buffer sees it.
@@ -107,8 +117,10 @@ impl Backend for Warpmesh {
             Test::Collective(collective) => collective,
             Test::SendRecv => return None,
         };
-        (collective != Collective::Barrier)
-            .then(|| self.comm.explain(collective, call.dtype, call.count, registered))
+        (collective != Collective::Barrier).then(|| {
+            self.comm
+                .explain(collective, call.dtype, call.count, registered)
+        })
     }
 
     fn held_bytes(&self) -> Option<usize> {

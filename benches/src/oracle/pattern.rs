@@ -76,15 +76,21 @@ pub fn digest(bytes: &[u8]) -> u64 {
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
     let step = |sum: u64, word: [u8; 8]| {
-        (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        (sum ^ u64::from_le_bytes(word))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29)
     };
-    let sum = words.iter().fold(bytes.len() as u64, |sum, word| step(sum, *word));
+    let sum = words
+        .iter()
+        .fold(bytes.len() as u64, |sum, word| step(sum, *word));
     mix(step(sum, last))
 }
 
 /// Floats of full precision with magnitudes from 1/4 to 2: sums round at almost every step.
 pub(super) fn fill_rough(dtype: DataType, seed: u64, buffer: &mut [u8]) -> bool {
-    let Some(precision) = precision(dtype) else { return false };
+    let Some(precision) = precision(dtype) else {
+        return false;
+    };
     let slots = PERIOD.min(buffer.len() / dtype.size());
     let pattern = Pattern::new(dtype.size(), slots, |slot| {
         let random = mix(seed.wrapping_mul(31) ^ slot as u64);
