@@ -116,6 +116,11 @@ impl Scalar {
         self.dtype
     }
 
+    /// Its bits, as in memory, in the low bytes.
+    pub(crate) fn bits(self) -> u64 {
+        self.bits
+    }
+
     /// The element, if it is of type `T`.
     pub fn get<T: Element>(self) -> Option<T> {
         let bytes = self.bits.to_le_bytes();

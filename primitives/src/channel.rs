@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn copies_are_exact_at_any_alignment() {
-        let mut memory = vec![0_u8; 64];
+        let mut memory = [0_u8; 64];
         for at in 0..9 {
             for len in 0..40 {
                 let data: Vec<u8> = (0..len).map(|i| (i * 7 + at) as u8 + 1).collect();

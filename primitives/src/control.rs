@@ -250,7 +250,7 @@ impl Control {
     }
 
     /// Writes the progress record. Only the owner calls it; the heartbeat counts by itself.
-    pub(crate) fn set_progress(&self, progress: &Progress) {
+    pub fn set_progress(&self, progress: &Progress) {
         let words = &self.head().progress.0;
         let place = (progress.state as u64) << 56
             | (progress.peer as u64 & 0xff_ffff) << 32

@@ -178,53 +178,59 @@ pub(crate) fn connect(
     Ok(links)
 }
 
-/// Sends `fd` to every peer and receives one from each; None at this rank's own place. `kind` says
-/// what it is for, so that ranks that do different things notice.
-pub(crate) fn swap_descriptors(
+/// Sends `fd` to every peer. `kind` says what it is for, so that ranks that do different things
+/// notice.
+pub(crate) fn send_descriptor(
     links: &[Option<UnixStream>],
     fd: &OwnedFd,
     kind: u32,
+) -> Result<(), (usize, Errno)> {
+    let connected = links
+        .iter()
+        .enumerate()
+        .filter_map(|(peer, link)| Some((peer, link.as_ref()?)));
+    for (peer, link) in connected {
+        send_with_fd(link, &kind.to_le_bytes(), fd.as_fd()).map_err(|errno| (peer, errno))?;
+    }
+    Ok(())
+}
+
+/// Receives what a peer sent with [`send_descriptor`]; PROTO if it is of another kind. Waits until
+/// `deadline`.
+pub(crate) fn receive_descriptor(
+    link: &UnixStream,
+    kind: u32,
     deadline: Instant,
-) -> Result<Vec<Option<OwnedFd>>, Error> {
-    let failed = |peer| {
-        move |errno: Errno| match errno {
-            Errno::TIMEDOUT => Error::Connect {
-                peer,
-                what: "it sent no memory within the timeout",
-            },
-            Errno::CONNRESET | Errno::PIPE => Error::Connect {
-                peer,
-                what: "it closed its connection",
-            },
-            Errno::PROTO => Error::Connect {
-                peer,
-                what: "it sent something else than memory",
-            },
-            errno => Error::System {
-                what: "pass memory to a peer",
-                errno,
-            },
-        }
-    };
-    for (peer, link) in links.iter().enumerate() {
-        if let Some(link) = link {
-            send_with_fd(link, &kind.to_le_bytes(), fd.as_fd()).map_err(failed(peer))?;
-        }
+) -> Result<OwnedFd, Errno> {
+    let mut sent = [0; 4];
+    let fd = recv_with_fd(link, &mut sent, deadline)?;
+    if sent == kind.to_le_bytes() {
+        Ok(fd)
+    } else {
+        Err(Errno::PROTO)
     }
-    let mut received = Vec::with_capacity(links.len());
-    for (peer, link) in links.iter().enumerate() {
-        let Some(link) = link else {
-            received.push(None);
-            continue;
-        };
-        let mut sent = [0; 4];
-        let theirs = recv_with_fd(link, &mut sent, deadline).map_err(failed(peer))?;
-        if sent != kind.to_le_bytes() {
-            return Err(failed(peer)(Errno::PROTO));
-        }
-        received.push(Some(theirs));
+}
+
+/// What an exchange of descriptors that failed at `peer` means while the ranks connect.
+pub(crate) fn exchange_failed((peer, errno): (usize, Errno)) -> Error {
+    match errno {
+        Errno::TIMEDOUT => Error::Connect {
+            peer,
+            what: "it sent no memory within the timeout",
+        },
+        Errno::CONNRESET | Errno::PIPE => Error::Connect {
+            peer,
+            what: "it closed its connection",
+        },
+        Errno::PROTO => Error::Connect {
+            peer,
+            what: "it sent something else than memory",
+        },
+        errno => Error::System {
+            what: "pass memory to a peer",
+            errno,
+        },
     }
-    Ok(received)
 }
 
 fn call_on(rank: usize, peer: usize, introduction: &Introduction) -> Result<UnixStream, Error> {

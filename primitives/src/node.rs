@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use crate::bootstrap::Bootstrap;
 use crate::control::{Control, Progress, State};
 use crate::error::{Error, system};
@@ -43,13 +45,20 @@ impl Node {
 
         let (mapping, fd) = Mapping::create(Control::bytes(world)).map_err(system("memfd"))?;
         let control = Control::format(Arc::new(mapping), world);
-        let received = meeting::swap_descriptors(&links, &fd, CONTROL_SEGMENT, deadline)?;
+        let failed = meeting::exchange_failed;
+        meeting::send_descriptor(&links, &fd, CONTROL_SEGMENT).map_err(failed)?;
         let mut controls = Vec::with_capacity(world);
-        for (peer, fd) in received.into_iter().enumerate() {
-            controls.push(match fd {
-                None => control.clone(),
-                Some(fd) => open_control(peer, fd, world)?,
-            });
+        for (peer, link) in links.iter().enumerate() {
+            let Some(link) = link else {
+                controls.push(control.clone());
+                continue;
+            };
+            let fd = meeting::receive_descriptor(link, CONTROL_SEGMENT, deadline);
+            controls.push(open_control(
+                peer,
+                fd.map_err(|errno| failed((peer, errno)))?,
+                world,
+            )?);
         }
         let cores = meeting::cores_of(&introductions);
         let policy = WaitPolicy::for_load(world, cores, timeout);
@@ -77,6 +86,11 @@ impl Node {
     /// Cores that the ranks may use, together.
     pub fn cores(&self) -> usize {
         self.cores
+    }
+
+    /// Bytes of a rank's control segment.
+    pub fn control_bytes(&self) -> usize {
+        Control::bytes(self.world())
     }
 
     /// How this rank waits.
@@ -108,21 +122,63 @@ impl Node {
     /// theirs. Every rank calls it, in the same order as its other calls of this kind. Blocks
     /// until all have. The memory starts as zeros.
     pub fn share(self: &Arc<Self>, len: usize) -> Result<SharedMemory, Error> {
-        let deadline = Instant::now() + self.policy.timeout;
         let (mapping, fd) = Mapping::create(len).map_err(system("memfd for shared memory"))?;
-        let received = meeting::swap_descriptors(&self.links, &fd, SHARED_MEMORY, deadline);
-        let received = received.map_err(|error| self.posted_or(error))?;
-        let mut mapping = Some(Arc::new(mapping));
+        let mapping = Arc::new(mapping);
+        meeting::send_descriptor(&self.links, &fd, SHARED_MEMORY).map_err(|e| self.lost(e))?;
         let mut all = Vec::with_capacity(self.world());
-        for fd in received {
-            all.push(match fd {
-                None => mapping.take().expect("one place is this rank's own"),
-                Some(fd) => {
-                    Arc::new(Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?)
-                }
-            });
+        for (peer, link) in self.links.iter().enumerate() {
+            let Some(link) = link else {
+                all.push(mapping.clone());
+                continue;
+            };
+            let fd = self.receive_memory(peer, link)?;
+            all.push(Arc::new(
+                Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?,
+            ));
         }
         Ok(SharedMemory::new(self.rank, len, all))
+    }
+
+    /// Waits for a peer's memory, looking around meanwhile like any other wait.
+    fn receive_memory(&self, peer: usize, link: &UnixStream) -> Result<OwnedFd, Error> {
+        let on = WaitingFor {
+            peer,
+            place: AT_SHARE,
+            expected: 1,
+            sequence: 0,
+        };
+        let since = Instant::now();
+        loop {
+            let slice = Instant::now() + self.policy.look_around;
+            match meeting::receive_descriptor(link, SHARED_MEMORY, slice) {
+                Ok(fd) => return Ok(fd),
+                Err(Errno::TIMEDOUT) => {
+                    if let Some(failure) = self.look_around(on, 0, since.elapsed()) {
+                        return Err(self.post(failure).into());
+                    }
+                }
+                Err(errno) => return Err(self.lost((peer, errno))),
+            }
+        }
+    }
+
+    /// A connection that broke: the peer is gone, which all ranks are told.
+    fn lost(&self, (peer, errno): (usize, Errno)) -> Error {
+        if !matches!(errno, Errno::CONNRESET | Errno::PIPE) {
+            return meeting::exchange_failed((peer, errno));
+        }
+        let on = WaitingFor {
+            peer,
+            ..WaitingFor::default()
+        };
+        let (by, culprit) = (self.rank, Some(peer));
+        let died = Failure {
+            kind: FailureKind::PeerDied,
+            by,
+            culprit,
+        };
+        let failure = self.failure().or_else(|| self.gone(on)).unwrap_or(died);
+        self.post(failure).into()
     }
 
     /// Waits until `look` returns Ok; its Err is the count or epoch that is there. Spins, yields,
@@ -266,11 +322,6 @@ impl Node {
         }
         None
     }
-
-    /// A failed exchange is often the consequence of a failure that is already known.
-    fn posted_or(&self, error: Error) -> Error {
-        self.failure().map_or(error, Error::Failed)
-    }
 }
 
 impl Drop for Node {
@@ -282,6 +333,8 @@ impl Drop for Node {
 /// How long a heartbeat has to stand still. Waiting ranks beat every few milliseconds; this leaves
 /// room for a machine with many ranks a core.
 const STANDSTILL: Duration = Duration::from_millis(150);
+/// The step that a rank reports while it waits for peers to share memory.
+pub const AT_SHARE: u32 = u32::MAX - 3;
 const CONTROL_SEGMENT: u32 = 1;
 const SHARED_MEMORY: u32 = 2;
 

@@ -40,6 +40,11 @@ impl Flag {
     fn epoch(self) -> u64 {
         self.0 >> TAG_BITS
     }
+
+    /// The epoch in a flag word that was found in a line, for a diagnosis.
+    pub fn epoch_of(word: u64) -> u64 {
+        Self(word).epoch()
+    }
 }
 
 /// Why a packet cannot be read now.

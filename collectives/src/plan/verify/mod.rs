@@ -34,6 +34,9 @@ pub struct Claims {
     /// Sums are kept in the accumulation type until they are finished, once. Plans without this
     /// are for types that need no wider accumulation, and not for `Avg` and `PreMulSum`.
     pub finishes_once: bool,
+    /// Every contribution comes straight from its rank: the owner of the memory that it is read
+    /// from, or the writer of the packet. `PreMulSum` needs it, to know whose factor to take.
+    pub contributors: bool,
     /// Whoever finishes knows that all ranks have started.
     pub synchronises: bool,
     /// Input and output may be the same memory.
@@ -46,6 +49,7 @@ impl Claims {
         same_bits: true,
         canonical: true,
         finishes_once: true,
+        contributors: true,
         synchronises: true,
         in_place: true,
     };
@@ -73,6 +77,7 @@ impl Claims {
         (self.same_bits || !other.same_bits)
             && (self.canonical || !other.canonical)
             && (self.finishes_once || !other.finishes_once)
+            && (self.contributors || !other.contributors)
             && (self.synchronises || !other.synchronises)
             && (self.in_place || !other.in_place)
     }
@@ -101,6 +106,7 @@ pub fn verify(plan: &Plan) -> Result<Proof, Defect> {
         same_bits: found.same_bits,
         canonical: found.canonical,
         finishes_once: found.finishes_once,
+        contributors: found.contributors,
         synchronises,
         in_place,
     };

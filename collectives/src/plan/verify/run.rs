@@ -124,6 +124,7 @@ impl<'a> Run<'a> {
             same_bits: true,
             canonical: true,
             finishes_once: true,
+            contributors: true,
             synchronises: true,
         };
         let finished = workers_of.iter().map(|_| Vec::new()).collect();
@@ -460,6 +461,10 @@ impl<'a> Run<'a> {
         for (location, place) in &sources {
             let held = self.load(id, *location, place, part, at)?;
             loaded.push((held.value, held.partial));
+            if reduce && !held.partial {
+                let from = place.writer.unwrap_or(location.rank);
+                self.found.contributors &= self.values.contributor(held.value) == Some(from);
+            }
         }
         let value = if reduce {
             self.values.fold(&loaded)

@@ -30,6 +30,7 @@ pub(crate) struct Findings {
     pub(crate) same_bits: bool,
     pub(crate) canonical: bool,
     pub(crate) finishes_once: bool,
+    pub(crate) contributors: bool,
     pub(crate) synchronises: bool,
 }
 
@@ -73,6 +74,14 @@ impl Values {
             Value::Input { .. } => false,
             Value::Finished(_) => true,
             Value::Sum(terms) => terms.iter().any(|term| self.contains_finished(*term)),
+        }
+    }
+
+    /// The rank whose input a value is, if it is one.
+    pub(super) fn contributor(&self, id: ValueId) -> Option<usize> {
+        match self.get(id) {
+            Value::Input { rank, .. } => Some(*rank),
+            _ => None,
         }
     }
 

@@ -1,0 +1,835 @@
+//! Runs prepared programs.
+//!
+//! One executor belongs to one communicator and knows where all ranks are: the epoch, how often
+//! each semaphore was signalled and waited for. None of it is ever reset, and all ranks count
+//! alike because all run the same plans in the same order.
+//!
+//! A program of one worker blocks where it has to wait. Several workers of a rank share the calling
+//! thread: each goes on until it would have to wait, then the next one has its turn.
+
+use std::sync::Arc;
+
+use warpmesh_primitives::failure::{Failure, FailureKind};
+use warpmesh_primitives::memory::SharedMemory;
+use warpmesh_primitives::node::Node;
+use warpmesh_primitives::packet::{Flag, LINE_BYTES, LINE_DATA, NotYet};
+use warpmesh_primitives::patience::{Patience, WaitingFor};
+
+use super::fold::{self, Dest, Fold, FoldArgs, Source};
+use super::packets;
+use super::prepare::{Prepared, Step, Target};
+use crate::communicator::call::{Address, Board};
+use crate::plan::part_range;
+
+/// One call of a collective, as the executor sees it.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) sequence: u64,
+    pub(crate) tag: u32,
+    /// Bytes of an element, and of an element in the accumulation type.
+    pub(crate) size: usize,
+    pub(crate) accumulator: usize,
+    pub(crate) fold: Fold,
+    pub(crate) args: FoldArgs,
+    /// Whether contributions are multiplied by their ranks' factors.
+    pub(crate) scaled: bool,
+    pub(crate) input: *const u8,
+    pub(crate) output: *mut u8,
+    /// Elements of every block.
+    pub(crate) count: usize,
+    /// Where blocks lie, in elements, if they are not equal and in a row.
+    pub(crate) spans: Option<&'a Spans<'a>>,
+    /// Elements of a block that a round covers, and how many rounds there are.
+    pub(crate) window: usize,
+    pub(crate) rounds: usize,
+    /// Non-temporal stores for what goes to users' buffers.
+    pub(crate) streaming: bool,
+}
+
+/// First element and number of elements of each block.
+#[derive(Debug)]
+pub(crate) struct Spans<'a> {
+    pub(crate) input: &'a [(usize, usize)],
+    pub(crate) output: &'a [(usize, usize)],
+}
+
+/// A range of elements, resolved for a move: first element within the block's window and count.
+#[derive(Clone, Copy)]
+struct Extent {
+    first: usize,
+    count: usize,
+}
+
+/// Why a step cannot be done now.
+struct Blocked {
+    peer: usize,
+    expected: u64,
+    seen: u64,
+}
+
+enum Stop {
+    Blocked(Blocked),
+    Failed(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Tiles in which packets are unpacked and reduced: a multiple of 56, so that elements of any size
+/// fill whole lines, and small enough that a tile per rank stays in cache.
+const TILE: usize = 448;
+
+/// The state of a rank's side of all collectives.
+pub(crate) struct Executor {
+    node: Arc<Node>,
+    epoch: u64,
+    /// Whether the last epoch left this rank knowing that all ranks had started it.
+    synchronised: bool,
+    /// By semaphore * world + peer.
+    sent: Vec<u64>,
+    waited: Vec<u64>,
+    /// The last call whose description was compared with the peer's.
+    compared: Vec<u64>,
+    /// Where the peers' buffers of a call are, once looked up.
+    remote: Vec<Remote>,
+    memories: Vec<Option<SharedMemory>>,
+    sources: Vec<Source>,
+    dests: Vec<Dest>,
+    copies: Vec<*mut u8>,
+    tiles: Vec<u64>,
+    /// Each worker's next step.
+    next: Vec<usize>,
+}
+
+// SAFETY: the pointers are scratch space of a running call; between calls they are not followed.
+unsafe impl Send for Executor {}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Remote {
+    sequence: u64,
+    input: usize,
+    output: usize,
+    scale: u64,
+}
+
+impl Executor {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        let world = node.world();
+        let counters = world * warpmesh_primitives::control::SEMAPHORES;
+        Self {
+            node,
+            epoch: 0,
+            synchronised: true,
+            sent: vec![0; counters],
+            waited: vec![0; counters],
+            compared: vec![0; world],
+            remote: vec![Remote::default(); world],
+            memories: Vec::new(),
+            sources: Vec::new(),
+            dests: Vec::new(),
+            copies: Vec::new(),
+            tiles: Vec::new(),
+            next: Vec::new(),
+        }
+    }
+
+    /// Makes room for a program, so that running it allocates nothing.
+    pub(crate) fn reserve(&mut self, prepared: &Prepared) {
+        let operands = prepared.places.len();
+        self.sources.reserve(operands);
+        self.dests.reserve(operands);
+        self.copies.reserve(operands);
+        self.next.reserve(prepared.workers.len());
+        let tiles = (prepared.most_packets + 1) * TILE;
+        self.tiles.resize(self.tiles.len().max(tiles), 0);
+    }
+
+    /// Keeps a registered memory by its number, which is the same on all ranks.
+    pub(crate) fn keep(&mut self, id: usize, memory: SharedMemory) {
+        if self.memories.len() <= id {
+            self.memories.resize_with(id + 1, || None);
+        }
+        self.memories[id] = Some(memory);
+    }
+
+    /// Lets go of a registered memory; returns the bytes that this rank had in it.
+    pub(crate) fn forget(&mut self, id: usize) -> usize {
+        self.memories
+            .get_mut(id)
+            .and_then(Option::take)
+            .map_or(0, |memory| memory.len())
+    }
+
+    /// Where `len` bytes at `address` lie in registered memory of this rank, if they do.
+    #[inline]
+    pub(crate) fn locate(&self, address: *const u8, len: usize) -> Option<Address> {
+        self.memories.iter().enumerate().find_map(|(id, memory)| {
+            let memory = memory.as_ref()?;
+            let offset = memory.offset_of(address)?;
+            (offset + len <= memory.len()).then_some(Address { id, offset })
+        })
+    }
+
+    /// Runs a program for all rounds of a call. Blocks until this rank's part is done.
+    pub(crate) fn run(&mut self, prepared: &Prepared, job: &Job<'_>) -> Result<(), Failure> {
+        for round in 0..job.rounds {
+            self.begin_epoch(job)?;
+            match prepared.workers.as_slice() {
+                [only] => self.run_one(prepared, only, job, round)?,
+                many => self.run_many(prepared, many, job, round)?,
+            }
+            self.node.me().finish_epoch(self.epoch);
+            self.synchronised = prepared.synchronises;
+        }
+        Ok(())
+    }
+
+    /// Enters the next epoch. Its half of scratch memory was last used two epochs ago; unless the
+    /// last epoch has shown that all ranks are past that, they are waited for.
+    fn begin_epoch(&mut self, job: &Job<'_>) -> Result<(), Failure> {
+        self.epoch += 1;
+        if self.synchronised || self.epoch <= 2 {
+            return Ok(());
+        }
+        let needed = self.epoch - 2;
+        for peer in (0..self.node.world()).filter(|peer| *peer != self.node.rank()) {
+            let on = WaitingFor {
+                peer,
+                place: u32::MAX,
+                expected: needed,
+                sequence: job.sequence,
+            };
+            let control = self.node.control(peer);
+            self.node.wait(on, || match control.finished_epoch() {
+                seen if seen >= needed => Ok(()),
+                seen => Err(seen),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn run_one(
+        &mut self,
+        prepared: &Prepared,
+        steps: &[Step],
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Failure> {
+        for (place, step) in steps.iter().enumerate() {
+            if let Step::Wait { semaphore, peer } = *step {
+                let mut patience = Patience::default();
+                while let Err(stop) = self.try_wait(semaphore, peer, job) {
+                    self.pause(&mut patience, stop, place, job)?;
+                }
+            } else {
+                self.act(prepared, step, place, job, round)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_many(
+        &mut self,
+        prepared: &Prepared,
+        workers: &[Vec<Step>],
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Failure> {
+        self.next.clear();
+        self.next.resize(workers.len(), 0);
+        let mut patience = Patience::default();
+        loop {
+            let mut blocked = None;
+            let mut progress = false;
+            for (worker, steps) in workers.iter().enumerate() {
+                while let Some(step) = steps.get(self.next[worker]) {
+                    let place = self.next[worker];
+                    match self.try_step(prepared, step, place, job, round) {
+                        Ok(()) => {
+                            self.next[worker] += 1;
+                            progress = true;
+                        }
+                        Err(Stop::Failed(failure)) => return Err(failure),
+                        Err(stop) => {
+                            blocked = blocked.or(Some((stop, place)));
+                            break;
+                        }
+                    }
+                }
+            }
+            match blocked {
+                None => return Ok(()),
+                Some(_) if progress => patience = Patience::default(),
+                Some((stop, place)) => self.pause(&mut patience, stop, place, job)?,
+            }
+        }
+    }
+
+    fn try_step(
+        &mut self,
+        prepared: &Prepared,
+        step: &Step,
+        place: usize,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Stop> {
+        match step {
+            Step::Wait { semaphore, peer } => self.try_wait(*semaphore, *peer, job),
+            Step::Move { packets: true, .. } => {
+                self.packets_arrived(prepared, step, job, round)?;
+                Ok(self.act(prepared, step, place, job, round)?)
+            }
+            _ => Ok(self.act(prepared, step, place, job, round)?),
+        }
+    }
+
+    /// A step that does not wait, or only for packets.
+    fn act(
+        &mut self,
+        prepared: &Prepared,
+        step: &Step,
+        place: usize,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Failure> {
+        match step {
+            Step::Signal { semaphore, peer } => {
+                self.signal(*semaphore, *peer);
+                Ok(())
+            }
+            Step::Move { packets: true, .. } => {
+                self.move_packets(prepared, step, place, job, round)
+            }
+            Step::Move { .. } => self.move_plain(prepared, step, job, round),
+            Step::Wait { .. } => unreachable!("waits are tried by the callers"),
+        }
+    }
+
+    #[inline]
+    fn signal(&mut self, semaphore: usize, peer: usize) {
+        let sent = &mut self.sent[semaphore * self.node.world() + peer];
+        *sent += 1;
+        let control = self.node.control(peer);
+        // This rank is the word's only writer; Release publishes all moves before.
+        control
+            .semaphore(semaphore, self.node.rank())
+            .publish(*sent);
+        control.ring();
+    }
+
+    #[inline]
+    fn try_wait(&mut self, semaphore: usize, peer: usize, job: &Job<'_>) -> Result<(), Stop> {
+        let waited = &mut self.waited[semaphore * self.node.world() + peer];
+        let expected = *waited + 1;
+        if let Err(seen) = self.node.me().semaphore(semaphore, peer).reached(expected) {
+            return Err(Stop::Blocked(Blocked {
+                peer,
+                expected,
+                seen,
+            }));
+        }
+        *waited = expected;
+        Ok(self.compare(peer, job)?)
+    }
+
+    /// Once per call and peer: is it making the same call? Its description was on the board before
+    /// its first signal of the call.
+    #[inline]
+    fn compare(&mut self, peer: usize, job: &Job<'_>) -> Result<(), Failure> {
+        if self.compared[peer] == job.sequence || peer == self.node.rank() {
+            return Ok(());
+        }
+        self.compared[peer] = job.sequence;
+        match self.node.control(peer).call(job.sequence) {
+            Some(call) if Board::tag_of(&call) == job.tag => Ok(()),
+            _ => Err(self.mismatch(peer)),
+        }
+    }
+
+    #[cold]
+    fn mismatch(&self, peer: usize) -> Failure {
+        let by = self.node.rank();
+        self.node.post(Failure {
+            kind: FailureKind::Mismatch,
+            by,
+            culprit: Some(peer),
+        })
+    }
+
+    fn pause(
+        &self,
+        patience: &mut Patience,
+        stop: Stop,
+        place: usize,
+        job: &Job<'_>,
+    ) -> Result<(), Failure> {
+        match stop {
+            Stop::Failed(failure) => Err(failure),
+            Stop::Blocked(Blocked {
+                peer,
+                expected,
+                seen,
+            }) => {
+                let (place, sequence) = (place as u32, job.sequence);
+                patience.pause(
+                    &self.node,
+                    WaitingFor {
+                        peer,
+                        place,
+                        expected,
+                        sequence,
+                    },
+                    seen,
+                )
+            }
+        }
+    }
+
+    /// The part of a block that a move covers. Its places' blocks have equal lengths, or, where
+    /// blocks differ, the own block among them counts.
+    fn extent(
+        &self,
+        places: &[Target],
+        prepared: &Prepared,
+        part: usize,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Extent {
+        let length = match job.spans {
+            None => job.count,
+            Some(spans) => places
+                .iter()
+                .find_map(|place| match *place {
+                    Target::Input { block } => Some(spans.input[block].1),
+                    Target::Output { block } => Some(spans.output[block].1),
+                    _ => None,
+                })
+                .unwrap_or(0),
+        };
+        let begin = (round * job.window).min(length);
+        let window = (length - begin).min(job.window);
+        let (first, count) = part_range(window, prepared.parts, LINE_BYTES / job.size, part);
+        Extent {
+            first: begin + first,
+            count,
+        }
+    }
+
+    fn move_plain(
+        &mut self,
+        prepared: &Prepared,
+        step: &Step,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Failure> {
+        let Step::Move {
+            part,
+            to,
+            from,
+            reduce,
+            to_user,
+            ..
+        } = step
+        else {
+            return Ok(());
+        };
+        let (to, from) = (to.clone(), from.clone());
+        let places = &prepared.places[to.start.min(from.start)..to.end.max(from.end)];
+        let extent = self.extent(places, prepared, *part, job, round);
+        if extent.count == 0 {
+            return Ok(());
+        }
+        self.operands(prepared, to, from, extent, job)?;
+        let count = extent.count;
+        let streaming = job.streaming && *to_user;
+        if *reduce {
+            // SAFETY: the operands are good for `count` elements: users' buffers by the checks of
+            // the call, slots because a window was chosen to fit; the plan, which is proven, has
+            // ordered this access against all others.
+            unsafe { (job.fold)(&self.dests, &self.sources, count, &job.args, streaming) };
+            return Ok(());
+        }
+        let size = if self.sources[0].partial {
+            job.accumulator
+        } else {
+            job.size
+        };
+        self.copies.clear();
+        self.copies.extend(self.dests.iter().map(|dest| dest.at));
+        // SAFETY: as above.
+        unsafe { fold::copy(&self.copies, self.sources[0].at, count * size, streaming) };
+        Ok(())
+    }
+
+    /// Resolves a plain move's places to addresses.
+    fn operands(
+        &mut self,
+        prepared: &Prepared,
+        to: std::ops::Range<usize>,
+        from: std::ops::Range<usize>,
+        extent: Extent,
+        job: &Job<'_>,
+    ) -> Result<(), Failure> {
+        self.sources.clear();
+        self.dests.clear();
+        for place in &prepared.places[from] {
+            let (at, partial) = self.address(place, extent, job)?;
+            let scale = self.scale(place, job)?;
+            self.sources.push(Source { at, partial, scale });
+        }
+        for place in &prepared.places[to] {
+            let (at, partial) = self.address(place, extent, job)?;
+            self.dests.push(Dest { at, partial });
+        }
+        Ok(())
+    }
+
+    /// Where a place's part begins, and whether it holds partial sums.
+    #[inline]
+    fn address(
+        &mut self,
+        place: &Target,
+        extent: Extent,
+        job: &Job<'_>,
+    ) -> Result<(*mut u8, bool), Failure> {
+        let at = match *place {
+            Target::Input { block } => {
+                let start = job
+                    .spans
+                    .map_or(block * job.count, |spans| spans.input[block].0);
+                job.input
+                    .cast_mut()
+                    .wrapping_add((start + extent.first) * job.size)
+            }
+            Target::Output { block } => {
+                let start = job
+                    .spans
+                    .map_or(block * job.count, |spans| spans.output[block].0);
+                job.output.wrapping_add((start + extent.first) * job.size)
+            }
+            Target::PeerInput { rank, block } => {
+                let base = self.remote(rank, job)?.input;
+                (base + (block * job.count + extent.first) * job.size) as *mut u8
+            }
+            Target::PeerOutput { rank, block } => {
+                let base = self.remote(rank, job)?.output;
+                (base + (block * job.count + extent.first) * job.size) as *mut u8
+            }
+            Target::Scratch {
+                halves, partial, ..
+            } => {
+                return Ok((halves[(self.epoch % 2) as usize], partial));
+            }
+            Target::Packets {
+                halves, partial, ..
+            } => {
+                return Ok((halves[(self.epoch % 2) as usize].cast_mut().cast(), partial));
+            }
+        };
+        Ok((at, false))
+    }
+
+    /// Where a peer's buffers of this call are mapped here. The peer has said so on its board, and
+    /// what it says is checked against the memory that it registered.
+    #[inline]
+    fn remote(&mut self, rank: usize, job: &Job<'_>) -> Result<Remote, Failure> {
+        let known = self.remote[rank];
+        if known.sequence == job.sequence {
+            return Ok(known);
+        }
+        let board = self
+            .node
+            .control(rank)
+            .call(job.sequence)
+            .map(|call| Board::read(&call));
+        let board = board.ok_or_else(|| self.mismatch(rank))?;
+        let find = |address: Option<Address>, len: usize| {
+            let Some(Address { id, offset }) = address else {
+                return Some(0);
+            };
+            let memory = self.memories.get(id)?.as_ref()?;
+            Some(memory.range(rank, offset, len).ok()? as usize)
+        };
+        let (input, output) = (
+            find(board.input, board.input_bytes(rank, self.node.world())),
+            find(board.output, board.output_bytes(rank, self.node.world())),
+        );
+        let (Some(input), Some(output)) = (input, output) else {
+            return Err(self.mismatch(rank));
+        };
+        let remote = Remote {
+            sequence: job.sequence,
+            input,
+            output,
+            scale: board.scale,
+        };
+        self.remote[rank] = remote;
+        Ok(remote)
+    }
+
+    /// The factor of the rank whose contribution a place holds.
+    #[inline]
+    fn scale(&mut self, place: &Target, job: &Job<'_>) -> Result<u64, Failure> {
+        if !job.scaled {
+            return Ok(0);
+        }
+        let contributor = match *place {
+            Target::Input { .. } | Target::Output { .. } => self.node.rank(),
+            Target::PeerInput { rank, .. } | Target::PeerOutput { rank, .. } => rank,
+            Target::Scratch { owner, .. } => owner,
+            Target::Packets { peer, .. } => peer,
+        };
+        Ok(self.remote(contributor, job)?.scale)
+    }
+
+    fn flag(&self, job: &Job<'_>) -> Flag {
+        Flag::new(self.epoch, job.tag)
+    }
+
+    /// Whether all packets that a move reads are there.
+    fn packets_arrived(
+        &self,
+        prepared: &Prepared,
+        step: &Step,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Stop> {
+        let Step::Move { part, to, from, .. } = step else {
+            return Ok(());
+        };
+        let places = &prepared.places[to.start.min(from.start)..to.end.max(from.end)];
+        let extent = self.extent(places, prepared, *part, job, round);
+        for place in &prepared.places[from.clone()] {
+            if let Target::Packets {
+                halves,
+                partial,
+                peer,
+            } = *place
+            {
+                let size = if partial { job.accumulator } else { job.size };
+                let at = halves[(self.epoch % 2) as usize];
+                // SAFETY: the slot fits the part, since the window was chosen so.
+                let seen = unsafe { packets::arrived(at, extent.count * size, self.flag(job)) };
+                seen.map_err(|seen| self.absent(peer, seen))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn absent(&self, peer: usize, seen: NotYet) -> Stop {
+        match seen {
+            NotYet::Absent(flag) => Stop::Blocked(Blocked {
+                peer,
+                expected: self.epoch,
+                seen: Flag::epoch_of(flag),
+            }),
+            NotYet::OtherCall(_) => Stop::Failed(self.mismatch(peer)),
+        }
+    }
+
+    /// A move that reads or writes packets: tile by tile, packets through a buffer in cache.
+    fn move_packets(
+        &mut self,
+        prepared: &Prepared,
+        step: &Step,
+        place: usize,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Failure> {
+        let Step::Move {
+            part,
+            to,
+            from,
+            reduce,
+            ..
+        } = step
+        else {
+            return Ok(());
+        };
+        let places = &prepared.places[to.start.min(from.start)..to.end.max(from.end)];
+        let extent = self.extent(places, prepared, *part, job, round);
+        let mut done = 0;
+        loop {
+            let tile = Tile {
+                extent,
+                done,
+                count: (extent.count - done).min(TILE),
+                place,
+            };
+            self.load_tile(prepared, from.clone(), &tile, job)?;
+            self.store_tile(prepared, to.clone(), &tile, *reduce, job)?;
+            done += tile.count;
+            if done >= extent.count {
+                break;
+            }
+        }
+        for target in &prepared.places[to.clone()] {
+            if let Target::Packets { peer, .. } = *target {
+                self.node.control(peer).ring();
+            }
+        }
+        Ok(())
+    }
+
+    /// Points `sources` at a tile of every source; packets are waited for and unpacked.
+    fn load_tile(
+        &mut self,
+        prepared: &Prepared,
+        from: std::ops::Range<usize>,
+        tile: &Tile,
+        job: &Job<'_>,
+    ) -> Result<(), Failure> {
+        self.sources.clear();
+        let mut buffer = 1; // tile 0 is for the result
+        for place in &prepared.places[from] {
+            let source = match *place {
+                Target::Packets {
+                    halves,
+                    partial,
+                    peer,
+                } => {
+                    let size = if partial { job.accumulator } else { job.size };
+                    let at = self.tiles[buffer * TILE..].as_mut_ptr().cast::<u8>();
+                    buffer += 1;
+                    // SAFETY: the tile's lines lie in the slot.
+                    let lines = unsafe { halves[(self.epoch % 2) as usize].add(tile.line(size)) };
+                    self.receive(at, lines, tile.count * size, peer, tile.place, job)?;
+                    Source {
+                        at,
+                        partial,
+                        scale: self.scale(place, job)?,
+                    }
+                }
+                _ => {
+                    let (at, partial) = self.address(place, tile.extent, job)?;
+                    let size = if partial { job.accumulator } else { job.size };
+                    let at = at.wrapping_add(tile.done * size);
+                    Source {
+                        at,
+                        partial,
+                        scale: self.scale(place, job)?,
+                    }
+                }
+            };
+            self.sources.push(source);
+        }
+        Ok(())
+    }
+
+    fn receive(
+        &self,
+        to: *mut u8,
+        from: *const warpmesh_primitives::packet::Line,
+        bytes: usize,
+        peer: usize,
+        place: usize,
+        job: &Job<'_>,
+    ) -> Result<(), Failure> {
+        let flag = self.flag(job);
+        let mut next = 0;
+        let mut patience = Patience::default();
+        // SAFETY: `to` is a tile's buffer of TILE elements of at most 8 bytes; the lines lie in
+        // the slot.
+        while let Err(seen) = unsafe { packets::unpack(to, from, bytes, flag, &mut next) } {
+            self.pause(&mut patience, self.absent(peer, seen), place, job)?;
+        }
+        Ok(())
+    }
+
+    /// Combines a tile of all sources and stores it to every destination.
+    fn store_tile(
+        &mut self,
+        prepared: &Prepared,
+        to: std::ops::Range<usize>,
+        tile: &Tile,
+        reduce: bool,
+        job: &Job<'_>,
+    ) -> Result<(), Failure> {
+        let targets = &prepared.places[to];
+        let is_packets = |target: &&Target| matches!(target, Target::Packets { .. });
+        self.dests.clear();
+        for target in targets.iter().filter(|target| !is_packets(target)) {
+            let (at, partial) = self.address(target, tile.extent, job)?;
+            let size = if partial { job.accumulator } else { job.size };
+            self.dests.push(Dest {
+                at: at.wrapping_add(tile.done * size),
+                partial,
+            });
+        }
+        let result = self.tiles.as_mut_ptr().cast::<u8>();
+        let packets_partial = targets
+            .iter()
+            .find(is_packets)
+            .is_some_and(Target::is_partial);
+        // What is to be packed: the source itself if it is only copied, else the first plain
+        // destination, else a buffer.
+        let packed = if reduce && self.dests.is_empty() {
+            self.dests.push(Dest {
+                at: result,
+                partial: packets_partial,
+            });
+            result.cast_const()
+        } else if reduce {
+            self.dests[0].at.cast_const()
+        } else {
+            self.sources[0].at
+        };
+        if reduce {
+            // SAFETY: see `move_plain`; the buffer holds TILE elements of at most 8 bytes.
+            unsafe { (job.fold)(&self.dests, &self.sources, tile.count, &job.args, false) };
+        } else if !self.dests.is_empty() {
+            let size = if self.sources[0].partial {
+                job.accumulator
+            } else {
+                job.size
+            };
+            self.copies.clear();
+            self.copies.extend(self.dests.iter().map(|dest| dest.at));
+            // SAFETY: see `move_plain`.
+            unsafe { fold::copy(&self.copies, packed, tile.count * size, false) };
+        }
+        for target in targets.iter().filter(is_packets) {
+            let Target::Packets {
+                halves, partial, ..
+            } = *target
+            else {
+                continue;
+            };
+            let size = if partial { job.accumulator } else { job.size };
+            // SAFETY: the tile's lines lie in the slot, whose only writer this rank is; `packed`
+            // holds the tile.
+            unsafe {
+                let lines = halves[(self.epoch % 2) as usize].add(tile.line(size));
+                packets::pack(lines, packed, tile.count * size, self.flag(job));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn is_partial(&self) -> bool {
+        matches!(
+            self,
+            Self::Packets { partial: true, .. } | Self::Scratch { partial: true, .. }
+        )
+    }
+}
+
+/// A tile of a move: elements `done..done + count` of its extent.
+struct Tile {
+    extent: Extent,
+    done: usize,
+    count: usize,
+    place: usize,
+}
+
+impl Tile {
+    /// The tile's first line in a slot of elements of `size` bytes.
+    fn line(&self, size: usize) -> usize {
+        self.done * size / LINE_DATA
+    }
+}
