@@ -2,7 +2,6 @@
 
 #[cfg(feature = "mpi")]
 pub mod mpi;
-mod stub;
 pub mod warpmesh;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -52,6 +51,18 @@ pub struct Call {
     pub output: *mut u8,
 }
 
+/// The error of a call that a library cannot do; every rank gets it, and nothing has moved.
+#[derive(Debug)]
+pub struct Refused(pub String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// A communication library, seen from one rank.
 pub trait Backend {
     /// Which one.
@@ -60,7 +71,7 @@ pub trait Backend {
     /// Its name and version, for the header.
     fn version(&self) -> String;
 
-    /// Why it cannot do this at all, if so; the row is left out.
+    /// Why it cannot do this at all, if it can tell without trying; see [`Refused`] for the rest.
     fn refuses(&self, test: Test, dtype: DataType, op: ReduceOp, place: Place) -> Option<String>;
 
     /// Whether it says that all ranks of an all-reduce end with the same bits.
@@ -83,7 +94,7 @@ pub trait Backend {
     fn barrier(&mut self) -> Result<()>;
 
     /// What it would do for a call, if it can say so.
-    fn explain(&self, call: &Call, registered: bool) -> Option<String>;
+    fn explain(&mut self, call: &Call, registered: bool) -> Option<String>;
 
     /// Bytes of memory that it holds on this rank, if it knows.
     fn held_bytes(&self) -> Option<usize>;

@@ -6,9 +6,9 @@ use std::ptr::null_mut;
 use anyhow::{Context, Result, bail, ensure};
 use mpi::environment::Universe;
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Op};
+use warpmesh::bootstrap::{Bootstrap, BootstrapError};
 use warpmesh::plan::Collective;
 use warpmesh::{DataType, ReduceOp};
-use warpmesh_primitives::bootstrap::{Bootstrap, BootstrapError};
 
 use super::{Backend, Buffer, Call, Kind};
 use crate::layout::{Place, Test};
@@ -252,7 +252,7 @@ impl Backend for Mpi {
         done("MPI_Barrier", unsafe { ffi::MPI_Barrier(everyone()) })
     }
 
-    fn explain(&self, _: &Call, _: bool) -> Option<String> {
+    fn explain(&mut self, _: &Call, _: bool) -> Option<String> {
         None
     }
 
@@ -354,7 +354,7 @@ impl Bootstrap for MpiBootstrap {
     }
 
     fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, BootstrapError> {
-        let most = warpmesh_primitives::bootstrap::MAX_CONTRIBUTION;
+        let most = warpmesh::bootstrap::MAX_CONTRIBUTION;
         if mine.len() > most {
             return Err(BootstrapError::TooLarge {
                 bytes: mine.len(),

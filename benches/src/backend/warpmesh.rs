@@ -4,12 +4,11 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use warpmesh::bootstrap::Bootstrap;
 use warpmesh::plan::Collective;
-use warpmesh::{DataType, ReduceOp};
-use warpmesh_primitives::bootstrap::Bootstrap;
+use warpmesh::{Communicator, DataType, Error, RawCall, ReduceOp};
 
-use super::stub::{Communicator, RawCall};
-use super::{Backend, Buffer, Call, Kind};
+use super::{Backend, Buffer, Call, Kind, Refused};
 use crate::layout::{Place, Test};
 
 /// How the communicator is made.
@@ -61,6 +60,14 @@ impl Warpmesh {
     }
 }
 
+#[cold]
+fn told_apart(error: Error) -> anyhow::Error {
+    match error {
+        Error::NoPlan { .. } => Refused(error.to_string()).into(),
+        error => error.into(),
+    }
+}
+
 impl Backend for Warpmesh {
     fn kind(&self) -> Kind {
         Kind::Warpmesh
@@ -105,14 +112,14 @@ impl Backend for Warpmesh {
             output: call.output,
         };
         // SAFETY: the same contract.
-        Ok(unsafe { self.comm.call(&raw) }?)
+        unsafe { self.comm.call(&raw) }.map_err(told_apart)
     }
 
     fn barrier(&mut self) -> Result<()> {
         Ok(self.comm.barrier()?)
     }
 
-    fn explain(&self, call: &Call, registered: bool) -> Option<String> {
+    fn explain(&mut self, call: &Call, registered: bool) -> Option<String> {
         let collective = match call.test {
             Test::Collective(collective) => collective,
             Test::SendRecv => return None,

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use warpmesh::DataType;
-use warpmesh_primitives::bootstrap::Bootstrap;
+use warpmesh::bootstrap::Bootstrap;
+use warpmesh::primitives::failure::FailureKind;
 
 use super::cli::Cli;
 use super::control::Control;
@@ -10,7 +11,7 @@ use super::exit::{Exit, Failed};
 use super::stats::{Stats, median};
 use super::timing::{self, Calls, Loop, START_SPREAD};
 use super::{cores, format};
-use crate::backend::{Backend, Buffer, Call};
+use crate::backend::{Backend, Buffer, Call, Refused};
 use crate::layout::{Layout, Op, Place, Test};
 use crate::oracle::{Job, Oracle, digest};
 
@@ -66,6 +67,8 @@ pub struct Bench<'a> {
     backends: Vec<Box<dyn Backend>>,
     send: Buffer,
     recv: Buffer,
+    /// What a library turned out to be unable to do in the rows that are under way.
+    left_out: Vec<(usize, Place, String)>,
     /// Counts the checks, so that each has other data.
     seed: u64,
 }
@@ -98,6 +101,7 @@ impl<'a> Bench<'a> {
             backends,
             send,
             recv,
+            left_out: vec![],
             seed: 0,
         })
     }
@@ -112,28 +116,46 @@ impl<'a> Bench<'a> {
         &self.control
     }
 
-    /// Why a library leaves a row out.
+    /// Why a library leaves a row out, as far as is known before or after the warm-up.
     pub fn refusal(&self, backend: usize, row: &Row, place: Place) -> Option<String> {
+        let is_this = |(b, p, _): &&(usize, Place, String)| (*b, *p) == (backend, place);
+        if let Some((.., why)) = self.left_out.iter().find(is_this) {
+            return Some(why.clone());
+        }
         let op = row.op.on(row.dtype, self.rank);
         self.backends[backend].refuses(row.test, row.dtype, op, place)
     }
 
     /// What a library says about a row.
-    pub fn explain(&self, backend: usize, row: &Row) -> Option<String> {
+    pub fn explain(&mut self, backend: usize, row: &Row) -> Option<String> {
         let call = self.call(row, Place::Out);
         self.backends[backend].explain(&call, self.cli.local_register > 0)
     }
 
-    /// Runs a row a few times without timing it.
-    pub fn warm_up(&mut self, row: &Row, place: Place) -> Result<()> {
+    /// Runs the first of several rows of a kind without timing it. What a library refuses to do is
+    /// left out from then on.
+    pub fn warm_up(&mut self, rows: &[&Row]) -> Result<()> {
+        self.left_out.clear();
+        for row in rows {
+            self.warm_up_in(row, Place::Out)?;
+            if row.test.has_in_place() {
+                self.warm_up_in(row, Place::In)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn warm_up_in(&mut self, row: &Row, place: Place) -> Result<()> {
+        let count = self.cli.warmup_iters.max(1);
         for backend in self.takers(row, place) {
             let mut calls = self.calls(row, place);
-            timing::warm_up(
-                &mut *self.backends[backend],
-                &mut calls,
-                self.cli.warmup_iters,
-            )
-            .map_err(|error| failed(error, row))?;
+            match timing::warm_up(&mut *self.backends[backend], &mut calls, count) {
+                Ok(()) => {}
+                Err(error) => match error.downcast::<Refused>() {
+                    Ok(Refused(why)) => self.left_out.push((backend, place, why)),
+                    Err(error) => return Err(failed(error, row)),
+                },
+            }
         }
         Ok(())
     }
@@ -432,7 +454,14 @@ fn allocate(cli: &Cli, backends: &mut [Box<dyn Backend>], bytes: usize) -> Resul
 }
 
 fn failed(error: anyhow::Error, row: &Row) -> anyhow::Error {
-    Failed::because(Exit::Library, format!("{}: {error:#}", row.describe()))
+    let failure = error
+        .downcast_ref::<warpmesh::Error>()
+        .and_then(warpmesh::Error::failure);
+    let exit = match failure.map(|failure| failure.kind) {
+        Some(FailureKind::TimedOut) => Exit::Timeout,
+        _ => Exit::Library,
+    };
+    Failed::because(exit, format!("{}: {error:#}", row.describe()))
 }
 
 /// The `-a` flag.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use warpmesh_primitives::bootstrap::{Bootstrap, BootstrapError};
+use warpmesh::bootstrap::{Bootstrap, BootstrapError};
 
 /// One bootstrap for the benchmark and the communicator that it makes. Both make collective calls
 /// only, one after the other and in the same order on every rank.
@@ -100,7 +100,7 @@ impl Bootstrap for Control {
 mod tests {
     use std::time::Duration;
 
-    use warpmesh_primitives::bootstrap::LocalBootstrap;
+    use warpmesh::bootstrap::LocalBootstrap;
 
     use super::*;
 

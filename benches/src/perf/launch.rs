@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{
     Signal, WaitId, WaitIdOptions, getppid, set_parent_process_death_signal, waitid,
 };
-use warpmesh_primitives::bootstrap::UniqueId;
+use warpmesh::bootstrap::UniqueId;
 
 use super::cli::Cli;
 use super::exit::{Exit, Failed};

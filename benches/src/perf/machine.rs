@@ -101,7 +101,7 @@ impl Work {
 mod tests {
     use std::time::Duration;
 
-    use warpmesh_primitives::bootstrap::LocalBootstrap;
+    use warpmesh::bootstrap::LocalBootstrap;
 
     use super::*;
 

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use warpmesh_primitives::bootstrap::Launch;
+use warpmesh::bootstrap::Launch;
 
 use self::cli::{Cli, Ranks};
 use self::exit::{Exit, Failed};

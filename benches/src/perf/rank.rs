@@ -1,7 +1,7 @@
 //! One rank: joins the others and measures.
 
 use anyhow::{Context, Result, ensure};
-use warpmesh_primitives::bootstrap::{Launch, LocalBootstrap};
+use warpmesh::bootstrap::{Launch, LocalBootstrap};
 
 use super::cli::{Bind, Cli, Roots};
 use super::control::Control;
@@ -59,7 +59,7 @@ pub fn mpi(cli: &Cli) -> Result<Exit> {
 
 #[cfg(feature = "mpi")]
 fn mpi_rank(cli: &Cli, universe: &::mpi::environment::Universe) -> Result<Exit> {
-    use warpmesh_primitives::bootstrap::Bootstrap;
+    use warpmesh::bootstrap::Bootstrap;
 
     use crate::backend::mpi::{Mpi, MpiBootstrap};
     let started_here = super::launch::asked_world();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use warpmesh_primitives::bootstrap::Bootstrap;
+use warpmesh::bootstrap::Bootstrap;
 
 use super::bench::{Bench, Row};
 use super::cli::{Cli, Roots};
@@ -55,9 +55,8 @@ pub fn run(
         return ended.map(|()| Exit::Success);
     };
     let errors = ended.as_ref().err().map(|error| format!("{error:#}"));
-    let good = report.end(errors.into_iter().collect());
-    ended?;
-    Ok(if good? { Exit::Success } else { Exit::Results })
+    let exit = report.end(errors.into_iter().collect());
+    ended.and(exit)
 }
 
 struct Sweep<'a> {
@@ -131,15 +130,11 @@ impl Sweep<'_> {
         let (Some(smallest), Some(largest)) = (rows.first(), rows.last()) else {
             return Ok(());
         };
+        self.watch
+            .begin(format!("{}: warming up", largest.describe()));
+        self.bench.warm_up(&[largest, smallest])?;
+        self.watch.end();
         self.say_refusals(smallest)?;
-        for row in [largest, smallest] {
-            self.watch.begin(format!("{}: warming up", row.describe()));
-            self.bench.warm_up(row, Place::Out)?;
-            if row.test.has_in_place() {
-                self.bench.warm_up(row, Place::In)?;
-            }
-            self.watch.end();
-        }
         for (i, row) in rows.iter().enumerate() {
             self.explain(row)?;
             self.watch.begin(format!(

@@ -13,6 +13,7 @@ use self::json::Json;
 use self::table::{Half, PLACES};
 use super::bench::{Outcome, Row};
 use super::cli::Cli;
+use super::exit::Exit;
 use super::format;
 use super::machine::Machine;
 use crate::layout::{Place, Test};
@@ -159,7 +160,7 @@ impl<'a> Report<'a> {
                 "after a barrier"
             };
             lines.push(format!(
-                "# Latency: each operation starts {start}, the slowest rank counts; time is the \
+                "# Latency: {start}, for each operation; the slowest rank counts; time is the \
                  median, i_* are of single operations"
             ));
         }
@@ -315,12 +316,16 @@ impl<'a> Report<'a> {
         lines
     }
 
-    /// Writes the JSON file. Whether all was right and fast enough.
-    pub fn end(mut self, errors: Vec<String>) -> Result<bool> {
+    /// Writes the JSON file. How the run ends, if it got to its end.
+    pub fn end(mut self, errors: Vec<String>) -> Result<Exit> {
         if let Some(json) = self.json.take() {
             json.finish(self.wrong, self.bus.value(), self.floor, errors)?;
         }
-        Ok(self.wrong == 0 && !self.slow)
+        Ok(match self.bus.count {
+            _ if self.wrong > 0 || self.slow => Exit::Results,
+            0 => Exit::NotImplemented,
+            _ => Exit::Success,
+        })
     }
 }
 
