@@ -74,6 +74,11 @@ pub trait Backend {
     /// Why it cannot do this at all, if it can tell without trying; see [`Refused`] for the rest.
     fn refuses(&self, test: Test, dtype: DataType, op: ReduceOp, place: Place) -> Option<String>;
 
+    /// What it would do instead of what was asked for by name, if so.
+    fn substitutes(&mut self, _: &Call, _: Place, _registered: bool) -> Option<String> {
+        None
+    }
+
     /// Whether it says that all ranks of an all-reduce end with the same bits.
     fn promises_same_bits(&self) -> bool {
         false

@@ -4,6 +4,7 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use warpmesh::algorithms::{self, Algorithm};
 use warpmesh::bootstrap::Bootstrap;
 use warpmesh::plan::Collective;
 use warpmesh::{Communicator, DataType, Error, RawCall, ReduceOp};
@@ -25,6 +26,7 @@ pub struct Settings {
 /// A communicator as a backend.
 pub struct Warpmesh {
     comm: Communicator,
+    algorithm: Option<String>,
 }
 
 impl Warpmesh {
@@ -39,7 +41,10 @@ impl Warpmesh {
         let comm = builder
             .connect(bootstrap)
             .context("making the communicator")?;
-        Ok(Self { comm })
+        Ok(Self {
+            comm,
+            algorithm: settings.algorithm.clone(),
+        })
     }
 
     /// Sends to the next rank and receives from the one before, at the same time.
@@ -77,8 +82,40 @@ impl Backend for Warpmesh {
         format!("warpmesh {}", env!("CARGO_PKG_VERSION"))
     }
 
-    fn refuses(&self, _: Test, _: DataType, _: ReduceOp, _: Place) -> Option<String> {
-        None
+    /// The library takes another algorithm for what the named one does not do; a benchmark must
+    /// not.
+    fn refuses(&self, test: Test, _: DataType, _: ReduceOp, _: Place) -> Option<String> {
+        let name = self.algorithm.as_ref()?;
+        let of_test = |algorithm: &&&Algorithm| Test::Collective(algorithm.collective) == test;
+        let names = || {
+            algorithms::ALL
+                .iter()
+                .filter(of_test)
+                .map(|algorithm| algorithm.name)
+        };
+        let all = names().collect::<Vec<_>>().join(", ");
+        (!names().any(|known| known == name))
+            .then(|| format!("no algorithm '{name}' for {test}; there are {all}"))
+    }
+
+    /// The library does not say what it will do in place, so that is taken from what the algorithm
+    /// claims.
+    fn substitutes(&mut self, call: &Call, place: Place, registered: bool) -> Option<String> {
+        let name = self.algorithm.clone()?;
+        let text = self.explain(call, registered)?;
+        let chosen = text.lines().find_map(|line| line.strip_prefix("-> "));
+        let chosen = chosen?.split_whitespace().next()?;
+        if chosen != name {
+            return Some(format!(
+                "'{name}' cannot do this, '{chosen}' would be taken"
+            ));
+        }
+        let in_place = algorithms::ALL.iter().any(|algorithm| {
+            algorithm.name == name
+                && Test::Collective(algorithm.collective) == call.test
+                && algorithm.claims.in_place
+        });
+        (place == Place::In && !in_place).then(|| format!("'{name}' does not work in place"))
     }
 
     fn promises_same_bits(&self) -> bool {

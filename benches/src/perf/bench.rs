@@ -8,9 +8,9 @@ use warpmesh::primitives::failure::FailureKind;
 use super::cli::Cli;
 use super::control::Control;
 use super::exit::{Exit, Failed};
+use super::format;
 use super::stats::{Stats, median};
 use super::timing::{self, Calls, Loop, START_SPREAD};
-use super::{cores, format};
 use crate::backend::{Backend, Buffer, Call, Refused};
 use crate::layout::{Layout, Op, Place, Test};
 use crate::oracle::{Job, Oracle, digest};
@@ -64,6 +64,8 @@ pub struct Bench<'a> {
     control: Control,
     rank: usize,
     world: usize,
+    /// Cores that all ranks have together.
+    cores: usize,
     backends: Vec<Box<dyn Backend>>,
     send: Buffer,
     recv: Buffer,
@@ -82,6 +84,7 @@ impl<'a> Bench<'a> {
     pub fn new(
         cli: &'a Cli,
         control: Control,
+        cores: usize,
         mut backends: Vec<Box<dyn Backend>>,
     ) -> Result<Self> {
         let bytes = cli.maxbytes + cli.unalign * 8 + GUARD;
@@ -98,6 +101,7 @@ impl<'a> Bench<'a> {
             control,
             rank,
             world,
+            cores,
             backends,
             send,
             recv,
@@ -148,6 +152,12 @@ impl<'a> Bench<'a> {
     fn warm_up_in(&mut self, row: &Row, place: Place) -> Result<()> {
         let count = self.cli.warmup_iters.max(1);
         for backend in self.takers(row, place) {
+            let registered = self.cli.local_register > 0;
+            let call = self.call(row, place);
+            if let Some(why) = self.backends[backend].substitutes(&call, place, registered) {
+                self.left_out.push((backend, place, why));
+                continue;
+            }
             let mut calls = self.calls(row, place);
             match timing::warm_up(&mut *self.backends[backend], &mut calls, count) {
                 Ok(()) => {}
@@ -253,7 +263,7 @@ impl<'a> Bench<'a> {
         place: Place,
         iters: usize,
     ) -> Result<(f64, Vec<f64>)> {
-        let together = self.world <= cores::count() && self.world > 1;
+        let together = self.world <= self.cores && self.world > 1;
         let mut calls = self.calls(row, place);
         let library = &mut *self.backends[backend];
         let times = timing::one_by_one(library, &mut calls, iters, together)

@@ -1,10 +1,14 @@
 //! Cores: how many there are, and keeping a rank on one.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use anyhow::Result;
+
 use super::cli::Bind;
+use super::control::Control;
 
 /// The cores that this thread may run on, by number.
 pub fn usable() -> Vec<usize> {
@@ -21,6 +25,36 @@ pub fn usable() -> Vec<usize> {
 pub fn count() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// The cores that all ranks have together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cores {
+    /// Ranks that can run at the same time.
+    pub cores: usize,
+    /// Ranks that this program keeps on one core each.
+    pub bound: usize,
+}
+
+/// Adds up the ranks' cores: a launcher may have given each its own. Every rank calls it, with the
+/// cores that it had before it was bound.
+pub fn of_all(control: &Control, usable: &[usize], bound: bool) -> Result<Cores> {
+    let quota = if count() < usable.len() {
+        count()
+    } else {
+        usize::MAX
+    };
+    let mine: Vec<String> = usable.iter().map(usize::to_string).collect();
+    let texts = control.gather_text(&mine.join(" "))?;
+    let all: BTreeSet<&str> = texts
+        .iter()
+        .flat_map(|text| text.split_whitespace())
+        .collect();
+    let bound = control.sum(f64::from(u8::from(bound)))? as usize;
+    Ok(Cores {
+        cores: all.len().min(quota).max(1),
+        bound,
+    })
 }
 
 /// Whether ranks are bound. Sharing a core is bad luck for a rank that is bound to it, so with more
@@ -55,6 +89,25 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn cores_of_all_ranks_are_added_up() {
+        use std::time::Duration;
+
+        use warpmesh::bootstrap::LocalBootstrap;
+        let ranks = LocalBootstrap::create(2, Duration::from_secs(10)).unwrap();
+        let ask = |(rank, bootstrap): (usize, LocalBootstrap)| {
+            let control = Control::new(bootstrap);
+            of_all(&control, &[rank + 5], rank == 0).unwrap()
+        };
+        std::thread::scope(|scope| {
+            let spawn = |rank| scope.spawn(move || ask(rank));
+            let ranks: Vec<_> = ranks.into_iter().enumerate().map(spawn).collect();
+            for rank in ranks {
+                assert_eq!(rank.join().unwrap(), Cores { cores: 2, bound: 1 });
+            }
+        });
     }
 
     #[test]

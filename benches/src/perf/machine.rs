@@ -7,7 +7,6 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::control::Control;
-use super::cores;
 
 /// Bandwidths in GB/s, summed over the ranks that took part; each byte that was written counts
 /// once.
@@ -26,10 +25,10 @@ pub struct Machine {
 const REPETITIONS: usize = 4;
 
 impl Machine {
-    /// Measures with buffers of `bytes` bytes, within bounds. Every rank calls it.
-    pub fn measure(control: &Control, rank: usize, world: usize, bytes: usize) -> Result<Self> {
+    /// Measures with buffers of `bytes` bytes, within bounds, on the first `workers` ranks. Every
+    /// rank calls it.
+    pub fn measure(control: &Control, rank: usize, workers: usize, bytes: usize) -> Result<Self> {
         let bytes = bytes.clamp(1 << 20, 64 << 20);
-        let workers = world.min(cores::count());
         let mut work = (rank < workers).then(|| Work::new(bytes / 4));
         let copy = best(control, workers, bytes, || work.as_mut().map(Work::copy))?;
         let add = best(control, workers, bytes, || work.as_mut().map(Work::add))?;

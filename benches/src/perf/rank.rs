@@ -1,12 +1,13 @@
 //! One rank: joins the others and measures.
 
 use anyhow::{Context, Result, ensure};
-use warpmesh::bootstrap::{Launch, LocalBootstrap};
+use warpmesh::bootstrap::{Bootstrap, Launch, LocalBootstrap};
 
 use super::cli::{Bind, Cli, Roots};
 use super::control::Control;
+use super::cores::{self, Cores};
 use super::exit::{Exit, Failed};
-use super::{cores, sweep};
+use super::sweep;
 use crate::backend::warpmesh::{Settings, Warpmesh};
 use crate::backend::{Backend, Kind};
 
@@ -14,11 +15,10 @@ use crate::backend::{Backend, Kind};
 pub fn launched(cli: &Cli, launch: &Launch, started_here: bool) -> Result<Exit> {
     check_world(cli, launch.world, &launch.launcher.to_string())?;
     let place = launch.local_rank.unwrap_or(launch.rank);
-    let bound = bind(cli, launch.world, place, started_here);
     let bootstrap = launch
         .connect(cli.wait_limit())
         .context("meeting the other ranks")?;
-    measure(cli, Control::new(bootstrap), bound)
+    measure(cli, Control::new(bootstrap), (place, started_here), None)
 }
 
 /// All ranks are threads of this process. Ends with the first failed rank's error.
@@ -28,8 +28,8 @@ pub fn threads(cli: &Cli) -> Result<Exit> {
     std::thread::scope(|scope| {
         let start = |(rank, bootstrap): (usize, LocalBootstrap)| {
             scope.spawn(move || {
-                let bound = bind(cli, world, rank, true);
-                measure(cli, Control::new(bootstrap), bound).with_context(|| format!("rank {rank}"))
+                measure(cli, Control::new(bootstrap), (rank, true), None)
+                    .with_context(|| format!("rank {rank}"))
             })
         };
         let ranks: Vec<_> = ranks.into_iter().enumerate().map(start).collect();
@@ -59,15 +59,13 @@ pub fn mpi(cli: &Cli) -> Result<Exit> {
 
 #[cfg(feature = "mpi")]
 fn mpi_rank(cli: &Cli, universe: &::mpi::environment::Universe) -> Result<Exit> {
-    use warpmesh::bootstrap::Bootstrap;
-
     use crate::backend::mpi::{Mpi, MpiBootstrap};
     let started_here = super::launch::asked_world();
     let mpi = Mpi::new(universe, started_here)?;
     let (rank, world) = (MpiBootstrap.rank(), MpiBootstrap.world());
     check_world(cli, world, "mpirun")?;
-    let bound = bind(cli, world, rank, started_here.is_some());
-    measure_with(cli, Control::new(MpiBootstrap), bound, Some(Box::new(mpi)))
+    let place = (rank, started_here.is_some());
+    measure(cli, Control::new(MpiBootstrap), place, Some(Box::new(mpi)))
 }
 
 /// Ranks that someone else starts are counted by whoever does.
@@ -88,22 +86,15 @@ fn check_world(cli: &Cli, world: usize, launcher: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keeps this rank on a core, if that was decided.
-fn bind(cli: &Cli, world: usize, place: usize, started_here: bool) -> bool {
-    cores::decide(cli.bind, world, started_here) == Bind::Core && cores::bind(place).is_some()
-}
-
-fn measure(cli: &Cli, control: Control, bound: bool) -> Result<Exit> {
-    measure_with(cli, control, bound, None)
-}
-
-/// Makes the backends in the order of the command line.
-fn measure_with(
+/// Keeps this rank on a core, if that was decided; makes the backends in the order of the command
+/// line; measures. `place` is this rank's number on its host, and whether this program chose it.
+fn measure(
     cli: &Cli,
     control: Control,
-    bound: bool,
+    place: (usize, bool),
     mut mpi: Option<Box<dyn Backend>>,
 ) -> Result<Exit> {
+    let cores = settle(cli, &control, place)?;
     let settings = Settings {
         timeout: cli.wait_limit(),
         canonical: cli.canonical,
@@ -119,5 +110,14 @@ fn measure_with(
             Kind::Mpi => mpi.take().context("MPI is not initialised")?,
         });
     }
-    sweep::run(cli, &control, backends, bound)
+    sweep::run(cli, &control, backends, cores)
+}
+
+/// Sees what cores all ranks have, and takes one if that was decided.
+fn settle(cli: &Cli, control: &Control, place: (usize, bool)) -> Result<Cores> {
+    let (index, started_here) = place;
+    let usable = cores::usable();
+    let wanted = cores::decide(cli.bind, control.world(), started_here) == Bind::Core;
+    let bound = wanted && cores::bind(index).is_some();
+    cores::of_all(control, &usable, bound)
 }

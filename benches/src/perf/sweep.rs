@@ -8,6 +8,7 @@ use warpmesh::bootstrap::Bootstrap;
 use super::bench::{Bench, Row};
 use super::cli::{Cli, Roots};
 use super::control::Control;
+use super::cores::Cores;
 use super::exit::Exit;
 use super::format;
 use super::machine::Machine;
@@ -17,13 +18,13 @@ use super::watch::Watch;
 use crate::backend::Backend;
 use crate::layout::{Op, Place, Test};
 
-/// Measures everything that the command line asks for. Every rank calls it; `bound` says whether
-/// this one is kept on a core.
+/// Measures everything that the command line asks for. Every rank calls it; `place` says what cores
+/// all ranks have.
 pub fn run(
     cli: &Cli,
     control: &Control,
     backends: Vec<Box<dyn Backend>>,
-    bound: bool,
+    place: Cores,
 ) -> Result<Exit> {
     let rank = control.rank();
     let libraries = backends.iter().map(|backend| Library {
@@ -34,13 +35,12 @@ pub fn run(
     let devices = control.gather_text(&serde_json::to_string(&Device::host(rank))?)?;
     let devices = devices.iter().map(|text| serde_json::from_str(text));
     let devices: Vec<Device> = devices.collect::<Result<_, _>>()?;
-    let bound = control.sum(f64::from(u8::from(bound)))? as usize;
     let report = match rank {
-        0 => Some(Report::begin(cli, devices, libraries, bound)?),
+        0 => Some(Report::begin(cli, devices, libraries, place)?),
         _ => None,
     };
     let limit = (cli.test_timeout > 0).then(|| Duration::from_secs(cli.test_timeout));
-    let bench = Bench::new(cli, control.clone(), backends)?;
+    let bench = Bench::new(cli, control.clone(), place.cores, backends)?;
     let watch = Watch::start(rank == 0, limit);
     let mut sweep = Sweep {
         cli,
@@ -49,6 +49,7 @@ pub fn run(
         watch,
         rank,
         world: control.world(),
+        workers: control.world().min(place.cores),
     };
     let ended = sweep.cycles();
     let Some(report) = sweep.report.take() else {
@@ -67,6 +68,8 @@ struct Sweep<'a> {
     watch: Watch,
     rank: usize,
     world: usize,
+    /// Ranks that can run at the same time.
+    workers: usize,
 }
 
 impl Sweep<'_> {
@@ -103,7 +106,7 @@ impl Sweep<'_> {
         }
         self.watch.begin(format!("{test}: what the machine can do"));
         let control = self.bench.control();
-        let machine = Machine::measure(control, self.rank, self.world, self.cli.maxbytes)?;
+        let machine = Machine::measure(control, self.rank, self.workers, self.cli.maxbytes)?;
         self.watch.end();
         let memory = self.memory()?;
         self.tell(|report| report.end_test(test, &machine, &memory))

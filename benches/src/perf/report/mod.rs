@@ -13,6 +13,7 @@ use self::json::Json;
 use self::table::{Half, PLACES};
 use super::bench::{Outcome, Row};
 use super::cli::Cli;
+use super::cores::Cores;
 use super::exit::Exit;
 use super::format;
 use super::machine::Machine;
@@ -35,7 +36,7 @@ pub struct Report<'a> {
     tables: Vec<Table>,
     json: Option<Json>,
     floor: Option<f64>,
-    bound: usize,
+    place: Cores,
     wrong: u64,
     slow: bool,
     bus: Mean,
@@ -61,7 +62,7 @@ impl<'a> Report<'a> {
         cli: &'a Cli,
         devices: Vec<Device>,
         libraries: Vec<Library>,
-        bound: usize,
+        place: Cores,
     ) -> Result<Self> {
         let world = devices.len();
         let json = match &cli.output_file {
@@ -83,7 +84,7 @@ impl<'a> Report<'a> {
             tables,
             json,
             floor,
-            bound,
+            place,
             wrong,
             slow,
             bus,
@@ -135,12 +136,12 @@ impl<'a> Report<'a> {
         } else {
             "not registered"
         };
-        let cores = super::cores::count();
         let mut lines = vec![format!(
-            "# Measured: {}; memory {memory}; {} ranks, {} of them bound to a core, {cores} cores here",
+            "# Measured: {}; memory {memory}; {} ranks, {} of them bound to a core, {} cores here",
             libraries.join(" and "),
             self.world,
-            self.bound,
+            self.place.bound,
+            self.place.cores,
         )];
         let blocking = [
             "",
@@ -153,11 +154,11 @@ impl<'a> Report<'a> {
             lines.push(format!("# Blocking Enabled: {how}"));
         }
         if cli.latency {
-            let together = self.world <= cores;
+            let together = self.world <= self.place.cores;
             let start = if together {
-                "all ranks at the same instant"
+                "all ranks start at the same instant"
             } else {
-                "after a barrier"
+                "all ranks start after a barrier"
             };
             lines.push(format!(
                 "# Latency: {start}, for each operation; the slowest rank counts; time is the \
