@@ -26,30 +26,20 @@ pub fn run(
     backends: Vec<Box<dyn Backend>>,
     place: Cores,
 ) -> Result<Exit> {
-    let rank = control.rank();
-    let libraries = backends.iter().map(|backend| Library {
-        name: backend.kind().to_string(),
-        version: backend.version(),
-    });
-    let libraries: Vec<Library> = libraries.collect();
-    let devices = control.gather_text(&serde_json::to_string(&Device::host(rank))?)?;
-    let devices = devices.iter().map(|text| serde_json::from_str(text));
-    let devices: Vec<Device> = devices.collect::<Result<_, _>>()?;
-    let report = match rank {
-        0 => Some(Report::begin(cli, devices, libraries, place)?),
-        _ => None,
-    };
+    let (rank, world) = (control.rank(), control.world());
+    let report = introduce(cli, control, &backends, place)?;
     let limit = (cli.test_timeout > 0).then(|| Duration::from_secs(cli.test_timeout));
     let bench = Bench::new(cli, control.clone(), place.cores, backends)?;
     let watch = Watch::start(rank == 0, limit);
+    let workers = world.min(place.cores);
     let mut sweep = Sweep {
         cli,
         bench,
         report,
         watch,
         rank,
-        world: control.world(),
-        workers: control.world().min(place.cores),
+        world,
+        workers,
     };
     let ended = sweep.cycles();
     let Some(report) = sweep.report.take() else {
@@ -58,6 +48,27 @@ pub fn run(
     let errors = ended.as_ref().err().map(|error| format!("{error:#}"));
     let exit = report.end(errors.into_iter().collect());
     ended.and(exit)
+}
+
+/// Rank 0's report, with what all ranks say of themselves.
+fn introduce<'a>(
+    cli: &'a Cli,
+    control: &Control,
+    backends: &[Box<dyn Backend>],
+    place: Cores,
+) -> Result<Option<Report<'a>>> {
+    let libraries = backends.iter().map(|backend| Library {
+        name: backend.kind().to_string(),
+        version: backend.version(),
+    });
+    let mine = serde_json::to_string(&Device::host(control.rank()))?;
+    let devices = control.gather_text(&mine)?;
+    let devices = devices.iter().map(|text| serde_json::from_str(text));
+    let devices: Vec<Device> = devices.collect::<Result<_, _>>()?;
+    let reports = control.rank() == 0;
+    reports
+        .then(|| Report::begin(cli, devices, libraries.collect(), place))
+        .transpose()
 }
 
 struct Sweep<'a> {

@@ -86,33 +86,32 @@ impl Shared {
         } else {
             Duration::from_secs(10)
         };
-        let mut state = self.lock();
         let mut next = SILENCE;
         let mut begun = None;
+        let mut state = self.lock();
         while !state.ended {
-            let Some((row, since)) = &state.row else {
+            let Some((row, since)) = state.row.clone() else {
                 state = self
                     .changed
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            if begun != Some(*since) {
-                (begun, next) = (Some(*since), SILENCE);
+            if begun.replace(since) != Some(since) {
+                next = SILENCE;
             }
             let elapsed = since.elapsed();
-            self.end_if_late(row, elapsed);
+            self.end_if_late(&row, elapsed);
             if elapsed >= next && self.speaks {
-                let text = format!("{row}: {} s", elapsed.as_secs());
-                say(&mut state, &text, terminal);
+                say(
+                    &mut state,
+                    &format!("{row}: {} s", elapsed.as_secs()),
+                    terminal,
+                );
                 next = elapsed + every;
             }
-            let pause = self.pause(next, elapsed);
-            state = self
-                .changed
-                .wait_timeout(state, pause)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let pause = self.changed.wait_timeout(state, self.pause(next, elapsed));
+            state = pause.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -10,14 +10,14 @@ use anyhow::{Context, Result};
 
 use self::device::Device;
 use self::json::Json;
-use self::table::{Half, PLACES};
+use self::table::Half;
 use super::bench::{Outcome, Row};
 use super::cli::Cli;
 use super::cores::Cores;
 use super::exit::Exit;
 use super::format;
 use super::machine::Machine;
-use crate::layout::{Place, Test};
+use crate::layout::Test;
 
 /// What the header says of one library.
 #[derive(Clone, Debug)]
@@ -65,14 +65,12 @@ impl<'a> Report<'a> {
         place: Cores,
     ) -> Result<Self> {
         let world = devices.len();
-        let json = match &cli.output_file {
-            None => None,
-            Some(name) => {
-                let (json, path) = Json::create(name, cli, devices.clone())?;
-                print(&[format!("# Writing JSON output to {path}")])?;
-                Some(json)
-            }
+        let open = |name: &String| -> Result<Json> {
+            let (json, path) = Json::create(name, cli, devices.clone())?;
+            print(&[format!("# Writing JSON output to {path}")])?;
+            Ok(json)
         };
+        let json = cli.output_file.as_ref().map(open).transpose()?;
         let tables = libraries.into_iter().map(Table::new).collect();
         let floor = std::env::var("NCCL_TESTS_MIN_BW")
             .ok()
@@ -123,46 +121,41 @@ impl<'a> Report<'a> {
         print(&lines)
     }
 
-    /// What differs from the plain table.
+    /// What is measured, and what differs from the plain table.
     fn modes(&self) -> Vec<String> {
         let cli = self.cli;
-        let libraries: Vec<&str> = self
+        let libraries = self
             .tables
             .iter()
-            .map(|table| table.library.version.as_str())
-            .collect();
+            .map(|table| table.library.version.as_str());
+        let libraries = libraries.collect::<Vec<_>>().join(" and ");
         let memory = if cli.local_register > 0 {
             "registered"
         } else {
             "not registered"
         };
+        let Cores { cores, bound } = self.place;
         let mut lines = vec![format!(
-            "# Measured: {}; memory {memory}; {} ranks, {} of them bound to a core, {} cores here",
-            libraries.join(" and "),
-            self.world,
-            self.place.bound,
-            self.place.cores,
+            "# Measured: {libraries}; memory {memory}; {} ranks, {bound} of them bound to a core, \
+             {cores} cores here",
+            self.world
         )];
-        let blocking = [
-            "",
-            "wait and barrier after each collective",
-            "wait for each collective",
-            "barrier after each iteration, not timed",
-        ];
-        if cli.blocking > 0 {
-            let how = blocking[usize::from(cli.blocking)];
-            lines.push(format!("# Blocking Enabled: {how}"));
-        }
+        let blocking = match cli.blocking {
+            0 => None,
+            1 => Some("wait and barrier after each collective"),
+            2 => Some("wait for each collective"),
+            _ => Some("barrier after each iteration, not timed"),
+        };
+        lines.extend(blocking.map(|how| format!("# Blocking Enabled: {how}")));
         if cli.latency {
-            let together = self.world <= self.place.cores;
-            let start = if together {
-                "all ranks start at the same instant"
+            let when = if self.world <= cores {
+                "at the same instant"
             } else {
-                "all ranks start after a barrier"
+                "after a barrier"
             };
             lines.push(format!(
-                "# Latency: {start}, for each operation; the slowest rank counts; time is the \
-                 median, i_* are of single operations"
+                "# Latency: all ranks start each operation {when}, the slowest rank counts; time \
+                 is the median, i_* are of single operations"
             ));
         }
         if cli.loops() > 1 {
@@ -244,8 +237,7 @@ impl<'a> Report<'a> {
         print(&lines)
     }
 
-    /// What the machine can do and how much of it was reached. A collective has at least to write
-    /// every rank's output, so copying that much is what it is held against.
+    /// What the machine can do and how much of it was reached: at the largest size, or always.
     fn machine_lines(&self, machine: &Machine) -> Vec<String> {
         let size = format::size(machine.bytes);
         let mut lines = vec![format!(
@@ -254,35 +246,37 @@ impl<'a> Report<'a> {
         )];
         for table in &self.tables {
             let largest = table.rows.iter().map(|(row, _)| row.layout.bytes()).max();
-            let of_interest =
-                |row: &Row| self.cli.machine_fraction || Some(row.layout.bytes()) == largest;
-            let rows = table.rows.iter().filter(|(row, _)| of_interest(row));
-            lines.extend(rows.filter_map(|(row, halves)| {
-                let shares: Vec<String> = PLACES
-                    .iter()
-                    .zip(halves)
-                    .filter_map(|(place, half)| {
-                        let seconds = half.as_ref()?.outcome.seconds;
-                        let share = machine.fraction(self.written(row), seconds);
-                        let place = if *place == Place::Out {
-                            "out-of-place"
-                        } else {
-                            "in-place"
-                        };
-                        Some(format!("{share:.2} {place}"))
-                    })
-                    .collect();
-                let shares = (row.layout.bytes() > 0).then(|| shares.join(", "))?;
-                Some(format!(
-                    "# Machine fraction of {} at {} ({} {}): {shares}",
-                    table.library.name,
-                    row.layout.bytes(),
-                    row.dtype,
-                    table::op_name(row)
-                ))
-            }));
+            let wanted = |row: &Row| {
+                let bytes = row.layout.bytes();
+                bytes > 0 && (self.cli.machine_fraction || Some(bytes) == largest)
+            };
+            let rows = table.rows.iter().filter(|(row, _)| wanted(row));
+            let name = &table.library.name;
+            lines.extend(rows.map(|(row, halves)| self.fraction(machine, name, row, halves)));
         }
         lines
+    }
+
+    /// A collective has at least to write every rank's output, so copying that much is what it is
+    /// held against.
+    fn fraction(
+        &self,
+        machine: &Machine,
+        library: &str,
+        row: &Row,
+        halves: &[Option<Half>; 2],
+    ) -> String {
+        let places = ["out-of-place", "in-place"].iter().zip(halves);
+        let shares = places.filter_map(|(place, half)| {
+            let seconds = half.as_ref()?.outcome.seconds;
+            Some(format!(
+                "{:.2} {place}",
+                machine.fraction(self.written(row), seconds)
+            ))
+        });
+        let shares = shares.collect::<Vec<_>>().join(", ");
+        let (bytes, dtype, op) = (row.layout.bytes(), row.dtype, table::op_name(row));
+        format!("# Machine fraction of {library} at {bytes} ({dtype} {op}): {shares}")
     }
 
     /// Bytes of all ranks' outputs.

@@ -3,7 +3,7 @@
 use super::super::bench::{Outcome, Row};
 use super::super::cli::Cli;
 use super::super::format;
-use crate::layout::{Place, Test};
+use crate::layout::Test;
 
 /// The lines above the rows.
 pub fn header(cli: &Cli) -> Vec<String> {
@@ -166,9 +166,6 @@ pub fn footer(test: Test, wrong: u64, bus: f64, floor: Option<f64>) -> Vec<Strin
         format!("# Collective test concluded: {}", test.program()),
     ]
 }
-
-/// Which half is which.
-pub const PLACES: [Place; 2] = [Place::Out, Place::In];
 
 #[cfg(test)]
 mod tests {
