@@ -39,11 +39,15 @@ mod host;
 mod machine;
 mod op;
 pub mod plan;
+mod stream;
 
-pub use communicator::{AbortHandle, Buffer, Builder, Communicator, Group, RawCall, SharedBytes};
+pub use communicator::{
+    AbortHandle, Buffer, Builder, Communicator, Group, RawCall, Registration, SharedBytes,
+};
 pub use cost::Machine;
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;
 pub use op::{ReduceOp, Scalar};
+pub use stream::{Pending, Stream};
 pub use warpmesh_primitives as primitives;
 pub use warpmesh_primitives::bootstrap;

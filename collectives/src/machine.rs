@@ -1,7 +1,7 @@
 //! The machine's terms of the cost model: measured once, and kept in the user's cache folder.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,15 @@ const VERSION: u32 = 1;
 /// The terms of this machine: from the cache folder, or measured now (some milliseconds) and
 /// written there. Nothing here can fail: without a cache folder it is measured each time.
 pub(crate) fn terms() -> Machine {
-    let file = file();
+    // In a thread of its own, on all cores: ranks are often bound to one, and what lies between
+    // cores is what counts.
+    let measured = std::thread::scope(|scope| scope.spawn(kept_or_measured).join());
+    measured.unwrap_or(Machine::TYPICAL)
+}
+
+fn kept_or_measured() -> Machine {
+    let cores = warpmesh_primitives::host::go_on_any_core();
+    let file = file(cores);
     let kept = file.as_ref().and_then(|file| std::fs::read(file).ok());
     if let Some(kept) = kept.and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok())
         && kept.version == VERSION
@@ -31,7 +39,7 @@ pub(crate) fn terms() -> Machine {
     {
         return kept.machine;
     }
-    let machine = measure();
+    let machine = measure(cores);
     if let Some(file) = file {
         keep(&file, &machine);
     }
@@ -53,7 +61,7 @@ fn is_sane(machine: &Machine) -> bool {
 }
 
 /// One file per processor model and number of cores.
-fn file() -> Option<PathBuf> {
+fn file(cores: usize) -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -68,7 +76,6 @@ fn file() -> Option<PathBuf> {
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .collect();
-    let cores = warpmesh_primitives::host::usable_cores();
     Some(
         cache
             .join("warpmesh")
@@ -95,80 +102,124 @@ fn keep(file: &std::path::Path, machine: &Machine) {
     }
 }
 
-fn measure() -> Machine {
-    let cores = warpmesh_primitives::host::usable_cores();
+fn measure(cores: usize) -> Machine {
     let typical = Machine::TYPICAL;
+    let switch = hop(true).unwrap_or(typical.switch);
     let hop = if cores > 1 {
-        ping_pong(500)
+        hop(false).unwrap_or(typical.hop)
     } else {
-        typical.switch
+        switch
     };
     let (cached, uncached) = (copying(128 << 10, 40), copying(16 << 20, 2));
     Machine {
         hop,
-        switch: yielding(200),
+        switch,
         message: (hop / 5.0).clamp(5.0, 100.0),
         cached,
         uncached: uncached.max(cached),
-        packet: packing(16 << 10, 100),
+        packet: if cores > 1 {
+            packet(hop).unwrap_or(typical.packet)
+        } else {
+            cached * 4.0
+        },
     }
 }
 
-/// Nanoseconds from a store to its sight on another core: half a round trip, the least of several
-/// batches, since everything else makes it only longer.
-fn ping_pong(trips: u64) -> f64 {
+/// Nanoseconds from a store to its sight by another thread: half a round trip. On one core each
+/// look that fails gives the core away, so a round trip is two switches.
+fn hop(one_core: bool) -> Option<f64> {
     let words = [AtomicU64::new(0), AtomicU64::new(0)];
-    let limit = Instant::now() + Duration::from_millis(20);
-    let answer = |mine: &AtomicU64, theirs: &AtomicU64, value: u64| {
+    ping_pong(
+        one_core,
+        |side, turn| words[1 - side].store(turn, Ordering::Release),
+        |side, turn| words[side].load(Ordering::Acquire) >= turn,
+    )
+}
+
+/// Nanoseconds to move a byte as packets from one core to another, per load or store.
+fn packet(hop: f64) -> Option<f64> {
+    const LINES: usize = 64;
+    let lines = || (0..LINES).map(|_| Line::default()).collect::<Vec<_>>();
+    let boxes = [lines(), lines()];
+    let data = [7_u64; LINE_DATA / 8];
+    let trip = ping_pong(
+        false,
+        |side, turn| {
+            boxes[1 - side]
+                .iter()
+                .for_each(|line| line.write(&data, Flag::new(turn, 0)))
+        },
+        |side, turn| {
+            let read = |line: &Line| line.try_read(Flag::new(turn, 0), &mut [0; LINE_DATA / 8]);
+            boxes[side].iter().all(|line| read(line).is_ok())
+        },
+    )?;
+    Some(((trip - hop) / (2 * LINES * LINE_DATA) as f64).max(0.001))
+}
+
+/// Lets two threads take turns, `send(side, turn)` and `arrived(side, turn)`, and returns half a
+/// round trip in nanoseconds: the least of many batches, since whatever else runs on the machine
+/// makes it only longer. None if it took too long.
+fn ping_pong(
+    one_core: bool,
+    send: impl Fn(usize, u64) + Sync,
+    arrived: impl Fn(usize, u64) -> bool + Sync,
+) -> Option<f64> {
+    let limit = Instant::now() + LIMIT;
+    let over = AtomicBool::new(false);
+    let wait = |side: usize, turn: u64| {
         let mut looks = 0_u32;
-        while mine.load(Ordering::Acquire) < value {
+        while !arrived(side, turn) {
             looks += 1;
-            // The other thread may not be scheduled yet; the clock bounds a machine that never does.
-            if looks.is_multiple_of(1000) {
+            if one_core || looks.is_multiple_of(256) {
                 std::thread::yield_now();
-                if Instant::now() > limit {
+                // Relaxed: the flag only ends the measurement, it publishes nothing.
+                if over.load(Ordering::Relaxed) || Instant::now() > limit {
+                    over.store(true, Ordering::Relaxed);
                     return false;
                 }
             }
             std::hint::spin_loop();
         }
-        theirs.store(value, Ordering::Release);
         true
     };
-    std::thread::scope(|scope| {
-        scope.spawn(|| (1..=4 * trips).all(|value| answer(&words[0], &words[1], value)));
-        let mut best = f64::MAX;
-        for batch in 0..4 {
-            let start = Instant::now();
-            for value in batch * trips + 1..=(batch + 1) * trips {
-                words[0].store(value, Ordering::Release);
-                let mut looks = 0_u32;
-                while words[1].load(Ordering::Acquire) < value {
-                    looks += 1;
-                    if looks.is_multiple_of(1000) && Instant::now() > limit {
-                        // Lets the other thread run to its end.
-                        words[0].store(u64::MAX, Ordering::Release);
-                        return Machine::TYPICAL.hop.min(best);
-                    }
-                    std::hint::spin_loop();
+    let start = |side: usize| {
+        if one_core {
+            warpmesh_primitives::host::stay_on_first_core();
+        }
+        let mut best = None;
+        for batch in 0..BATCHES {
+            let begin = Instant::now();
+            for turn in batch * TRIPS + 1..=(batch + 1) * TRIPS {
+                // Side 0 begins, side 1 answers.
+                if side == 0 {
+                    send(0, turn);
+                }
+                if !wait(side, turn) {
+                    return best;
+                }
+                if side == 1 {
+                    send(1, turn);
                 }
             }
-            best = best.min(start.elapsed().as_nanos() as f64 / trips as f64 / 2.0);
+            let time = begin.elapsed().as_nanos() as f64 / TRIPS as f64 / 2.0;
+            best = Some(best.map_or(time, |best: f64| best.min(time)));
         }
         best
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| start(1));
+        let first = scope.spawn(|| start(0));
+        let _ = other.join();
+        first.join().ok().flatten()
     })
 }
 
-/// Nanoseconds to give the core to another thread that wants it: what a wait costs at least when
-/// ranks share cores.
-fn yielding(times: u32) -> f64 {
-    let start = Instant::now();
-    for _ in 0..times {
-        std::thread::yield_now();
-    }
-    // A yield that finds nobody is a system call; a switch to another process costs about three.
-    (start.elapsed().as_nanos() as f64 / f64::from(times) * 3.0).clamp(300.0, 10_000.0)
-}
+const BATCHES: u64 = 20;
+const TRIPS: u64 = 30;
+
+/// No measurement takes longer.
+const LIMIT: Duration = Duration::from_millis(10);
 
 /// Nanoseconds per byte moved (loaded or stored) by a copy of `bytes` bytes.
 fn copying(bytes: usize, times: u32) -> f64 {
@@ -180,27 +231,6 @@ fn copying(bytes: usize, times: u32) -> f64 {
     };
     copy(&mut to);
     let best = least(times, || copy(&mut to));
-    best / bytes as f64 / 2.0
-}
-
-/// Nanoseconds per byte moved as packets, within one cache.
-fn packing(bytes: usize, times: u32) -> f64 {
-    let lines: Vec<Line> = (0..bytes.div_ceil(LINE_DATA))
-        .map(|_| Line::default())
-        .collect();
-    let mut data = [7_u64; LINE_DATA / 8];
-    let mut epoch = 0;
-    let best = least(times, || {
-        epoch += 1;
-        let flag = Flag::new(epoch, 0);
-        for line in &lines {
-            line.write(&data, flag);
-        }
-        for line in &lines {
-            let _ = line.try_read(flag, &mut data);
-        }
-        std::hint::black_box(&data);
-    });
     best / bytes as f64 / 2.0
 }
 
@@ -220,7 +250,7 @@ mod tests {
     #[test]
     fn measuring_is_quick_and_gives_terms() {
         let start = Instant::now();
-        let machine = measure();
+        let machine = measure(warpmesh_primitives::host::usable_cores());
         assert!(is_sane(&machine), "{machine:?}");
         assert!(
             start.elapsed() < Duration::from_secs(1),

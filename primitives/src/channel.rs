@@ -253,7 +253,7 @@ mod tests {
         let mut memory = [0_u8; 64];
         for at in 0..9 {
             for len in 0..40 {
-                let data: Vec<u8> = (0..len).map(|i| (i * 7 + at) as u8 + 1).collect();
+                let data: Vec<u8> = (0..len).map(|i| (i * 7 + at) as u8 | 1).collect();
                 memory.fill(0);
                 let mut back = vec![0; len];
                 store(memory[at..].as_mut_ptr(), &data);

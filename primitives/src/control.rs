@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use crate::semaphore::SemaphoreWord;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sys::Mapping;
 
 /// Semaphores that each pair of ranks has in each direction.
@@ -35,6 +35,41 @@ pub(crate) struct BoardEntry {
     sequence: AtomicU64,
     tag: AtomicU64,
     words: [AtomicU64; CALL_WORDS],
+}
+
+impl BoardEntry {
+    /// Only the board's owner calls this.
+    #[inline]
+    fn write(&self, call: &Call) {
+        // A reader that looks at this entry while it changes must not take a mixture for a call:
+        // 0 is no call, and the fence keeps the new words behind it.
+        self.sequence.store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.tag.store(call.tag, Ordering::Relaxed);
+        for (word, value) in self.words.iter().zip(call.words) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.sequence.store(call.sequence, Ordering::Release);
+    }
+
+    /// Call number `sequence`, if it is here, whole.
+    #[inline]
+    fn read(&self, sequence: u64) -> Option<Call> {
+        if self.sequence.load(Ordering::Acquire) != sequence {
+            return None;
+        }
+        let tag = self.tag.load(Ordering::Relaxed);
+        let words = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
+        // Pairs with the fence in `write`: if any word above came from a later call, this second
+        // look sees that call's number, or 0.
+        fence(Ordering::Acquire);
+        let still = self.sequence.load(Ordering::Relaxed) == sequence;
+        still.then_some(Call {
+            sequence,
+            tag,
+            words,
+        })
+    }
 }
 
 /// What a rank says that it is calling.
@@ -167,36 +202,13 @@ impl Control {
     /// Announces a call. Only the owner calls this.
     #[inline]
     pub fn announce(&self, call: &Call) {
-        let entry = &self.head().board.0[call.sequence as usize % BOARD];
-        // A reader that looks at this entry while it changes must not take a mixture for a call:
-        // 0 is no call, and the fence keeps the new words behind it.
-        entry.sequence.store(0, Ordering::Relaxed);
-        crate::sync::fence(Ordering::Release);
-        entry.tag.store(call.tag, Ordering::Relaxed);
-        for (word, value) in entry.words.iter().zip(call.words) {
-            word.store(value, Ordering::Relaxed);
-        }
-        entry.sequence.store(call.sequence, Ordering::Release);
+        self.head().board.0[call.sequence as usize % BOARD].write(call);
     }
 
     /// The owner's call number `sequence`, if the board holds it now. Does not block.
     #[inline]
     pub fn call(&self, sequence: u64) -> Option<Call> {
-        let entry = &self.head().board.0[sequence as usize % BOARD];
-        if entry.sequence.load(Ordering::Acquire) != sequence {
-            return None;
-        }
-        let tag = entry.tag.load(Ordering::Relaxed);
-        let words = std::array::from_fn(|i| entry.words[i].load(Ordering::Relaxed));
-        // Pairs with the fence in `announce`: if any word above came from a later call, this
-        // second look sees that call's number, or 0.
-        crate::sync::fence(Ordering::Acquire);
-        let still = entry.sequence.load(Ordering::Relaxed) == sequence;
-        still.then_some(Call {
-            sequence,
-            tag,
-            words,
-        })
+        self.head().board.0[sequence as usize % BOARD].read(sequence)
     }
 
     /// The newest call on the board, for a diagnosis.
@@ -390,5 +402,33 @@ mod tests {
                 );
             }
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+
+    /// A reader that looks while the entry changes sees a whole call or none.
+    #[test]
+    fn an_entry_is_never_a_mixture() {
+        loom::model(|| {
+            let entry = Arc::new(BoardEntry::default());
+            let call = |sequence| Call {
+                sequence,
+                tag: sequence,
+                words: [sequence; CALL_WORDS],
+            };
+            entry.write(&call(1));
+            let theirs = entry.clone();
+            let owner = loom::thread::spawn(move || theirs.write(&call(5)));
+            for sequence in [1, 5] {
+                if let Some(seen) = entry.read(sequence) {
+                    assert_eq!(seen, call(sequence));
+                }
+            }
+            owner.join().unwrap();
+        });
     }
 }

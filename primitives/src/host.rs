@@ -36,6 +36,41 @@ pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Lets the calling thread run on every core that the system grants, also where the process was
+/// bound to one; returns how many there are.
+pub fn go_on_any_core() -> usize {
+    use rustix::thread::{CpuSet, sched_setaffinity};
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|core| all.set(core));
+    let _ = sched_setaffinity(None, &all);
+    usable_cores()
+}
+
+/// Keeps the calling thread on the first core that it may use; without effect if it may not choose.
+pub fn stay_on_first_core() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let Ok(allowed) = sched_getaffinity(None) else {
+        return;
+    };
+    if let Some(core) = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)) {
+        let mut one = CpuSet::new();
+        one.set(core);
+        let _ = sched_setaffinity(None, &one);
+    }
+}
+
+/// Random bytes from the system; from the time and the process id should it have none.
+pub fn random_bytes() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let nanos = now.map_or(0, |now| now.as_nanos() as u64);
+        bytes[..8].copy_from_slice(&nanos.to_le_bytes());
+        bytes[8..12].copy_from_slice(&std::process::id().to_le_bytes());
+    }
+    bytes
+}
+
 /// The machine's name, for reports.
 pub fn name() -> String {
     rustix::system::uname()

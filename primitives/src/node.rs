@@ -218,9 +218,10 @@ impl Node {
 
     /// Marks this rank as gone; peers that still need it fail at once.
     pub fn leave(&self) {
+        // The rest of the record stays: it may say why this rank leaves.
         self.me().set_progress(&Progress {
             state: State::Left,
-            ..Progress::default()
+            ..self.me().progress()
         });
         for control in &self.controls {
             control.wake();

@@ -69,6 +69,7 @@ pub const ALL: &[&Algorithm] = &[
     &packet::ONE_SHOT,
     &packet::TWO_SHOT,
     &direct::ALL_REDUCE,
+    &staged::ONE_SHOT,
     &staged::ALL_REDUCE,
     &ring::ALL_REDUCE,
     &packet::ALL_GATHER,

@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::ptr::NonNull;
+use std::sync::{Arc, OnceLock};
 
 use warpmesh_primitives::memory::SharedMemory;
 
@@ -69,6 +70,27 @@ impl<T: Element> DerefMut for Buffer<T> {
     }
 }
 
+/// Memory of the caller's that was registered. Dropping it ends the registration, at the latest
+/// before the next one is made.
+#[derive(Debug)]
+pub struct Registration {
+    shared: bool,
+    _alive: Arc<()>,
+}
+
+impl Registration {
+    /// Whether other ranks reach the memory. If not, calls stage it.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+}
+
+/// Random bytes that tell this process from all others.
+fn process() -> [u8; 16] {
+    static PROCESS: OnceLock<[u8; 16]> = OnceLock::new();
+    *PROCESS.get_or_init(warpmesh_primitives::host::random_bytes)
+}
+
 impl Communicator {
     /// Allocates `len` elements of registered memory, all zero. A collective call: every rank makes
     /// it, with the same or another length. Blocks until all have.
@@ -91,24 +113,72 @@ impl Communicator {
             error => error.into(),
         })?;
         let alive = Arc::new(());
-        let id = self.next_buffer;
-        self.next_buffer += 1;
-        self.held += len;
-        self.executor.keep(id, memory.clone());
-        self.buffers.push((id, Arc::downgrade(&alive)));
+        self.keep(memory.clone(), &alive, len);
         Ok(SharedBytes {
             memory,
             _alive: alive,
         })
     }
 
+    /// Registers memory that the caller allocated, so that calls need not stage it. A collective
+    /// call: every rank makes it, with its own memory.
+    ///
+    /// Ranks that are threads of one process reach each other's memory as it is. Private memory of
+    /// another process cannot be reached: then nothing is registered, calls stage as before, and
+    /// [`Registration::is_shared`] says so. ([`Communicator::alloc`] gives memory that can.)
+    ///
+    /// # Safety
+    /// The memory stays valid until the registrations of all ranks were dropped, and the memory of
+    /// a communicator that failed until all ranks have dropped the communicator.
+    pub unsafe fn register(&mut self, address: *mut u8, len: usize) -> Result<Registration, Error> {
+        self.check_alive()?;
+        self.sweep();
+        let mut mine = [0; 32];
+        mine[..16].copy_from_slice(&process());
+        mine[16..24].copy_from_slice(&(address as u64).to_le_bytes());
+        mine[24..].copy_from_slice(&(len as u64).to_le_bytes());
+        let mut all = Vec::with_capacity(self.world());
+        for theirs in self.bootstrap.all_gather(&mine)? {
+            let word = |at: usize| {
+                let bytes = theirs.get(at..at + 8)?.try_into().ok()?;
+                usize::try_from(u64::from_le_bytes(bytes)).ok()
+            };
+            let same = theirs.get(..16) == Some(&mine[..16]);
+            let range = word(16)
+                .and_then(|a| NonNull::new(a as *mut u8))
+                .zip(word(24));
+            all.extend(range.filter(|_| same));
+        }
+        let alive = Arc::new(());
+        let shared = all.len() == self.world();
+        if shared {
+            // SAFETY: the ranges are of threads of this process, whose callers have promised to
+            // keep them.
+            let memory = unsafe { SharedMemory::of_this_process(self.rank(), &all) };
+            self.keep(memory, &alive, 0);
+        }
+        Ok(Registration {
+            shared,
+            _alive: alive,
+        })
+    }
+
+    fn keep(&mut self, memory: SharedMemory, alive: &Arc<()>, held: usize) {
+        self.held += held;
+        let id = self.next_buffer;
+        self.next_buffer += 1;
+        self.executor.keep(id, memory);
+        self.buffers.push((id, Arc::downgrade(alive), held));
+    }
+
     /// Forgets buffers that were dropped.
     fn sweep(&mut self) {
         let (executor, held) = (&mut self.executor, &mut self.held);
-        self.buffers.retain(|(id, alive)| {
+        self.buffers.retain(|(id, alive, bytes)| {
             let keep = alive.strong_count() > 0;
             if !keep {
-                *held -= executor.forget(*id);
+                executor.forget(*id);
+                *held -= bytes;
             }
             keep
         });

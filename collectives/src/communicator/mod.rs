@@ -15,7 +15,7 @@ use warpmesh_primitives::bootstrap::{Bootstrap, TcpBootstrap, TcpRoot, UniqueId}
 use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::node::Node;
 
-pub use self::buffer::{Buffer, SharedBytes};
+pub use self::buffer::{Buffer, Registration, SharedBytes};
 pub use self::builder::Builder;
 use self::call::Board;
 pub use self::call::RawCall;
@@ -46,8 +46,8 @@ pub struct Communicator {
     letters: Vec<Letter>,
     /// The number of the last call.
     sequence: u64,
-    /// Buffers of this rank, to see which were dropped.
-    buffers: Vec<(usize, Weak<()>)>,
+    /// Registered memory: its number, a sign of life, and the bytes that are held for it.
+    buffers: Vec<(usize, Weak<()>, usize)>,
     next_buffer: usize,
     held: usize,
 }
@@ -411,7 +411,7 @@ const LOOPBACK: std::net::SocketAddr =
 
 /// From so many bytes in a block on, results go around the cache: nothing of them would still be
 /// there when it is used.
-const STREAMING: usize = 4 << 20;
+const STREAMING: usize = 32 << 20;
 
 /// Aborts a communicator, from any thread. Does nothing once the communicator is dropped.
 #[derive(Clone, Debug)]

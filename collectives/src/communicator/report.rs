@@ -5,7 +5,7 @@ use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::node::{AT_SHARE, Node};
 
 use super::call::Board;
-use crate::host::{AT_RECEIVE, AT_SEND};
+use crate::host::{AT_OTHER, AT_RECEIVE, AT_SEND};
 
 /// Ranks that are described besides the two concerned.
 const OTHERS: usize = 6;
@@ -75,7 +75,7 @@ fn waiting(progress: &Progress) -> String {
         ..
     } = progress;
     match (*place, *state) {
-        (AT_RECEIVE, State::Working) => {
+        (AT_OTHER, State::Working | State::Left) => {
             format!(", receives {expected} bytes from rank {peer}, which sends {seen}")
         }
         (_, State::Working) => String::new(),

@@ -155,12 +155,9 @@ impl Executor {
         self.memories[id] = Some(memory);
     }
 
-    /// Lets go of a registered memory; returns the bytes that this rank had in it.
-    pub(crate) fn forget(&mut self, id: usize) -> usize {
-        self.memories
-            .get_mut(id)
-            .and_then(Option::take)
-            .map_or(0, |memory| memory.len())
+    /// Lets go of a registered memory.
+    pub(crate) fn forget(&mut self, id: usize) {
+        self.memories[id] = None;
     }
 
     /// Where `len` bytes at `address` lie in registered memory of this rank, if they do.

@@ -45,6 +45,8 @@ const HEADER: usize = 64;
 /// The step that a waiting sender or receiver reports.
 pub(crate) const AT_SEND: u32 = u32::MAX - 1;
 pub(crate) const AT_RECEIVE: u32 = u32::MAX - 2;
+/// What a receiver reports that found another message than it expects.
+pub(crate) const AT_OTHER: u32 = u32::MAX - 4;
 
 /// A rank's side of all its rings.
 pub(crate) struct Mail {
@@ -235,7 +237,7 @@ impl Mail {
         let progress = Progress {
             state: State::Working,
             peer: letter.peer,
-            place: AT_RECEIVE,
+            place: AT_OTHER,
             expected: letter.bytes as u64,
             seen: header.bytes,
             heartbeat: 0,

@@ -10,5 +10,5 @@ mod packets;
 mod prepare;
 
 pub(crate) use executor::{Executor, Job, Spans};
-pub(crate) use mail::{AT_RECEIVE, AT_SEND, Direction, Letter, Mail};
+pub(crate) use mail::{AT_OTHER, AT_RECEIVE, AT_SEND, Direction, Letter, Mail};
 pub(crate) use prepare::{Prepared, Region};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+#[cfg(not(loom))]
 use rustix::thread::futex;
 
 /// Sleeps while `word` holds `expected`, until a wake-up, a signal or `limit`. May return early;

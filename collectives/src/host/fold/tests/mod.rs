@@ -4,7 +4,6 @@ mod grid;
 mod memory;
 mod oracle;
 mod shapes;
-mod speed;
 
 use super::*;
 use memory::Buffer;
