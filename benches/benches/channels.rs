@@ -64,7 +64,7 @@ fn between_two(work: impl Fn(usize, &mut MemoryChannel) -> Result<(), Error> + S
     let ranks = LocalBootstrap::create(2, TIMEOUT).expect("two ranks");
     let end = |(rank, mut bootstrap): (usize, LocalBootstrap)| -> Result<Duration, Error> {
         let node = Node::connect(&mut bootstrap, TIMEOUT)?;
-        let memory = node.share(2 * MemoryChannel::packet_bytes(4096))?;
+        let memory = node.share(2 * MemoryChannel::packet_bytes(4096), true)?;
         let mut channel = MemoryChannel::new(&node, &memory, 1 - rank, 0)?;
         let start = Instant::now();
         work(rank, &mut channel)?;

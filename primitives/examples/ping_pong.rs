@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn channel(mut bootstrap: TcpBootstrap, peer: usize) -> Result<MemoryChannel, Box<dyn Error>> {
     let node = Node::connect(&mut bootstrap, TIMEOUT)?;
-    let memory = node.share(3 * PACKETS)?;
+    let memory = node.share(3 * PACKETS, false)?;
     Ok(MemoryChannel::new(&node, &memory, peer, 0)?)
 }
 

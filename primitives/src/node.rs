@@ -120,8 +120,9 @@ impl Node {
 
     /// Shares `len` bytes (of this rank; others may ask for other sizes) with all ranks and maps
     /// theirs. Every rank calls it, in the same order as its other calls of this kind. Blocks
-    /// until all have. The memory starts as zeros.
-    pub fn share(self: &Arc<Self>, len: usize) -> Result<SharedMemory, Error> {
+    /// until all have. The memory starts as zeros. Its pages are taken when first touched, or now if
+    /// `populate` says so: then no access to it, here or by a peer, stops for a page fault.
+    pub fn share(self: &Arc<Self>, len: usize, populate: bool) -> Result<SharedMemory, Error> {
         let (mapping, fd) = Mapping::create(len).map_err(system("memfd for shared memory"))?;
         let mapping = Arc::new(mapping);
         meeting::send_descriptor(&self.links, &fd, SHARED_MEMORY).map_err(|e| self.lost(e))?;
@@ -135,6 +136,9 @@ impl Node {
             all.push(Arc::new(
                 Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?,
             ));
+        }
+        if populate {
+            all.iter().for_each(|mapping| mapping.populate());
         }
         Ok(SharedMemory::new(self.rank, len, all))
     }

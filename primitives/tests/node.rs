@@ -32,7 +32,7 @@ const LONG: Duration = Duration::from_secs(20);
 fn put_get_signal_and_wait_carry_data_both_ways() {
     ranks(3, LONG, |node| {
         let (me, world) = (node.rank(), node.world());
-        let memory = node.share(1000).unwrap();
+        let memory = node.share(1000, false).unwrap();
         let mut to = MemoryChannel::new(&node, &memory, (me + 1) % world, 5).unwrap();
         let mut from = MemoryChannel::new(&node, &memory, (me + 2) % world, 5).unwrap();
         for round in 0..100_u8 {
@@ -58,7 +58,7 @@ fn put_get_signal_and_wait_carry_data_both_ways() {
 #[test]
 fn packets_need_no_signal() {
     ranks(2, LONG, |node| {
-        let memory = node.share(1 << 16).unwrap();
+        let memory = node.share(1 << 16, false).unwrap();
         let mut channel = MemoryChannel::new(&node, &memory, 1 - node.rank(), 0).unwrap();
         for round in 0..200_usize {
             let len = round * 7 % 900;
@@ -75,7 +75,7 @@ fn packets_need_no_signal() {
 #[test]
 fn wrong_ranges_ranks_and_ids_are_errors() {
     ranks(2, LONG, |node| {
-        let memory = node.share(4096).unwrap();
+        let memory = node.share(4096, false).unwrap();
         let channel = MemoryChannel::new(&node, &memory, 1 - node.rank(), 0).unwrap();
         assert!(matches!(
             channel.put(4090, &[0; 7]),
@@ -112,7 +112,7 @@ fn a_wait_that_nobody_answers_ends_and_names_the_peer() {
     let timeout = Duration::from_millis(300);
     let start = Instant::now();
     let failures = ranks(3, timeout, |node| {
-        let memory = node.share(64).unwrap();
+        let memory = node.share(64, false).unwrap();
         // 1 waits for 0, 2 waits for 1; 0 is busy elsewhere, so it is to blame for both.
         if node.rank() == 0 {
             while node.failure().is_none() {
@@ -141,7 +141,7 @@ fn a_wait_that_nobody_answers_ends_and_names_the_peer() {
 fn a_peer_that_leaves_is_noticed_at_once() {
     let start = Instant::now();
     ranks(2, LONG, |node| {
-        let memory = node.share(64).unwrap();
+        let memory = node.share(64, false).unwrap();
         if node.rank() == 1 {
             return;
         }
@@ -164,7 +164,7 @@ fn a_peer_that_leaves_is_noticed_at_once() {
 #[test]
 fn a_sleeping_waiter_is_woken() {
     ranks(2, LONG, |node| {
-        let memory = node.share(64).unwrap();
+        let memory = node.share(64, false).unwrap();
         let mut channel = MemoryChannel::new(&node, &memory, 1 - node.rank(), 0).unwrap();
         for _ in 0..3 {
             if node.rank() == 0 {

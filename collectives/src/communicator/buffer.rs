@@ -108,7 +108,7 @@ impl Communicator {
     pub fn alloc_bytes(&mut self, len: usize) -> Result<SharedBytes, Error> {
         self.check_alive()?;
         self.sweep();
-        let memory = self.node.share(len).map_err(|error| match error {
+        let memory = self.node.share(len, true).map_err(|error| match error {
             warpmesh_primitives::Error::Failed(failure) => self.failed(failure),
             error => error.into(),
         })?;

@@ -110,10 +110,10 @@ impl Builder {
         let machine = self.greet(bootstrap.as_mut())?;
         let node = Node::connect(bootstrap.as_mut(), self.timeout)?;
         let (rank, world) = (node.rank(), node.world());
-        let packets = Region::new(node.share(PACKETS)?);
-        let scratch = Region::new(node.share(SCRATCH)?);
+        let packets = Region::new(node.share(PACKETS, false)?);
+        let scratch = Region::new(node.share(SCRATCH, false)?);
         let rings = Mail::memory_bytes(world, RINGS);
-        let mail = Mail::new(node.clone(), node.share(rings)?);
+        let mail = Mail::new(node.clone(), node.share(rings, false)?);
         let selection = Selection {
             machine,
             canonical: self.canonical,

@@ -70,6 +70,19 @@ impl Mapping {
         Ok(Self { base, len })
     }
 
+    /// Asks for all pages now, so that no later access stops for one. Best effort: older systems
+    /// cannot, and then it costs only time later.
+    pub fn populate(&self) {
+        // SAFETY: our own mapping; populating changes no content.
+        let _ = unsafe {
+            madvise(
+                self.base.as_ptr().cast(),
+                self.len,
+                Advice::LinuxPopulateWrite,
+            )
+        };
+    }
+
     /// First byte; page aligned. The pointer is good for `len` bytes while the mapping lives.
     pub fn base(&self) -> *mut u8 {
         self.base.as_ptr()

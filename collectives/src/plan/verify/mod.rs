@@ -351,9 +351,9 @@ fn check_instruction(plan: &Plan, rank: usize, instruction: &Instruction) -> Res
             part_exists(*part)?;
             check_operands(to, from, *reduce)?;
             to.iter()
-                .try_for_each(|place| check_place(plan, rank, place, Access::Store))?;
+                .try_for_each(|place| check_place(plan, place, Access::Store))?;
             from.iter()
-                .try_for_each(|place| check_place(plan, rank, place, Access::Load))
+                .try_for_each(|place| check_place(plan, place, Access::Load))
         }
         Instruction::Signal {
             semaphore,
@@ -378,8 +378,8 @@ fn check_instruction(plan: &Plan, rank: usize, instruction: &Instruction) -> Res
             if to.buffer == Buffer::Packets || matches!(to.whose, Whose::Group) || to.is_of(rank) {
                 return Err("a put's destination is plain memory of one other rank".into());
             }
-            check_place(plan, rank, to, Access::Store)?;
-            check_place(plan, rank, from, Access::Load)
+            check_place(plan, to, Access::Store)?;
+            check_place(plan, from, Access::Load)
         }
         Instruction::Flush { .. } => Ok(()),
     }
@@ -411,7 +411,7 @@ enum Access {
     Store,
 }
 
-fn check_place(plan: &Plan, rank: usize, place: &Place, access: Access) -> Result<(), String> {
+fn check_place(plan: &Plan, place: &Place, access: Access) -> Result<(), String> {
     let shape = &plan.shape;
     let owners = match place.whose {
         Whose::Rank(owner) if owner >= shape.world => {
