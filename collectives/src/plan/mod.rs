@@ -26,6 +26,7 @@
 mod builder;
 mod json;
 pub mod mscclpp;
+mod read;
 mod text;
 pub mod verify;
 
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use builder::Builder;
 pub use json::PlanJsonError;
+pub use read::ReadPlanError;
 pub use text::PlanTextError;
 
 /// What a plan computes.

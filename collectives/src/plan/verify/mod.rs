@@ -15,9 +15,11 @@
 //! plan that *synchronises* (whoever finishes it knows that all have started it) this costs
 //! nothing; after others the executor waits (the *guard*), and so does the simulation.
 
+mod port;
 mod run;
 mod value;
 
+use std::collections::HashSet;
 use std::fmt;
 
 use super::text::instruction_text;
@@ -101,7 +103,10 @@ pub fn verify(plan: &Plan) -> Result<Proof, Defect> {
         (plan, 2, synchronises),
     ];
     let found = Run::new(&sequence, false).finish()?;
-    let in_place = Run::new(&sequence, true).finish().is_ok();
+    // What is claimed holds in place too, where some plans read what they have written.
+    let in_place = Run::new(&sequence, true).finish();
+    let found = in_place.as_ref().map_or(found, |other| found.and(*other));
+    let in_place = in_place.is_ok();
     let claims = Claims {
         same_bits: found.same_bits,
         canonical: found.canonical,
@@ -115,9 +120,20 @@ pub fn verify(plan: &Plan) -> Result<Proof, Defect> {
 
 /// Proves that plans can follow each other on one communicator, each for a number of rounds.
 pub fn verify_sequence(sequence: &[(&Plan, usize)]) -> Result<(), Defect> {
+    let Some((first, _)) = sequence.first() else {
+        return Ok(());
+    };
     let mut steps = Vec::with_capacity(sequence.len());
     for (plan, rounds) in sequence {
         check_shape(plan)?;
+        let world = plan.shape.world;
+        if world != first.shape.world {
+            return Err(Defect::Shape {
+                what: "world",
+                value: world,
+                must: "that of the first plan",
+            });
+        }
         let synchronises = Run::new(&[(plan, 1, false)], false).finish()?.synchronises;
         steps.push((*plan, *rounds, synchronises));
     }
@@ -243,9 +259,11 @@ pub(super) fn site(rank: usize, worker: usize, index: usize, instruction: &Instr
 /// Semaphores that plans may use between two ranks.
 pub const PLAN_SEMAPHORES: usize = 56;
 const MAX_WORLD: usize = 4096;
-const MAX_SLOTS: usize = 65_536;
+pub(crate) const MAX_SLOTS: usize = 65_536;
+/// Workers and ports of all ranks: bounds the verifier's clocks on plans from strangers.
+const MAX_THREADS: usize = 8192;
 /// Bounds the verifier's work on plans from strangers.
-const MAX_CHUNKS: usize = 1 << 20;
+pub(crate) const MAX_CHUNKS: usize = 1 << 20;
 
 /// Checks all that can be checked without running: numbers in range, operands that fit.
 pub(crate) fn check_shape(plan: &Plan) -> Result<(), Defect> {
@@ -309,7 +327,25 @@ pub(crate) fn check_shape(plan: &Plan) -> Result<(), Defect> {
         )?;
         check_program(plan, rank, program)?;
     }
-    Ok(())
+    let threads = plan.programs.iter().map(threads_of).sum();
+    within(
+        "workers and ports of all ranks",
+        threads,
+        threads <= MAX_THREADS,
+        "at most 8192",
+    )
+}
+
+fn threads_of(program: &Program) -> usize {
+    let puts = |list: &Vec<Instruction>| {
+        let ports = list.iter().filter_map(|instruction| match instruction {
+            Instruction::Put { port, .. } => Some(*port),
+            _ => None,
+        });
+        ports.collect::<HashSet<_>>().len()
+    };
+    let ports: usize = program.workers.iter().map(puts).sum();
+    program.workers.len() + ports
 }
 
 fn check_program(plan: &Plan, rank: usize, program: &Program) -> Result<(), Defect> {
@@ -377,6 +413,9 @@ fn check_instruction(plan: &Plan, rank: usize, instruction: &Instruction) -> Res
             }
             if to.buffer == Buffer::Packets || matches!(to.whose, Whose::Group) || to.is_of(rank) {
                 return Err("a put's destination is plain memory of one other rank".into());
+            }
+            if to.partial != from.partial {
+                return Err("a put does not change between partial and finished".into());
             }
             check_place(plan, to, Access::Store)?;
             check_place(plan, from, Access::Load)

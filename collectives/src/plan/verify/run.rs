@@ -1,21 +1,22 @@
 //! The symbolic run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use super::super::{Buffer, Instruction, Place, Plan, Whose};
+use super::port::ports_of;
 use super::value::{Chunk, Findings, Value, ValueId, Values};
 use super::{Defect, Site, site};
 use crate::plan::text::place_text;
 
-type Clock = Vec<u32>;
+pub(super) type Clock = Vec<u32>;
 
 /// Where and when something happened: thread and its own time.
-type Event = (usize, u32);
+pub(super) type Event = (usize, u32);
 
 /// A place that can be raced for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Location {
+pub(super) struct Location {
     rank: usize,
     buffer: Buffer,
     /// The half of scratch and packets; the round's window of users' buffers.
@@ -26,17 +27,28 @@ struct Location {
 }
 
 #[derive(Debug, Default)]
-struct Cell {
-    write: Option<Event>,
-    reads: Vec<Event>,
+pub(super) struct Cell {
+    pub(super) write: Option<Event>,
+    pub(super) reads: Vec<Event>,
     held: Option<Held>,
-    /// Of a packet: when it was written and its writer's clock, and whether someone has read it.
-    packet: Option<(u64, Rc<Clock>)>,
+    /// The packet in it, if it is a packet slot that was written.
+    packet: Option<Packet>,
+    /// Somebody still has to read the packet.
     unread: bool,
 }
 
+#[derive(Debug)]
+struct Packet {
+    /// The epoch it was written in, which its flag says.
+    epoch: u64,
+    /// The rank that wrote it.
+    writer: usize,
+    /// What its writer knew.
+    clock: Rc<Clock>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Held {
+pub(super) struct Held {
     value: ValueId,
     part: usize,
     partial: bool,
@@ -44,17 +56,19 @@ struct Held {
 
 #[derive(Debug, Default)]
 struct Semaphore {
-    signals: Vec<Rc<Clock>>,
-    consumed: usize,
-    signaller: Option<usize>,
-    waiter: Option<usize>,
+    /// Signals that nobody has waited for yet.
+    signals: VecDeque<Rc<Clock>>,
+    /// Who signalled last: the call, the thread and its time.
+    signaller: Option<(usize, Event)>,
+    /// Who waited last: the call and the thread.
+    waiter: Option<(usize, usize)>,
 }
 
 #[derive(Debug)]
-struct Thread {
-    rank: usize,
-    worker: usize,
-    clock: Clock,
+pub(super) struct Thread {
+    pub(super) rank: usize,
+    pub(super) worker: usize,
+    pub(super) clock: Clock,
     call: usize,
     round: usize,
     /// None: the round has not begun.
@@ -66,24 +80,30 @@ struct Thread {
 }
 
 /// A plan in a sequence, its rounds, and whether it synchronises.
-type Step<'a> = (&'a Plan, usize, bool);
+pub(super) type Step<'a> = (&'a Plan, usize, bool);
 
 pub(super) struct Run<'a> {
     steps: &'a [Step<'a>],
     in_place: bool,
     world: usize,
-    /// Workers first, then the ports' proxies.
-    threads: Vec<Thread>,
+    /// The workers. In clocks, each port's proxy follows with two times: of what it has read and of
+    /// what it has written, since a flush waits for the one and not for the other.
+    pub(super) threads: Vec<Thread>,
     workers_of: Vec<Vec<usize>>,
-    ports: HashMap<(usize, usize, usize), usize>,
-    clocks_of_ports: Vec<Clock>,
-    cells: HashMap<Location, Cell>,
+    pub(super) ports: HashMap<(usize, usize, usize), usize>,
+    pub(super) clocks_of_ports: Vec<Clock>,
+    pub(super) cells: HashMap<Location, Cell>,
     semaphores: HashMap<(usize, usize, usize), Semaphore>,
     values: Values,
     /// Per rank and epoch (from 1): workers still in it, and their joined clock once none is.
     finished: Vec<Vec<(usize, Clock)>>,
     found: Findings,
+    /// Clocks that are kept for signals and packets.
+    kept: usize,
 }
+
+/// Bounds the memory for clocks, in numbers, that a plan from a stranger can ask for.
+const MAX_KEPT: usize = 1 << 28;
 
 enum Turn {
     Progress,
@@ -114,8 +134,8 @@ impl<'a> Run<'a> {
                 done: false,
             }));
         }
-        let ports = ports_of(steps, threads.len());
-        let width = threads.len() + ports.len();
+        let ports = ports_of(steps);
+        let width = threads.len() + 2 * ports.len();
         threads
             .iter_mut()
             .for_each(|thread| thread.clock = vec![0; width]);
@@ -141,6 +161,7 @@ impl<'a> Run<'a> {
             values: Values::default(),
             finished,
             found,
+            kept: 0,
         }
     }
 
@@ -428,10 +449,7 @@ impl<'a> Run<'a> {
                 Ok(true)
             }
             Instruction::Flush { port } => {
-                if let Some(proxy) = self.port(id, *port) {
-                    let clock = self.clocks_of_ports[proxy - self.threads.len()].clone();
-                    join(&mut self.threads[id].clock, &clock);
-                }
+                self.flush(id, *port);
                 Ok(true)
             }
         }
@@ -467,7 +485,8 @@ impl<'a> Run<'a> {
             }
         }
         let value = if reduce {
-            self.values.fold(&loaded)
+            let sum = self.values.fold(&loaded, self.world);
+            sum.map_err(|problem| instruction_defect(at, problem))?
         } else {
             loaded[0].0
         };
@@ -482,7 +501,7 @@ impl<'a> Run<'a> {
             part,
             partial,
         };
-        let clock = Rc::new(self.threads[id].clock.clone());
+        let clock = self.clock_for_packets(id, to, at)?;
         let targets: Vec<_> = to
             .iter()
             .flat_map(|p| self.locations(id, p, part))
@@ -492,12 +511,40 @@ impl<'a> Run<'a> {
             if !reduce && sources.iter().any(|(source, _)| *source == location) {
                 continue;
             }
-            self.store(id, location, &place, held, epoch, &clock, at)?;
+            self.store(id, location, &place, held, at)?;
+            if let Some(clock) = &clock {
+                self.send(id, location, &place, (epoch, clock), at)?;
+            }
         }
         Ok(true)
     }
 
-    fn load(
+    /// The clock that goes with packets, if any of the destinations is one.
+    fn clock_for_packets(
+        &mut self,
+        id: usize,
+        to: &[Place],
+        at: &Site,
+    ) -> Result<Option<Rc<Clock>>, Defect> {
+        let packets = |place: &Place| place.buffer == Buffer::Packets;
+        if !to.iter().any(packets) {
+            return Ok(None);
+        }
+        self.keep(at)?;
+        Ok(Some(Rc::new(self.threads[id].clock.clone())))
+    }
+
+    fn keep(&mut self, at: &Site) -> Result<(), Defect> {
+        self.kept += 1;
+        let width = self.threads[0].clock.len();
+        if self.kept.saturating_mul(width) > MAX_KEPT {
+            let problem = "more signals and packets are under way than can be verified";
+            return Err(instruction_defect(at, problem.into()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn load(
         &mut self,
         id: usize,
         location: Location,
@@ -505,14 +552,20 @@ impl<'a> Run<'a> {
         part: usize,
         at: &Site,
     ) -> Result<Held, Defect> {
-        let problem = |problem: String| Defect::Instruction {
-            at: at.clone(),
-            problem,
-        };
+        let problem = |problem| instruction_defect(at, problem);
         self.read(id, location, at)?;
         let cell = self.cells.entry(location).or_default();
         cell.unread = false;
         let name = || place_text(location.rank, place);
+        if let Some(packet) = &cell.packet
+            && Some(packet.writer) != place.writer
+        {
+            return Err(problem(format!(
+                "{} is written by rank {}",
+                name(),
+                packet.writer
+            )));
+        }
         let held = cell
             .held
             .ok_or_else(|| problem(format!("{} holds nothing yet", name())))?;
@@ -534,33 +587,55 @@ impl<'a> Run<'a> {
         Ok(held)
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one store, with all that the race report names"
-    )]
+    /// A store. Over a packet, only if that has been read.
     fn store(
         &mut self,
         id: usize,
         location: Location,
         place: &Place,
         held: Held,
-        epoch: u64,
-        clock: &Rc<Clock>,
         at: &Site,
     ) -> Result<(), Defect> {
         self.write(id, location, Some(held), at)?;
-        if place.buffer == Buffer::Packets {
-            let cell = self.cells.entry(location).or_default();
-            if cell.unread {
-                let place = place_text(location.rank, place);
-                return Err(Defect::UnreadPacket {
-                    at: at.clone(),
-                    place,
-                });
-            }
-            cell.packet = Some((epoch, clock.clone()));
-            cell.unread = true;
+        if self.cells.entry(location).or_default().unread {
+            let place = place_text(location.rank, place);
+            return Err(Defect::UnreadPacket {
+                at: at.clone(),
+                place,
+            });
         }
+        Ok(())
+    }
+
+    /// Puts the flag to a packet.
+    fn send(
+        &mut self,
+        id: usize,
+        location: Location,
+        place: &Place,
+        (epoch, clock): (u64, &Rc<Clock>),
+        at: &Site,
+    ) -> Result<(), Defect> {
+        if place.buffer != Buffer::Packets {
+            return Ok(());
+        }
+        let cell = self.cells.entry(location).or_default();
+        let packet = Packet {
+            epoch,
+            writer: self.threads[id].rank,
+            clock: clock.clone(),
+        };
+        if let Some(old) = cell.packet.replace(packet) {
+            // Both have the same flag: a reader of the second could take the first.
+            if old.epoch == epoch {
+                let place = place_text(location.rank, place);
+                let problem = format!("{place} is written twice in a round");
+                return Err(instruction_defect(at, problem));
+            }
+            self.kept -= usize::from(Rc::strong_count(&old.clock) == 1);
+        }
+        // What goes to the whole group need not be read by all of it.
+        cell.unread = place.whose != Whose::Group;
         Ok(())
     }
 
@@ -570,15 +645,14 @@ impl<'a> Run<'a> {
             .cells
             .get(&location)
             .and_then(|cell| cell.packet.as_ref());
-        let Some((_, clock)) = packet.filter(|(written, _)| *written == epoch) else {
+        let Some(packet) = packet.filter(|packet| packet.epoch == epoch) else {
             return false;
         };
-        let clock = clock.clone();
-        join(&mut self.threads[id].clock, &clock);
+        join(&mut self.threads[id].clock, &packet.clock);
         true
     }
 
-    fn signal(
+    pub(super) fn signal(
         &mut self,
         thread: usize,
         id: usize,
@@ -587,17 +661,25 @@ impl<'a> Run<'a> {
         clock: Rc<Clock>,
         at: &Site,
     ) -> Result<(), Defect> {
+        self.keep(at)?;
         let key = (semaphore, self.threads[id].rank, peer);
+        let call = self.threads[id].call;
         let word = self.semaphores.entry(key).or_default();
-        if *word.signaller.get_or_insert(thread) != thread {
-            let problem =
-                format!("semaphore {semaphore} to rank {peer} has two signalling workers");
-            return Err(Defect::Instruction {
-                at: at.clone(),
-                problem,
-            });
+        if let Some((last_call, (last, time))) = word.signaller
+            && last != thread
+        {
+            let to = format!("semaphore {semaphore} to rank {peer}");
+            if last_call == call {
+                let problem = format!("{to} has two signalling workers");
+                return Err(instruction_defect(at, problem));
+            }
+            if clock[last] < time {
+                let problem = format!("{to}: the signal of the call before may still be under way");
+                return Err(instruction_defect(at, problem));
+            }
         }
-        word.signals.push(clock);
+        word.signaller = Some((call, (thread, clock[thread])));
+        word.signals.push_back(clock);
         Ok(())
     }
 
@@ -608,24 +690,22 @@ impl<'a> Run<'a> {
         from: &[usize],
         at: &Site,
     ) -> Result<bool, Defect> {
+        let call = self.threads[id].call;
         while let Some(peer) = from.get(self.threads[id].waited) {
             let word = self
                 .semaphores
                 .entry((semaphore, *peer, self.threads[id].rank))
                 .or_default();
-            if *word.waiter.get_or_insert(id) != id {
+            let other = |(last, waiter): (usize, usize)| last == call && waiter != id;
+            if word.waiter.replace((call, id)).is_some_and(other) {
                 let problem =
                     format!("semaphore {semaphore} from rank {peer} has two waiting workers");
-                return Err(Defect::Instruction {
-                    at: at.clone(),
-                    problem,
-                });
+                return Err(instruction_defect(at, problem));
             }
-            let Some(clock) = word.signals.get(word.consumed) else {
+            let Some(clock) = word.signals.pop_front() else {
                 return Ok(false);
             };
-            let clock = clock.clone();
-            word.consumed += 1;
+            self.kept -= 1;
             join(&mut self.threads[id].clock, &clock);
             self.threads[id].waited += 1;
         }
@@ -634,67 +714,13 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// A transfer by a port's proxy, a thread of its own that starts after the worker's past.
-    #[allow(clippy::too_many_arguments, reason = "the fields of the instruction")]
-    fn put(
-        &mut self,
-        id: usize,
-        port: usize,
-        part: usize,
-        to: &Place,
-        from: &Place,
-        then_signal: Option<usize>,
-        at: &Site,
-    ) -> Result<(), Defect> {
-        let proxy = self
-            .port(id, port)
-            .expect("ports were counted before the run");
-        self.tick(id);
-        let past = self.threads[id].clock.clone();
-        let slot = proxy - self.threads.len();
-        join(&mut self.clocks_of_ports[slot], &past);
-        self.clocks_of_ports[slot][proxy] += 1;
-        // The proxy acts in the worker's name, with its own clock.
-        let proxys = self.clocks_of_ports[slot].clone();
-        let own = std::mem::replace(&mut self.threads[id].clock, proxys);
-        let done = self.transfer(id, proxy, part, to, from, at);
-        let proxys = std::mem::replace(&mut self.threads[id].clock, own);
-        self.clocks_of_ports[slot].clone_from(&proxys);
-        done?;
-        if let (Some(semaphore), Whose::Rank(peer)) = (then_signal, to.whose) {
-            self.signal(proxy, id, semaphore, peer, Rc::new(proxys), at)?;
-        }
-        Ok(())
-    }
-
-    fn transfer(
-        &mut self,
-        id: usize,
-        proxy: usize,
-        part: usize,
-        to: &Place,
-        from: &Place,
-        at: &Site,
-    ) -> Result<(), Defect> {
-        for (source, place) in self.locations(id, from, part) {
-            let held = self.load(id, source, &place, part, at)?;
-            let event = (proxy, self.threads[id].clock[proxy]);
-            self.cells.entry(source).or_default().reads.push(event);
-            for (destination, _) in self.locations(id, to, part) {
-                self.write(id, destination, Some(held), at)?;
-                self.cells.entry(destination).or_default().write = Some(event);
-            }
-        }
-        Ok(())
-    }
-
-    fn port(&self, id: usize, port: usize) -> Option<usize> {
-        let thread = &self.threads[id];
-        self.ports.get(&(thread.rank, thread.worker, port)).copied()
-    }
-
     /// The locations that a place means for a thread now: one, or one per rank of the group.
-    fn locations(&self, id: usize, place: &Place, part: usize) -> Vec<(Location, Place)> {
+    pub(super) fn locations(
+        &self,
+        id: usize,
+        place: &Place,
+        part: usize,
+    ) -> Vec<(Location, Place)> {
         let thread = &self.threads[id];
         let owners = match place.whose {
             Whose::Rank(rank) => rank..rank + 1,
@@ -738,7 +764,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn read(&mut self, id: usize, location: Location, at: &Site) -> Result<(), Defect> {
+    pub(super) fn read(&mut self, id: usize, location: Location, at: &Site) -> Result<(), Defect> {
         let clock = &self.threads[id].clock;
         let cell = self.cells.entry(location).or_default();
         if let Some(write) = cell.write.filter(|event| clock[event.0] < event.1) {
@@ -748,7 +774,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn write(
+    pub(super) fn write(
         &mut self,
         id: usize,
         location: Location,
@@ -799,7 +825,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn tick(&mut self, id: usize) {
+    pub(super) fn tick(&mut self, id: usize) {
         self.threads[id].clock[id] += 1;
     }
 
@@ -830,8 +856,8 @@ impl<'a> Run<'a> {
         let mut left: Vec<_> = self
             .semaphores
             .iter()
-            .filter(|(_, word)| word.consumed < word.signals.len())
-            .map(|(key, word)| (*key, word.signals.len() - word.consumed))
+            .filter(|(_, word)| !word.signals.is_empty())
+            .map(|(key, word)| (*key, word.signals.len()))
             .collect();
         left.sort_unstable();
         match left.first() {
@@ -857,6 +883,11 @@ impl<'a> Run<'a> {
     }
 }
 
+fn instruction_defect(at: &Site, problem: String) -> Defect {
+    let at = at.clone();
+    Defect::Instruction { at, problem }
+}
+
 fn site_of(thread: &Thread, next: usize, instruction: &Instruction) -> Site {
     site(thread.rank, thread.worker, next, instruction)
 }
@@ -870,25 +901,8 @@ fn application(rank: usize, text: &str) -> Site {
     }
 }
 
-fn join(clock: &mut Clock, other: &Clock) {
+pub(super) fn join(clock: &mut Clock, other: &Clock) {
     for (mine, theirs) in clock.iter_mut().zip(other) {
         *mine = (*mine).max(*theirs);
     }
-}
-
-fn ports_of(steps: &[Step<'_>], first: usize) -> HashMap<(usize, usize, usize), usize> {
-    let mut ports = HashMap::new();
-    for (plan, ..) in steps {
-        for (rank, program) in plan.programs.iter().enumerate() {
-            for (worker, list) in program.workers.iter().enumerate() {
-                for instruction in list {
-                    if let Instruction::Put { port, .. } = instruction {
-                        let id = first + ports.len();
-                        ports.entry((rank, worker, *port)).or_insert(id);
-                    }
-                }
-            }
-        }
-    }
-    ports
 }

@@ -1,1 +1,2 @@
-
+mod mutants;
+mod rules;

@@ -34,9 +34,30 @@ pub(crate) struct Findings {
     pub(crate) synchronises: bool,
 }
 
+/// Bounds the memory for sums, in terms, that a plan from a stranger can ask for.
+const MAX_TERMS: usize = 1 << 26;
+/// Bounds the recursion over sums of sums.
+const MAX_DEPTH: usize = 1000;
+
+impl Findings {
+    /// What is found in both of two runs.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            same_bits: self.same_bits && other.same_bits,
+            canonical: self.canonical && other.canonical,
+            finishes_once: self.finishes_once && other.finishes_once,
+            contributors: self.contributors && other.contributors,
+            synchronises: self.synchronises && other.synchronises,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Values {
     all: Vec<Value>,
+    /// Of each: the inputs in it, counted as often as they are in it, and how deeply they lie.
+    extents: Vec<(usize, usize)>,
+    terms: usize,
     ids: HashMap<Value, ValueId>,
 }
 
@@ -46,6 +67,16 @@ impl Values {
             return *id;
         }
         let id = ValueId(self.all.len() as u32);
+        let extent = match &value {
+            Value::Input { .. } => (1, 0),
+            Value::Finished(inner) => self.extent(*inner),
+            Value::Sum(terms) => {
+                self.terms += terms.len();
+                let extents = terms.iter().map(|term| self.extent(*term));
+                extents.fold((0, 0), |all, one| (all.0 + one.0, all.1.max(one.1 + 1)))
+            }
+        };
+        self.extents.push(extent);
         self.all.push(value.clone());
         self.ids.insert(value, id);
         id
@@ -55,9 +86,31 @@ impl Values {
         &self.all[id.0 as usize]
     }
 
+    fn extent(&self, id: ValueId) -> (usize, usize) {
+        self.extents[id.0 as usize]
+    }
+
     /// The left fold of the sources; each says whether it is an unfinished sum. An unfinished sum
     /// in front is continued, so `(a + b) + c` is the same expression in one step or two.
-    pub(super) fn fold(&mut self, sources: &[(ValueId, bool)]) -> ValueId {
+    ///
+    /// No result has more than one contribution of each rank. A sum of more is refused at once: by
+    /// adding sums to themselves, a short plan could write one that does not fit in memory.
+    pub(super) fn fold(
+        &mut self,
+        sources: &[(ValueId, bool)],
+        world: usize,
+    ) -> Result<ValueId, String> {
+        let extents = sources.iter().map(|(id, _)| self.extent(*id));
+        let (contributions, depth) =
+            extents.fold((0, 0), |all, one| (all.0 + one.0, all.1.max(one.1)));
+        if contributions > world {
+            return Err(format!(
+                "reduces {contributions} contributions; there are {world} ranks"
+            ));
+        }
+        if self.terms > MAX_TERMS || depth > MAX_DEPTH {
+            return Err("the plan's sums are too long, or too deep, to be verified".into());
+        }
         let mut terms = Vec::with_capacity(sources.len());
         for (i, (id, partial)) in sources.iter().enumerate() {
             match self.get(*id) {
@@ -65,7 +118,7 @@ impl Values {
                 _ => terms.push(*id),
             }
         }
-        self.intern(Value::Sum(terms))
+        Ok(self.intern(Value::Sum(terms)))
     }
 
     /// Whether a finished sum enters this one as if it were a contribution.
