@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   time = rounds * ((phases + signalled) * hop + messages * message)
-//!        + bytes * (plain * copy + packed * packet) * ranks per core
+//!        + bytes * (plain * copy + shared * travel + packed * packet) * ranks per core
 //! ```
 //!
 //! Where ranks share cores, a hop is the time until the other rank is scheduled.
@@ -28,18 +28,20 @@ pub(crate) struct Work {
     pub(crate) messages: f64,
     /// Bytes loaded and stored in plain memory.
     pub(crate) plain: f64,
+    /// Those of them in memory that other ranks use, too: they travel between cores.
+    pub(crate) shared: f64,
     /// Bytes loaded and stored as packets.
     pub(crate) packed: f64,
 }
 
 impl Work {
-    /// Counts a program.
-    pub(crate) fn of(program: &Program, parts: usize, world: usize) -> Self {
+    /// Counts a rank's program.
+    pub(crate) fn of(program: &Program, parts: usize, (rank, world): (usize, usize)) -> Self {
         let mut work = Self::default();
         for worker in &program.workers {
             let mut waiting = false;
             for instruction in worker {
-                let waits = work.add(instruction, 1.0 / parts as f64, world);
+                let waits = work.add(instruction, 1.0 / parts as f64, (rank, world));
                 if waits && !waiting {
                     let signalled = matches!(instruction, Instruction::Wait { .. });
                     work.phases += 1.0;
@@ -53,20 +55,20 @@ impl Work {
     }
 
     /// Adds an instruction; says whether it waits for a peer.
-    fn add(&mut self, instruction: &Instruction, share: f64, world: usize) -> bool {
+    fn add(&mut self, instruction: &Instruction, share: f64, who: (usize, usize)) -> bool {
         match instruction {
             Instruction::Move { to, from, .. } => {
                 let mut waits = false;
                 for place in to.iter().chain(from) {
-                    self.add_place(place, share, world);
+                    self.add_place(place, share, who);
                 }
                 self.messages += to.iter().filter(|p| p.buffer == Buffer::Packets).count() as f64;
                 waits |= from.iter().any(|place| place.buffer == Buffer::Packets);
                 waits
             }
             Instruction::Put { to, from, .. } => {
-                self.add_place(to, share, world);
-                self.add_place(from, share, world);
+                self.add_place(to, share, who);
+                self.add_place(from, share, who);
                 false
             }
             Instruction::Signal { to, .. } => {
@@ -78,7 +80,7 @@ impl Work {
         }
     }
 
-    fn add_place(&mut self, place: &Place, share: f64, world: usize) {
+    fn add_place(&mut self, place: &Place, share: f64, (rank, world): (usize, usize)) {
         let copies = match place.whose {
             Whose::Group => world as f64,
             Whose::Rank(_) => 1.0,
@@ -87,6 +89,9 @@ impl Work {
             self.packed += share * copies;
         } else {
             self.plain += share * copies;
+            if place.buffer == Buffer::Scratch || !place.is_of(rank) {
+                self.shared += share * copies;
+            }
         }
     }
 
@@ -97,6 +102,7 @@ impl Work {
             signalled: self.signalled.max(other.signalled),
             messages: self.messages.max(other.messages),
             plain: self.plain.max(other.plain),
+            shared: self.shared.max(other.shared),
             packed: self.packed.max(other.packed),
         }
     }
@@ -126,6 +132,8 @@ pub struct Machine {
     pub uncached: f64,
     /// Moving a byte as a packet.
     pub packet: f64,
+    /// Moving a cached byte of memory that another core uses, too, on top.
+    pub shared: f64,
 }
 
 impl Machine {
@@ -137,6 +145,7 @@ impl Machine {
         cached: 0.04,
         uncached: 0.12,
         packet: 0.25,
+        shared: 0.08,
     };
 
     /// Predicted nanoseconds of a call: `work` per round, for blocks of `bytes`, in `rounds`
@@ -145,7 +154,10 @@ impl Machine {
         let bytes = bytes as f64;
         // Beyond what a core's share of the cache holds, all moves go to memory.
         let beyond = bytes * work.plain > CACHED_BYTES;
-        let plain = if beyond { self.uncached } else { self.cached };
+        let moved = match beyond {
+            true => work.plain * self.uncached,
+            false => work.plain * self.cached + work.shared * self.shared,
+        };
         let hop = if load > 1.0 {
             self.switch * load
         } else {
@@ -153,7 +165,7 @@ impl Machine {
         };
         let hops = work.phases * hop + work.signalled * self.hop;
         let waits = hops + work.messages * self.message * load;
-        rounds as f64 * waits + bytes * (work.plain * plain + work.packed * self.packet) * load
+        rounds as f64 * waits + bytes * (moved + work.packed * self.packet) * load
     }
 }
 
@@ -172,7 +184,7 @@ mod tests {
         Work::of(
             &algorithm.program(1, world, 0),
             (algorithm.parts)(world),
-            world,
+            (1, world),
         )
     }
 

@@ -18,7 +18,7 @@ struct Kept {
 }
 
 /// Measured terms of another version of this file are measured again.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The terms of this machine: from the cache folder, or measured now (some milliseconds) and
 /// written there. Nothing here can fail: without a cache folder it is measured each time.
@@ -54,8 +54,9 @@ fn is_sane(machine: &Machine) -> bool {
         cached,
         uncached,
         packet,
+        shared,
     } = *machine;
-    [hop, switch, message, cached, uncached, packet]
+    [hop, switch, message, cached, uncached, packet, shared]
         .iter()
         .all(|t| t.is_finite() && *t > 0.0)
 }
@@ -110,6 +111,10 @@ fn measure(cores: usize) -> Machine {
     } else {
         switch
     };
+    let or = |measured: Option<f64>, typical: f64| match measured {
+        Some(measured) if cores > 1 => measured,
+        _ => typical,
+    };
     let (cached, uncached) = (copying(128 << 10, 40), copying(16 << 20, 2));
     Machine {
         hop,
@@ -117,51 +122,109 @@ fn measure(cores: usize) -> Machine {
         message: (hop / 5.0).clamp(5.0, 100.0),
         cached,
         uncached: uncached.max(cached),
-        packet: if cores > 1 {
-            packet(hop).unwrap_or(typical.packet)
-        } else {
-            cached * 4.0
-        },
+        packet: or(packet(hop), typical.packet),
+        shared: or(shared(hop, cached), typical.shared),
     }
 }
 
-/// Nanoseconds from a store to its sight by another thread: half a round trip. On one core each
-/// look that fails gives the core away, so a round trip is two switches.
+/// Nanoseconds from a store to its sight by another thread. On one core each look that fails gives
+/// the core away, so it is a switch.
 fn hop(one_core: bool) -> Option<f64> {
     let words = [AtomicU64::new(0), AtomicU64::new(0)];
-    ping_pong(
-        one_core,
+    let trip = rally(
+        Start {
+            one_core,
+            together: false,
+        },
         |side, turn| words[1 - side].store(turn, Ordering::Release),
         |side, turn| words[side].load(Ordering::Acquire) >= turn,
-    )
+    );
+    trip.map(|both_ways| both_ways / 2.0)
 }
 
-/// Nanoseconds to move a byte as packets from one core to another, per load or store.
+/// Bytes that are exchanged to measure what a byte costs: some packets, half a first-level cache.
+const EXCHANGED: usize = 64 * LINE_DATA;
+
+/// Nanoseconds to load or store a byte as a packet, while the other core does the same.
 fn packet(hop: f64) -> Option<f64> {
-    const LINES: usize = 64;
-    let lines = || (0..LINES).map(|_| Line::default()).collect::<Vec<_>>();
-    let boxes = [lines(), lines()];
+    let lines = || {
+        (0..EXCHANGED / LINE_DATA)
+            .map(|_| Line::default())
+            .collect::<Vec<_>>()
+    };
+    // Two boxes a side, in turn: what came last is read while the next is on its way.
+    let boxes = [[lines(), lines()], [lines(), lines()]];
     let data = [7_u64; LINE_DATA / 8];
-    let trip = ping_pong(
-        false,
+    let time = rally(
+        Start {
+            one_core: false,
+            together: true,
+        },
         |side, turn| {
-            boxes[1 - side]
-                .iter()
-                .for_each(|line| line.write(&data, Flag::new(turn, 0)))
+            let to = &boxes[1 - side][turn as usize % 2];
+            to.iter()
+                .for_each(|line| line.write(&data, Flag::new(turn, 0)));
         },
         |side, turn| {
             let read = |line: &Line| line.try_read(Flag::new(turn, 0), &mut [0; LINE_DATA / 8]);
-            boxes[side].iter().all(|line| read(line).is_ok())
+            boxes[side][turn as usize % 2]
+                .iter()
+                .rev()
+                .all(|line| read(line).is_ok())
         },
     )?;
-    Some(((trip - hop) / (2 * LINES * LINE_DATA) as f64).max(0.001))
+    Some(((time - hop) / (2 * EXCHANGED) as f64).max(0.001))
 }
 
-/// Lets two threads take turns, `send(side, turn)` and `arrived(side, turn)`, and returns half a
-/// round trip in nanoseconds: the least of many batches, since whatever else runs on the machine
-/// makes it only longer. None if it took too long.
-fn ping_pong(
+/// Nanoseconds to load or store a byte of memory that the other core uses, too, beyond those of a
+/// byte that it does not.
+fn shared(hop: f64, cached: f64) -> Option<f64> {
+    let words = || {
+        (0..EXCHANGED / 8)
+            .map(|_| AtomicU64::new(0))
+            .collect::<Vec<_>>()
+    };
+    let boxes = [[words(), words()], [words(), words()]];
+    let turns = [AtomicU64::new(0), AtomicU64::new(0)];
+    let time = rally(
+        Start {
+            one_core: false,
+            together: true,
+        },
+        |side, turn| {
+            let to = &boxes[side][turn as usize % 2];
+            // Relaxed: the turn's Release store publishes them.
+            to.iter()
+                .for_each(|word| word.store(turn, Ordering::Relaxed));
+            turns[side].store(turn, Ordering::Release);
+        },
+        |side, turn| {
+            turns[1 - side].load(Ordering::Acquire) >= turn && {
+                let from = &boxes[1 - side][turn as usize % 2];
+                // Relaxed: after the Acquire load of the turn.
+                let sum = from
+                    .iter()
+                    .fold(0, |sum: u64, w| sum ^ w.load(Ordering::Relaxed));
+                std::hint::black_box(sum);
+                true
+            }
+        },
+    )?;
+    Some(((time - 2.0 * hop) / (2 * EXCHANGED) as f64 - cached).max(0.001))
+}
+
+/// How a rally starts: both threads on one core or not, both sending at once or by turns.
+#[derive(Clone, Copy)]
+struct Start {
     one_core: bool,
+    together: bool,
+}
+
+/// Lets two threads `send(side, turn)` and wait until `arrived(side, turn)`, and returns the
+/// nanoseconds of a turn: the least of many batches, since whatever else runs on the machine makes
+/// it only longer. None if it took too long.
+fn rally(
+    Start { one_core, together }: Start,
     send: impl Fn(usize, u64) + Sync,
     arrived: impl Fn(usize, u64) -> bool + Sync,
 ) -> Option<f64> {
@@ -184,25 +247,23 @@ fn ping_pong(
         true
     };
     let start = |side: usize| {
-        if one_core {
-            warpmesh_primitives::host::stay_on_first_core();
-        }
+        warpmesh_primitives::host::stay_on_core(if one_core { 0 } else { side });
         let mut best = None;
         for batch in 0..BATCHES {
             let begin = Instant::now();
             for turn in batch * TRIPS + 1..=(batch + 1) * TRIPS {
-                // Side 0 begins, side 1 answers.
-                if side == 0 {
-                    send(0, turn);
+                // By turns, side 0 begins and side 1 answers.
+                if side == 0 || together {
+                    send(side, turn);
                 }
                 if !wait(side, turn) {
                     return best;
                 }
-                if side == 1 {
-                    send(1, turn);
+                if side == 1 && !together {
+                    send(side, turn);
                 }
             }
-            let time = begin.elapsed().as_nanos() as f64 / TRIPS as f64 / 2.0;
+            let time = begin.elapsed().as_nanos() as f64 / TRIPS as f64;
             best = Some(best.map_or(time, |best: f64| best.min(time)));
         }
         best

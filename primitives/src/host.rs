@@ -46,13 +46,17 @@ pub fn go_on_any_core() -> usize {
     usable_cores()
 }
 
-/// Keeps the calling thread on the first core that it may use; without effect if it may not choose.
-pub fn stay_on_first_core() {
+/// Keeps the calling thread on one of the cores that it may use, counted from 0; without effect if
+/// there is none of that number.
+pub fn stay_on_core(number: usize) {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let Ok(allowed) = sched_getaffinity(None) else {
         return;
     };
-    if let Some(core) = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)) {
+    if let Some(core) = (0..CpuSet::MAX_CPU)
+        .filter(|&core| allowed.is_set(core))
+        .nth(number)
+    {
         let mut one = CpuSet::new();
         one.set(core);
         let _ = sched_setaffinity(None, &one);

@@ -78,7 +78,10 @@ pub fn run(args: &[String]) -> Result<()> {
             .args(line.split(' '))
             .args(["--backend", "warpmesh,mpi"]);
         if quick {
-            command.args(["-e", "1M", "-n", "10", "-w", "2"]);
+            command.args(["-e", "1M", "-n", "20", "-w", "5"]);
+        } else {
+            // Small messages need many iterations, and each size several turns of both backends.
+            command.args(["-w", "20", "--min-time", "0.05", "--rounds", "5"]);
         }
         if let Some(prefix) = &json {
             command.arg("-J").arg(format!("{prefix}-{number}.json"));

@@ -28,7 +28,7 @@ Exit codes: 0 success, 1 internal, 3 the library failed, 4 timeout, 5 not implem
 
 /// Measures collective communication as nccl-tests does, between processes or threads of this host.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "warpmesh-perf", version, after_help = EXAMPLES, rename_all = "snake_case", disable_version_flag = true)]
+#[command(name = "warpmesh-perf", version, after_help = EXAMPLES, rename_all = "snake_case", disable_version_flag = true, args_override_self = true)]
 pub struct Cli {
     /// all_reduce, all_gather, reduce_scatter, broadcast, reduce, all_to_all, gather, scatter,
     /// sendrecv, or all

@@ -218,7 +218,9 @@ impl Plans {
             Some(work) => work,
             None => {
                 let candidate = &mut self.candidates[number];
-                let of = |rank: usize| Work::of(&candidate.program(rank, world, 0), parts, world);
+                let of = |rank: usize| {
+                    Work::of(&candidate.program(rank, world, 0), parts, (rank, world))
+                };
                 let work = of(0).max(of(1 % world));
                 *candidate.work.insert(work)
             }

@@ -730,11 +730,10 @@ impl Executor {
         job: &Job<'_>,
     ) -> Result<(), Failure> {
         let flag = self.flag(job);
-        let mut next = 0;
         let mut patience = Patience::default();
         // SAFETY: `to` is a tile's buffer of TILE elements of at most 8 bytes; the lines lie in
         // the slot.
-        while let Err(seen) = unsafe { packets::unpack(to, from, bytes, flag, &mut next) } {
+        while let Err(seen) = unsafe { packets::unpack(to, from, bytes, flag) } {
             self.pause(&mut patience, self.absent(peer, seen), place, job)?;
         }
         Ok(())

@@ -16,53 +16,76 @@ pub(super) fn lines(bytes: usize) -> usize {
 /// `from` is good for reading `bytes` bytes; `to` for [`lines`]`(bytes)` lines, of which this
 /// thread is the only writer now.
 pub(super) unsafe fn pack(to: *const Line, from: *const u8, bytes: usize, flag: Flag) {
-    for i in 0..lines(bytes) {
-        // SAFETY: the caller's contract; lines are made of atomics.
-        let line = unsafe { &*to.add(i) };
-        let rest = (bytes - (i * LINE_DATA).min(bytes)).min(LINE_DATA);
-        let mut data = [0_u64; WORDS];
-        // SAFETY: `rest` bytes are left of the source, and at most a line's fit `data`.
+    let whole = bytes / LINE_DATA;
+    for i in 0..whole {
+        // SAFETY: a whole line's bytes are left of the source; lines are made of atomics.
         unsafe {
-            let at = from.add(i * LINE_DATA);
-            std::ptr::copy_nonoverlapping(at, data.as_mut_ptr().cast::<u8>(), rest);
+            let data = from
+                .add(i * LINE_DATA)
+                .cast::<[u64; WORDS]>()
+                .read_unaligned();
+            (*to.add(i)).write(&data, flag);
         }
-        line.write(&data[..rest.div_ceil(8)], flag);
+    }
+    let rest = bytes - whole * LINE_DATA;
+    if rest > 0 || whole == 0 {
+        let mut data = [0_u64; WORDS];
+        // SAFETY: `rest` bytes are left of the source, and fit a line's data.
+        unsafe {
+            let at = from.add(whole * LINE_DATA);
+            std::ptr::copy_nonoverlapping(at, data.as_mut_ptr().cast::<u8>(), rest);
+            (*to.add(whole)).write(&data[..rest.div_ceil(8)], flag);
+        }
     }
 }
 
-/// Reads packets into `to`, from line `*next` on, which counts up; stops at the first that is not
-/// there.
+/// Reads packets into `to`, if all of them are there.
+///
+/// Only the last one's flag is looked at: the writer stores them in order, so whoever sees the last
+/// flag sees all of them, and a reader that waits does not take the lines away from the writer one
+/// by one.
 ///
 /// # Safety
-/// `to` is good for writing `bytes` bytes, `from` for [`lines`]`(bytes)` lines.
+/// `to` is good for writing `bytes` bytes, `from` for [`lines`]`(bytes)` lines, written by one
+/// [`pack`].
 pub(super) unsafe fn unpack(
     to: *mut u8,
     from: *const Line,
     bytes: usize,
     flag: Flag,
-    next: &mut usize,
 ) -> Result<(), NotYet> {
-    while *next < lines(bytes) {
-        // SAFETY: the caller's contract; lines are made of atomics.
-        let line = unsafe { &*from.add(*next) };
-        let done = (*next * LINE_DATA).min(bytes);
-        let rest = (bytes - done).min(LINE_DATA);
-        let mut data = [0_u64; WORDS];
-        line.try_read(flag, &mut data[..rest.div_ceil(8)])?;
+    // SAFETY: the caller's contract.
+    unsafe { arrived(from, bytes, flag)? };
+    let whole = bytes / LINE_DATA;
+    let mut data = [0_u64; WORDS];
+    for i in 0..whole {
+        // SAFETY: a whole line's bytes are left of the destination; lines are made of atomics.
+        unsafe {
+            (*from.add(i)).read_after_last(&mut data);
+            to.add(i * LINE_DATA)
+                .cast::<[u64; WORDS]>()
+                .write_unaligned(data);
+        }
+    }
+    let rest = bytes - whole * LINE_DATA;
+    if rest > 0 {
         // SAFETY: `rest` bytes are left of the destination.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr().cast::<u8>(), to.add(done), rest) };
-        *next += 1;
+        unsafe {
+            (*from.add(whole)).read_after_last(&mut data[..rest.div_ceil(8)]);
+            let at = to.add(whole * LINE_DATA);
+            std::ptr::copy_nonoverlapping(data.as_ptr().cast::<u8>(), at, rest);
+        }
     }
     Ok(())
 }
 
-/// Whether all packets of `bytes` bytes are there.
+/// Whether all packets of `bytes` bytes are there: whether the last one is.
 ///
 /// # Safety
-/// `from` is good for [`lines`]`(bytes)` lines.
+/// `from` is good for [`lines`]`(bytes)` lines, written by one [`pack`].
 pub(super) unsafe fn arrived(from: *const Line, bytes: usize, flag: Flag) -> Result<(), NotYet> {
     // SAFETY: the caller's contract; lines are made of atomics.
-    (0..lines(bytes)).try_for_each(|i| unsafe { &*from.add(i) }.try_read(flag, &mut []))
+    unsafe { &*from.add(lines(bytes) - 1) }.try_read(flag, &mut [])
 }
 
 #[cfg(test)]
@@ -81,9 +104,7 @@ mod tests {
                 assert!(arrived(packets.as_ptr(), bytes, flag).is_err());
                 pack(packets.as_ptr(), data.as_ptr(), bytes, flag);
                 assert!(arrived(packets.as_ptr(), bytes, flag).is_ok());
-                let mut next = 0;
-                unpack(back.as_mut_ptr(), packets.as_ptr(), bytes, flag, &mut next).unwrap();
-                assert_eq!(next, lines(bytes));
+                unpack(back.as_mut_ptr(), packets.as_ptr(), bytes, flag).unwrap();
             }
             assert_eq!(back[..bytes], data);
             assert!(back[bytes..].iter().all(|byte| *byte == 0xee));
