@@ -130,6 +130,7 @@ impl Builder {
             plans,
             mail,
             letters: Vec::new(),
+            folds: super::folds(),
             sequence: 0,
             buffers: Vec::new(),
             next_buffer: 0,

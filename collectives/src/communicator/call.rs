@@ -49,8 +49,8 @@ impl RawCall {
         }
     }
 
-    /// Checks everything that can be checked on this rank; says whether it is in place.
-    pub(crate) fn check(&self, rank: usize, world: usize) -> Result<bool, Error> {
+    /// Checks everything that can be checked on this rank.
+    pub(crate) fn check(&self, rank: usize, world: usize) -> Result<Checked, Error> {
         let name = self.collective.name();
         if self.root >= world {
             let problem = format!("is {}, but there are {world} ranks", self.root);
@@ -67,12 +67,17 @@ impl RawCall {
             return Err(argument(name, "op", problem));
         }
         let (input, output) = self.bytes(rank, world)?;
+        let checked = Checked {
+            in_place: false,
+            input_bytes: input,
+            output_bytes: output,
+        };
         let (start_in, start_out) = (self.input as usize, self.output as usize);
         for (what, start, bytes) in [("input", start_in, input), ("output", start_out, output)] {
             if bytes > 0 && start == 0 {
                 return Err(argument(name, what, "is null"));
             }
-            if bytes > 0 && start % self.dtype.size() != 0 {
+            if bytes > 0 && start & (self.dtype.size() - 1) != 0 {
                 return Err(argument(
                     name,
                     what,
@@ -85,10 +90,13 @@ impl RawCall {
             && start_in < start_out.saturating_add(output)
             && start_out < start_in.saturating_add(input);
         if !overlap {
-            return Ok(false);
+            return Ok(checked);
         }
         match self.in_place_start(rank, input, output) {
-            Some(start) if start == start_in as isize - start_out as isize => Ok(true),
+            Some(start) if start == start_in as isize - start_out as isize => Ok(Checked {
+                in_place: true,
+                ..checked
+            }),
             _ => Err(argument(
                 name,
                 "output",
@@ -109,6 +117,15 @@ impl RawCall {
             Collective::Barrier => None,
         }
     }
+}
+
+/// What [`RawCall::check`] found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Checked {
+    pub(crate) in_place: bool,
+    /// Bytes of this rank's input and output.
+    pub(crate) input_bytes: usize,
+    pub(crate) output_bytes: usize,
 }
 
 /// An address in registered memory.
@@ -318,19 +335,19 @@ mod tests {
 
     #[test]
     fn in_place_is_told_from_overlap() {
-        assert!(!call(64, 128).check(0, 4).unwrap());
-        assert!(call(64, 64).check(0, 4).unwrap());
+        assert!(!call(64, 128).check(0, 4).unwrap().in_place);
+        assert!(call(64, 64).check(0, 4).unwrap().in_place);
         let gather = RawCall {
             collective: Collective::AllGather,
             ..call(64 + 32, 64)
         };
-        assert!(gather.check(2, 4).unwrap());
+        assert!(gather.check(2, 4).unwrap().in_place);
         assert_eq!(problem(&gather, 1), "output");
         let scatter = RawCall {
             collective: Collective::ReduceScatter,
             ..call(64, 64 + 16)
         };
-        assert!(scatter.check(1, 4).unwrap());
+        assert!(scatter.check(1, 4).unwrap().in_place);
         assert_eq!(problem(&scatter, 2), "output");
     }
 

@@ -14,16 +14,17 @@ use std::time::Duration;
 use warpmesh_primitives::bootstrap::{Bootstrap, TcpBootstrap, TcpRoot, UniqueId};
 use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::node::Node;
+use warpmesh_primitives::packet::LINE_BYTES;
 
 pub use self::buffer::{Buffer, Registration, SharedBytes};
 pub use self::builder::Builder;
-use self::call::Board;
 pub use self::call::RawCall;
+use self::call::{Board, Checked};
 pub use self::group::Group;
 use self::plans::{Plans, Query};
 use crate::dtype::DataType;
 use crate::error::{Error, argument};
-use crate::host::fold::{FoldArgs, fold_for};
+use crate::host::fold::{Fold, FoldArgs, fold_for};
 use crate::host::{Executor, Job, Letter, Mail, Spans};
 use crate::op::{OpKind, ReduceOp};
 use crate::plan::verify::verify;
@@ -44,12 +45,20 @@ pub struct Communicator {
     plans: Plans,
     mail: Mail,
     letters: Vec<Letter>,
+    folds: Folds,
     /// The number of the last call.
     sequence: u64,
     /// Registered memory: its number, a sign of life, and the bytes that are held for it.
     buffers: Vec<(usize, Weak<()>, usize)>,
     next_buffer: usize,
     held: usize,
+}
+
+/// The fold of every type by every operator.
+type Folds = [[Fold; OpKind::ALL.len()]; DataType::ALL.len()];
+
+fn folds() -> Folds {
+    DataType::ALL.map(|dtype| OpKind::ALL.map(|op| fold_for(dtype, op)))
 }
 
 impl std::fmt::Debug for Communicator {
@@ -132,12 +141,12 @@ impl Communicator {
     /// registered memory and the call fails, late peers may still access them: do not reuse them
     /// before the communicator is dropped.
     pub unsafe fn call(&mut self, call: &RawCall) -> Result<(), Error> {
-        let in_place = call.check(self.rank(), self.world())?;
+        let checked = call.check(self.rank(), self.world())?;
         if call.count == 0 {
             return Ok(());
         }
         // SAFETY: passed on.
-        unsafe { self.launch(call, in_place, None) }
+        unsafe { self.launch(call, checked, None) }
     }
 
     /// # Safety
@@ -145,15 +154,14 @@ impl Communicator {
     unsafe fn launch(
         &mut self,
         call: &RawCall,
-        in_place: bool,
+        Checked {
+            in_place,
+            input_bytes,
+            output_bytes,
+        }: Checked,
         spans: Option<&Spans<'_>>,
     ) -> Result<(), Error> {
         self.check_alive()?;
-        let (rank, world) = (self.rank(), self.world());
-        let (input_bytes, output_bytes) = match spans {
-            None => call.bytes(rank, world)?,
-            Some(_) => (0, 0),
-        };
         let locate = |address: *const u8, bytes: usize| match bytes {
             0 => None,
             _ => self.executor.locate(address, bytes),
@@ -212,16 +220,14 @@ impl Communicator {
         let prepared = self.plans.prepared(plan, call.root);
         self.executor.reserve(prepared);
         let (size, accumulator) = (call.dtype.size(), call.dtype.accumulator_size());
-        let window = prepared
-            .round_elements(size, accumulator)
-            .unwrap_or(call.count)
-            .max(1);
+        let window = prepared.window(call.dtype);
         let job = Job {
             sequence: self.sequence,
             tag,
             size,
             accumulator,
-            fold: fold_for(call.dtype, op),
+            grain: LINE_BYTES >> size.trailing_zeros(),
+            fold: self.folds[call.dtype as usize][op as usize],
             args: FoldArgs {
                 world: self.node.world() as u32,
             },
@@ -231,7 +237,11 @@ impl Communicator {
             count: call.count,
             spans,
             window,
-            rounds: call.count.div_ceil(window).max(1),
+            rounds: if call.count <= window {
+                1
+            } else {
+                call.count.div_ceil(window)
+            },
             streaming: call.count * size >= STREAMING,
         };
         self.executor.run(prepared, &job)
@@ -294,7 +304,7 @@ impl Communicator {
             return Ok(());
         }
         // SAFETY: passed on.
-        unsafe { self.launch(&call, false, Some(spans)) }
+        unsafe { self.launch(&call, Checked::default(), Some(spans)) }
     }
 
     /// Which plan a call would take, and the others that could, with predicted times.

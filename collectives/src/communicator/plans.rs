@@ -227,14 +227,10 @@ impl Plans {
         };
         // Any root has the same shape; a loaded plan has only its own.
         let root = self.candidates[number].own_root();
-        let (size, accumulator) = (query.dtype.size(), query.dtype.accumulator_size());
-        let rounds = match self
-            .prepared(number, root)
-            .round_elements(size, accumulator)
-        {
-            Some(0) => return None,
-            Some(window) => count.div_ceil(window),
-            None => 1,
+        let size = query.dtype.size();
+        let rounds = match self.prepared(number, root).window(query.dtype) {
+            0 => return None,
+            window => count.div_ceil(window),
         };
         let load = (self.world as f64 / self.cores as f64).max(1.0);
         Some(self.machine.predict(&work, count * size, rounds, load))

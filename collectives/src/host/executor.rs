@@ -12,7 +12,7 @@ use std::sync::Arc;
 use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::memory::SharedMemory;
 use warpmesh_primitives::node::Node;
-use warpmesh_primitives::packet::{Flag, LINE_BYTES, LINE_DATA, NotYet};
+use warpmesh_primitives::packet::{Flag, LINE_DATA, NotYet};
 use warpmesh_primitives::patience::{Patience, WaitingFor};
 
 use super::fold::{self, Dest, Fold, FoldArgs, Source};
@@ -29,6 +29,8 @@ pub(crate) struct Job<'a> {
     /// Bytes of an element, and of an element in the accumulation type.
     pub(crate) size: usize,
     pub(crate) accumulator: usize,
+    /// Elements of a cache line.
+    pub(crate) grain: usize,
     pub(crate) fold: Fold,
     pub(crate) args: FoldArgs,
     /// Whether contributions are multiplied by their ranks' factors.
@@ -409,7 +411,7 @@ impl Executor {
         };
         let begin = (round * job.window).min(length);
         let window = (length - begin).min(job.window);
-        let (first, count) = part_range(window, prepared.parts, LINE_BYTES / job.size, part);
+        let (first, count) = part_range(window, prepared.parts, job.grain, part);
         Extent {
             first: begin + first,
             count,

@@ -7,6 +7,7 @@ use std::ops::Range;
 use warpmesh_primitives::memory::SharedMemory;
 use warpmesh_primitives::packet::{LINE_BYTES, LINE_DATA, Line};
 
+use crate::dtype::DataType;
 use crate::plan::verify::Claims;
 use crate::plan::{Buffer, Instruction, Place, Program, Shape, Whose};
 
@@ -50,6 +51,8 @@ pub(crate) struct Prepared {
     slot_scratch: Option<usize>,
     slot_packets: Option<usize>,
     partial: bool,
+    /// See [`Prepared::window`].
+    windows: [usize; DataType::ALL.len()],
 }
 
 // SAFETY: the pointers go into shared memory that the communicator keeps mapped for as long as it
@@ -133,6 +136,7 @@ impl Prepared {
             slot_scratch,
             slot_packets,
             partial: false,
+            windows: [0; DataType::ALL.len()],
         };
         let mut resolver = Resolver {
             prepared: &mut this,
@@ -147,12 +151,18 @@ impl Prepared {
             .map(|list| resolver.list(list))
             .collect();
         this.workers = workers;
+        this.windows = DataType::ALL.map(|dtype| this.round_elements(dtype));
         this
     }
 
-    /// Elements of a block that one round can cover, for elements of `size` bytes that accumulate
-    /// in `accumulator` bytes; None if there is no limit. 0 if the memory is too small.
-    pub(crate) fn round_elements(&self, size: usize, accumulator: usize) -> Option<usize> {
+    /// Elements of a block that one round can cover; 0 if the memory is too small.
+    #[inline]
+    pub(crate) fn window(&self, dtype: DataType) -> usize {
+        self.windows[dtype as usize]
+    }
+
+    fn round_elements(&self, dtype: DataType) -> usize {
+        let (size, accumulator) = (dtype.size(), dtype.accumulator_size());
         // Parts are cut at multiples of a cache line's elements.
         let grain = LINE_BYTES / size;
         let size = if self.partial { accumulator } else { size };
@@ -164,7 +174,7 @@ impl Prepared {
             (Some(a), Some(b)) => Some(a.min(b)),
             (one, other) => one.or(other),
         };
-        slot.map(|slot| slot / grain * grain * self.parts)
+        slot.map_or(usize::MAX, |slot| slot / grain * grain * self.parts)
     }
 }
 

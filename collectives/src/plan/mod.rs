@@ -395,10 +395,14 @@ impl Shape {
 }
 
 /// Elements of part `part` of a window of `window` elements: first and count. Parts are cut at
-/// multiples of `grain` elements (a cache line), so two writers never share a line; the last parts
-/// of a small window may be empty.
+/// multiples of `grain` elements (a cache line's, a power of two), so two writers never share a
+/// line; the last parts of a small window may be empty.
+#[inline]
 pub fn part_range(window: usize, parts: usize, grain: usize, part: usize) -> (usize, usize) {
-    let each = window.div_ceil(parts).next_multiple_of(grain.max(1));
+    if parts == 1 {
+        return (0, window);
+    }
+    let each = (window.div_ceil(parts) + grain - 1) & !(grain - 1);
     let first = (part * each).min(window);
     (first, each.min(window - first))
 }
