@@ -73,10 +73,8 @@ fn between_two(work: impl Fn(usize, &mut MemoryChannel) -> Result<(), Error> + S
     thread::scope(|scope| {
         let spawn = |rank| scope.spawn(|| end(rank));
         let ends: Vec<_> = ranks.into_iter().enumerate().map(spawn).collect();
-        let times: Result<Vec<_>, _> = ends
-            .into_iter()
-            .map(|end| end.join().expect("no panic"))
-            .collect();
+        let times: Result<Vec<_>, _> =
+            ends.into_iter().map(|end| end.join().expect("no panic")).collect();
         times.expect("both ends work")[0]
     })
 }

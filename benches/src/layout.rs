@@ -40,11 +40,7 @@ impl Test {
     /// The test of this name; nccl-tests' names of its programs are understood too.
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.strip_suffix("_perf").unwrap_or(name);
-        let name = if name == "alltoall" {
-            "all_to_all"
-        } else {
-            name
-        };
+        let name = if name == "alltoall" { "all_to_all" } else { name };
         Self::ALL.into_iter().find(|test| test.name() == name)
     }
 
@@ -170,14 +166,8 @@ pub enum Op {
 
 impl Op {
     /// All, in nccl-tests' order.
-    pub const ALL: [Self; 6] = [
-        Self::Sum,
-        Self::Prod,
-        Self::Max,
-        Self::Min,
-        Self::Avg,
-        Self::MulSum,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Sum, Self::Prod, Self::Max, Self::Min, Self::Avg, Self::MulSum];
 
     /// nccl-tests' name.
     pub const fn name(self) -> &'static str {
@@ -241,9 +231,7 @@ mod tests {
     use super::*;
 
     fn layout(name: &str, bytes: usize, world: usize) -> Layout {
-        Test::from_name(name)
-            .unwrap()
-            .layout(bytes, DataType::F32, world)
+        Test::from_name(name).unwrap().layout(bytes, DataType::F32, world)
     }
 
     #[test]
@@ -264,10 +252,7 @@ mod tests {
         let test = Test::from_name("all_reduce").unwrap();
         let row = test.layout(8_589_934_592, DataType::F32, 72);
         let (alg, bus) = test.bandwidth(&row, 72, 20_299e-6);
-        assert!(
-            (alg - 423.16).abs() < 0.02 && (bus - 834.57).abs() < 0.02,
-            "{alg} {bus}"
-        );
+        assert!((alg - 423.16).abs() < 0.02 && (bus - 834.57).abs() < 0.02, "{alg} {bus}");
         let test = Test::from_name("all_gather").unwrap();
         let (alg, bus) = test.bandwidth(&layout("all_gather", 1 << 20, 4), 4, 1e-3);
         assert!((alg - 1.048_576).abs() < 1e-9 && (bus - 0.786_432).abs() < 1e-9);

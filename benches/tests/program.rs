@@ -12,13 +12,7 @@ fn perf(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warpmesh-perf"));
     command.args(arguments.split_whitespace());
     // Variables of a launcher around the tests would make it a rank of that job.
-    for name in [
-        "RANK",
-        "WORLD_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-        "PMI_RANK",
-        "SLURM_PROCID",
-    ] {
+    for name in ["RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"] {
         command.env_remove(name);
     }
     command
@@ -42,12 +36,8 @@ fn table(arguments: &str) -> String {
 
 /// The rows as tools made for nccl-tests read them: lines without '#', fields by white space.
 fn rows(table: &str) -> Vec<Vec<String>> {
-    let lines = table
-        .lines()
-        .filter(|line| !line.starts_with('#') && !line.is_empty());
-    lines
-        .map(|line| line.split_whitespace().map(str::to_owned).collect())
-        .collect()
+    let lines = table.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
 }
 
 #[test]
@@ -64,10 +54,7 @@ fn the_command_of_the_readme_gives_a_table_that_tools_can_read() {
         assert!(row[5..12].iter().all(|field| number(field) >= 0.0));
     }
     assert_eq!(table.matches("#  Rank ").count(), 4, "{table}");
-    assert!(
-        table.contains("\n# Out of bounds values : 0 OK\n"),
-        "{table}"
-    );
+    assert!(table.contains("\n# Out of bounds values : 0 OK\n"), "{table}");
     assert!(table.contains("\n# Avg bus bandwidth    : "), "{table}");
     assert!(table.contains("\n# Machine: copy "), "{table}");
 }
@@ -90,12 +77,7 @@ fn every_test_type_and_operation_is_right() {
 #[test]
 fn memory_need_not_be_registered_nor_aligned() {
     let table = table("all_reduce -b 4 -e 64K -f 16 -g 2 -n 2 -R 0 -u 1 -d double --canonical");
-    assert!(
-        rows(&table)
-            .iter()
-            .all(|row| row[8] == "0" && row[12] == "0"),
-        "{table}"
-    );
+    assert!(rows(&table).iter().all(|row| row[8] == "0" && row[12] == "0"), "{table}");
 }
 
 #[test]
@@ -116,20 +98,14 @@ fn a_report_is_written_beside_an_older_one() {
     let folder = folder("report");
     let name = folder.join("out.json");
     std::fs::write(&name, "mine").unwrap();
-    table(&format!(
-        "all_gather -b 1K -e 1K -g 2 -n 2 -J {}",
-        name.display()
-    ));
+    table(&format!("all_gather -b 1K -e 1K -g 2 -n 2 -J {}", name.display()));
     assert_eq!(std::fs::read_to_string(&name).unwrap(), "mine");
     let report = std::fs::read_to_string(folder.join("out.json.0")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["version"], 3);
     assert_eq!(report["results"][0]["in_place"]["nwrong"], 0.0);
     assert_eq!(report["config"]["devices"][1]["rank"], 1);
-    assert!(
-        !report.to_string().contains("wm1:"),
-        "the job's secret is in the report"
-    );
+    assert!(!report.to_string().contains("wm1:"), "the job's secret is in the report");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -147,14 +123,8 @@ fn exit_codes_are_those_of_nccl_tests() {
     assert_eq!(code("all_reduce -b 8 -e 4"), Some(6));
     assert_eq!(code("broadcast -g 2 -r 2"), Some(6));
     assert_eq!(code("all_reduce -g 2 -G 1"), Some(5));
-    assert_eq!(
-        code("all_reduce -b 8 -e 8 -g 2 --algorithm no_such_thing"),
-        Some(5)
-    );
-    assert_eq!(
-        code("all_reduce -b 8 -e 8 -g 2 -R 0 --algorithm direct"),
-        Some(5)
-    );
+    assert_eq!(code("all_reduce -b 8 -e 8 -g 2 --algorithm no_such_thing"), Some(5));
+    assert_eq!(code("all_reduce -b 8 -e 8 -g 2 -R 0 --algorithm direct"), Some(5));
     let mut demanding = perf("all_reduce -b 8 -e 8 -g 2 -n 1");
     let output = demanding.env("NCCL_TESTS_MIN_BW", "1e9").output().unwrap();
     assert_eq!(output.status.code(), Some(7));
@@ -181,28 +151,15 @@ impl Long {
     fn start(more: &str) -> Self {
         let arguments = format!("all_reduce -b 1M -e 1M -g 3 -n 100000000 --timeout 2 {more}");
         let piped = Stdio::piped;
-        let mut child = perf(&arguments)
-            .stdout(piped())
-            .stderr(piped())
-            .spawn()
-            .unwrap();
+        let mut child = perf(&arguments).stdout(piped()).stderr(piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
         let pid = |line: String| {
             let (_, rest) = line.split_once(" Pid ")?;
             Pid::from_raw(rest.split_whitespace().next()?.parse().ok()?)
         };
-        let ranks = out
-            .by_ref()
-            .map_while(Result::ok)
-            .filter_map(pid)
-            .take(3)
-            .collect();
+        let ranks = out.by_ref().map_while(Result::ok).filter_map(pid).take(3).collect();
         std::thread::sleep(Duration::from_millis(300));
-        Self {
-            child,
-            ranks,
-            _out: out,
-        }
+        Self { child, ranks, _out: out }
     }
 
     /// Exit code and standard error, after at most `limit`.

@@ -158,11 +158,7 @@ impl Machine {
             true => work.plain * self.uncached,
             false => work.plain * self.cached + work.shared * self.shared,
         };
-        let hop = if load > 1.0 {
-            self.switch * load
-        } else {
-            self.hop
-        };
+        let hop = if load > 1.0 { self.switch * load } else { self.hop };
         let hops = work.phases * hop + work.signalled * self.hop;
         let waits = hops + work.messages * self.message * load;
         rounds as f64 * waits + bytes * (moved + work.packed * self.packet) * load
@@ -181,11 +177,7 @@ mod tests {
             a.collective.name() == collective && a.name == name
         };
         let algorithm = ALL.iter().find(find).unwrap();
-        Work::of(
-            &algorithm.program(1, world, 0),
-            (algorithm.parts)(world),
-            (1, world),
-        )
+        Work::of(&algorithm.program(1, world, 0), (algorithm.parts)(world), (1, world))
     }
 
     #[test]

@@ -72,11 +72,7 @@ impl DataType {
 
     /// Bytes of one element while it is being summed: 16- and 8-bit floats accumulate in f32.
     pub const fn accumulator_size(self) -> usize {
-        if self.is_narrow_float() {
-            4
-        } else {
-            self.size()
-        }
+        if self.is_narrow_float() { 4 } else { self.size() }
     }
 
     /// Whether sums of this type are kept in f32 and rounded once.
@@ -121,10 +117,7 @@ impl FromStr for DataType {
 
     fn from_str(name: &str) -> Result<Self, UnknownType> {
         let same = |dtype: &Self| dtype.name() == name;
-        Self::ALL
-            .into_iter()
-            .find(same)
-            .ok_or_else(|| UnknownType(name.to_owned()))
+        Self::ALL.into_iter().find(same).ok_or_else(|| UnknownType(name.to_owned()))
     }
 }
 

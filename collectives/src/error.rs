@@ -97,9 +97,5 @@ pub(crate) fn argument(
     argument: &'static str,
     problem: impl Into<String>,
 ) -> Error {
-    Error::Argument {
-        call,
-        argument,
-        problem: problem.into(),
-    }
+    Error::Argument { call, argument, problem: problem.into() }
 }

@@ -51,3 +51,8 @@ pub use op::{ReduceOp, Scalar};
 pub use stream::{Pending, Stream};
 pub use warpmesh_primitives as primitives;
 pub use warpmesh_primitives::bootstrap;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

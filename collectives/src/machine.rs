@@ -47,15 +47,7 @@ fn kept_or_measured() -> Machine {
 }
 
 fn is_sane(machine: &Machine) -> bool {
-    let Machine {
-        hop,
-        switch,
-        message,
-        cached,
-        uncached,
-        packet,
-        shared,
-    } = *machine;
+    let Machine { hop, switch, message, cached, uncached, packet, shared } = *machine;
     [hop, switch, message, cached, uncached, packet, shared]
         .iter()
         .all(|t| t.is_finite() && *t > 0.0)
@@ -64,36 +56,21 @@ fn is_sane(machine: &Machine) -> bool {
 /// One file per processor model and number of cores.
 fn file(cores: usize) -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home)?;
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find(|line| line.starts_with("model name"))
-        .unwrap_or("unknown");
+    let model = info.lines().find(|line| line.starts_with("model name")).unwrap_or("unknown");
     let model = model.rsplit(':').next().unwrap_or(model).trim();
-    let plain: String = model
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
-    Some(
-        cache
-            .join("warpmesh")
-            .join(format!("machine-{plain}-{cores}.json")),
-    )
+    let plain: String =
+        model.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    Some(cache.join("warpmesh").join(format!("machine-{plain}-{cores}.json")))
 }
 
 /// Written beside and renamed, so that a reader never sees half a file.
 fn keep(file: &std::path::Path, machine: &Machine) {
-    let kept = Kept {
-        version: VERSION,
-        machine: *machine,
-    };
+    let kept = Kept { version: VERSION, machine: *machine };
     let beside = file.with_extension(format!("{}.tmp", std::process::id()));
-    let written = serde_json::to_vec_pretty(&kept)
-        .map_err(std::io::Error::other)
-        .and_then(|json| {
+    let written =
+        serde_json::to_vec_pretty(&kept).map_err(std::io::Error::other).and_then(|json| {
             std::fs::create_dir_all(file.parent().unwrap_or(file))?;
             std::fs::write(&beside, json)?;
             std::fs::rename(&beside, file)
@@ -106,11 +83,7 @@ fn keep(file: &std::path::Path, machine: &Machine) {
 fn measure(cores: usize) -> Machine {
     let typical = Machine::TYPICAL;
     let switch = hop(true).unwrap_or(typical.switch);
-    let hop = if cores > 1 {
-        hop(false).unwrap_or(typical.hop)
-    } else {
-        switch
-    };
+    let hop = if cores > 1 { hop(false).unwrap_or(typical.hop) } else { switch };
     let or = |measured: Option<f64>, typical: f64| match measured {
         Some(measured) if cores > 1 => measured,
         _ => typical,
@@ -132,10 +105,7 @@ fn measure(cores: usize) -> Machine {
 fn hop(one_core: bool) -> Option<f64> {
     let words = [AtomicU64::new(0), AtomicU64::new(0)];
     let trip = rally(
-        Start {
-            one_core,
-            together: false,
-        },
+        Start { one_core, together: false },
         |side, turn| words[1 - side].store(turn, Ordering::Release),
         |side, turn| words[side].load(Ordering::Acquire) >= turn,
     );
@@ -147,30 +117,19 @@ const EXCHANGED: usize = 64 * LINE_DATA;
 
 /// Nanoseconds to load or store a byte as a packet, while the other core does the same.
 fn packet(hop: f64) -> Option<f64> {
-    let lines = || {
-        (0..EXCHANGED / LINE_DATA)
-            .map(|_| Line::default())
-            .collect::<Vec<_>>()
-    };
+    let lines = || (0..EXCHANGED / LINE_DATA).map(|_| Line::default()).collect::<Vec<_>>();
     // Two boxes a side, in turn: what came last is read while the next is on its way.
     let boxes = [[lines(), lines()], [lines(), lines()]];
     let data = [7_u64; LINE_DATA / 8];
     let time = rally(
-        Start {
-            one_core: false,
-            together: true,
-        },
+        Start { one_core: false, together: true },
         |side, turn| {
             let to = &boxes[1 - side][turn as usize % 2];
-            to.iter()
-                .for_each(|line| line.write(&data, Flag::new(turn, 0)));
+            to.iter().for_each(|line| line.write(&data, Flag::new(turn, 0)));
         },
         |side, turn| {
             let read = |line: &Line| line.try_read(Flag::new(turn, 0), &mut [0; LINE_DATA / 8]);
-            boxes[side][turn as usize % 2]
-                .iter()
-                .rev()
-                .all(|line| read(line).is_ok())
+            boxes[side][turn as usize % 2].iter().rev().all(|line| read(line).is_ok())
         },
     )?;
     Some(((time - hop) / (2 * EXCHANGED) as f64).max(0.001))
@@ -179,32 +138,22 @@ fn packet(hop: f64) -> Option<f64> {
 /// Nanoseconds to load or store a byte of memory that the other core uses, too, beyond those of a
 /// byte that it does not.
 fn shared(hop: f64, cached: f64) -> Option<f64> {
-    let words = || {
-        (0..EXCHANGED / 8)
-            .map(|_| AtomicU64::new(0))
-            .collect::<Vec<_>>()
-    };
+    let words = || (0..EXCHANGED / 8).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
     let boxes = [[words(), words()], [words(), words()]];
     let turns = [AtomicU64::new(0), AtomicU64::new(0)];
     let time = rally(
-        Start {
-            one_core: false,
-            together: true,
-        },
+        Start { one_core: false, together: true },
         |side, turn| {
             let to = &boxes[side][turn as usize % 2];
             // Relaxed: the turn's Release store publishes them.
-            to.iter()
-                .for_each(|word| word.store(turn, Ordering::Relaxed));
+            to.iter().for_each(|word| word.store(turn, Ordering::Relaxed));
             turns[side].store(turn, Ordering::Release);
         },
         |side, turn| {
             turns[1 - side].load(Ordering::Acquire) >= turn && {
                 let from = &boxes[1 - side][turn as usize % 2];
                 // Relaxed: after the Acquire load of the turn.
-                let sum = from
-                    .iter()
-                    .fold(0, |sum: u64, w| sum ^ w.load(Ordering::Relaxed));
+                let sum = from.iter().fold(0, |sum: u64, w| sum ^ w.load(Ordering::Relaxed));
                 std::hint::black_box(sum);
                 true
             }
@@ -313,10 +262,6 @@ mod tests {
         let start = Instant::now();
         let machine = measure(warpmesh_primitives::host::usable_cores());
         assert!(is_sane(&machine), "{machine:?}");
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
 }

@@ -62,14 +62,8 @@ impl ReduceOp {
 }
 
 impl OpKind {
-    pub(crate) const ALL: [Self; 6] = [
-        Self::Sum,
-        Self::Prod,
-        Self::Max,
-        Self::Min,
-        Self::Avg,
-        Self::PreMulSum,
-    ];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Sum, Self::Prod, Self::Max, Self::Min, Self::Avg, Self::PreMulSum];
 
     pub(crate) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
@@ -105,10 +99,7 @@ impl Scalar {
     pub fn new<T: Element>(value: T) -> Self {
         let mut bits = [0; 8];
         bits[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&value));
-        Self {
-            dtype: T::DTYPE,
-            bits: u64::from_le_bytes(bits),
-        }
+        Self { dtype: T::DTYPE, bits: u64::from_le_bytes(bits) }
     }
 
     /// Its type.

@@ -53,16 +53,10 @@ impl Stream {
             }
             comm
         };
-        let thread = std::thread::Builder::new()
-            .name("warpmesh-stream".into())
-            .spawn(run);
+        let thread = std::thread::Builder::new().name("warpmesh-stream".into()).spawn(run);
         let thread =
             thread.map_err(|error| argument("Stream::new", "thread", error.to_string()))?;
-        Ok(Self {
-            queue: Some(queue),
-            thread: Some(thread),
-            abort,
-        })
+        Ok(Self { queue: Some(queue), thread: Some(thread), abort })
     }
 
     /// Queues work. Never blocks.
@@ -79,10 +73,7 @@ impl Stream {
             // Fails only if an earlier work panicked; then the result never comes, and says so.
             let _ = queue.send(work);
         }
-        Pending {
-            result,
-            ready: None,
-        }
+        Pending { result, ready: None }
     }
 
     /// Ends what is running and queued, on all ranks.
@@ -127,11 +118,7 @@ impl<R> Pending<R> {
 }
 
 fn lost() -> Error {
-    argument(
-        "Pending::wait",
-        "stream",
-        "ended before this work was done: earlier work panicked",
-    )
+    argument("Pending::wait", "stream", "ended before this work was done: earlier work panicked")
 }
 
 #[cfg(test)]
@@ -142,10 +129,7 @@ mod tests {
     #[test]
     fn work_runs_in_order_beside_the_caller() {
         let ranks = Communicator::builder().local(2).unwrap();
-        let streams: Vec<_> = ranks
-            .into_iter()
-            .map(|comm| Stream::new(comm).unwrap())
-            .collect();
+        let streams: Vec<_> = ranks.into_iter().map(|comm| Stream::new(comm).unwrap()).collect();
         let mut pending = Vec::new();
         for i in 0..20_u32 {
             for stream in &streams {

@@ -50,29 +50,14 @@ impl Ranks {
         let end = Instant::now() + limit;
         let child = &mut self.0[rank];
         while child.try_wait().unwrap().is_none() {
-            assert!(
-                Instant::now() < end,
-                "rank {rank} still runs after {limit:?}"
-            );
+            assert!(Instant::now() < end, "rank {rank} still runs after {limit:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
         let (mut out, mut err) = (String::new(), String::new());
-        child
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut out)
-            .unwrap();
-        child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut err)
-            .unwrap();
-        let report = out
-            .lines()
-            .find_map(|line| line.split_once("REPORT "))
-            .map(|(_, r)| r.to_owned());
+        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        let report =
+            out.lines().find_map(|line| line.split_once("REPORT ")).map(|(_, r)| r.to_owned());
         report.unwrap_or_else(|| panic!("rank {rank} reported nothing:\n{out}\n{err}"))
     }
 }
@@ -100,10 +85,7 @@ fn connect(timeout: Duration) -> Communicator {
         0 => TcpBootstrap::from_id_as_root(&id, world, wait).unwrap(),
         _ => TcpBootstrap::join(&id, rank, world, wait).unwrap(),
     };
-    Communicator::builder()
-        .timeout(timeout)
-        .connect(bootstrap)
-        .unwrap()
+    Communicator::builder().timeout(timeout).connect(bootstrap).unwrap()
 }
 
 /// Collectives of many kinds and sizes, until one fails.
@@ -120,11 +102,7 @@ fn sweep_until(comm: &mut Communicator, calls: usize) -> Result<(), Error> {
     for i in 0..calls {
         let count = [1, 100, 3_000, largest][i % 4];
         let root = i % world;
-        let data = if i % 3 == 0 {
-            &mut registered[..]
-        } else {
-            &mut plain[..]
-        };
+        let data = if i % 3 == 0 { &mut registered[..] } else { &mut plain[..] };
         match i % 7 {
             0 => comm.all_reduce(&mut data[..count], ReduceOp::Sum)?,
             1 => comm.broadcast(&mut data[..count], root)?,
@@ -149,9 +127,7 @@ fn sweep_until(comm: &mut Communicator, calls: usize) -> Result<(), Error> {
 }
 
 fn report(error: &Error) {
-    let failure = error
-        .failure()
-        .unwrap_or_else(|| panic!("not a failure: {error}"));
+    let failure = error.failure().unwrap_or_else(|| panic!("not a failure: {error}"));
     let culprit = failure.culprit.map_or(-1, |rank| rank as i64);
     println!("REPORT {:?} culprit {culprit} | {error}", failure.kind);
 }
@@ -189,17 +165,10 @@ fn a_killed_rank_is_named_within_a_second() {
         let killed = Instant::now();
         for rank in (0..4).filter(|rank| *rank != victim) {
             let seen = ranks.report(rank, Duration::from_secs(5));
-            assert!(
-                seen.starts_with(&format!("PeerDied culprit {victim} ")),
-                "{seen}"
-            );
+            assert!(seen.starts_with(&format!("PeerDied culprit {victim} ")), "{seen}");
         }
         // The limit is a second for the error; processes take a moment more to end.
-        assert!(
-            killed.elapsed() < Duration::from_millis(1500),
-            "{:?}",
-            killed.elapsed()
-        );
+        assert!(killed.elapsed() < Duration::from_millis(1500), "{:?}", killed.elapsed());
     }
 }
 
@@ -219,10 +188,7 @@ fn a_stopped_rank_is_named_after_the_timeout() {
         ranks.signal(victim, rustix::process::Signal::STOP);
         for rank in (0..4).filter(|rank| *rank != victim) {
             let seen = ranks.report(rank, Duration::from_secs(8));
-            assert!(
-                seen.starts_with(&format!("TimedOut culprit {victim} ")),
-                "{seen}"
-            );
+            assert!(seen.starts_with(&format!("TimedOut culprit {victim} ")), "{seen}");
             assert!(seen.contains("its process is stopped"), "{seen}");
         }
         // Once it goes on it learns of it, too.
@@ -280,10 +246,7 @@ fn different_calls_are_named_on_every_rank() {
             _ => comm.all_reduce(&mut data[..100], ReduceOp::Sum),
         };
         // A rank that only sends may be done before the others see that it differs.
-        let error = first
-            .and_then(|()| comm.barrier())
-            .and_then(|()| comm.barrier())
-            .unwrap_err();
+        let error = first.and_then(|()| comm.barrier()).and_then(|()| comm.barrier()).unwrap_err();
         return report(&error);
     }
     for (seed, odd) in [
@@ -305,10 +268,7 @@ fn different_calls_are_named_on_every_rank() {
         for rank in 0..4 {
             let seen = ranks.report(rank, Duration::from_secs(8));
             assert!(seen.starts_with("Mismatch culprit "), "case {seed}: {seen}");
-            assert!(
-                seen.contains(odd) && seen.contains(others),
-                "case {seed}: {seen}"
-            );
+            assert!(seen.contains(odd) && seen.contains(others), "case {seed}: {seen}");
         }
     }
 }
@@ -334,16 +294,8 @@ fn survivors_go_on_with_a_new_communicator() {
                 .unwrap();
         }
         let error = sweep(&mut comm);
-        assert!(
-            error
-                .failure()
-                .is_some_and(|f| f.kind == FailureKind::PeerDied),
-            "{error}"
-        );
-        assert!(
-            comm.barrier().is_err(),
-            "a failed communicator stays failed"
-        );
+        assert!(error.failure().is_some_and(|f| f.kind == FailureKind::PeerDied), "{error}");
+        assert!(comm.barrier().is_err(), "a failed communicator stays failed");
         drop(comm);
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!maps.contains("warpmesh"), "mappings are left: {maps}");
@@ -354,10 +306,7 @@ fn survivors_go_on_with_a_new_communicator() {
                 TcpBootstrap::join(&UniqueId::from_bytes(&meeting).unwrap(), 1, 2, timeout).unwrap()
             }
         };
-        let mut comm = Communicator::builder()
-            .timeout(timeout)
-            .connect(bootstrap)
-            .unwrap();
+        let mut comm = Communicator::builder().timeout(timeout).connect(bootstrap).unwrap();
         sweep_until(&mut comm, 50).unwrap();
         println!("REPORT went on");
         return;

@@ -10,19 +10,12 @@ use warpmesh::{Communicator, DataType, ReduceOp};
 /// The plans' texts, except those of more ranks than a small machine has.
 fn plans() -> Vec<Plan> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/plans");
-    let files = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|file| file.unwrap().path());
-    let mut files: Vec<_> = files
-        .filter(|file| file.extension().is_some_and(|e| e == "json"))
-        .collect();
+    let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let mut files: Vec<_> =
+        files.filter(|file| file.extension().is_some_and(|e| e == "json")).collect();
     files.sort();
     let read = |file| Plan::read(&std::fs::read_to_string(file).unwrap()).unwrap();
-    files
-        .into_iter()
-        .map(read)
-        .filter(|plan| plan.shape.world <= 4)
-        .collect()
+    files.into_iter().map(read).filter(|plan| plan.shape.world <= 4).collect()
 }
 
 /// An element of a rank's input: sums of it are exact.
@@ -39,10 +32,7 @@ fn every_plan_computes_its_collective() {
         common::ranks_with(settings, plan.shape.world, |mut comm| {
             comm.add_plan(plan.clone()).unwrap();
             let explained = comm.explain(plan.shape.collective, DataType::F32, 1000, true);
-            assert!(
-                explained.contains(&format!("-> {}", plan.shape.name)),
-                "{explained}"
-            );
+            assert!(explained.contains(&format!("-> {}", plan.shape.name)), "{explained}");
             // One element, odd numbers, several rounds; each again, so that slots are used again.
             for count in [1, 3, 257, 100_003, 1, 257, 100_003] {
                 run(&mut comm, plan.shape.collective, count, &plan.shape.name);

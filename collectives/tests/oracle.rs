@@ -60,9 +60,7 @@ fn expected(op: Op, block: usize, index: usize, world: usize) -> i64 {
         Op::Min => values.min().unwrap(),
         Op::Max => values.max().unwrap(),
         Op::Avg => values.sum::<i64>() / world as i64,
-        Op::PreMulSum => (0..world)
-            .map(|r| value(op, r, block, index, world) * factor(r))
-            .sum(),
+        Op::PreMulSum => (0..world).map(|r| value(op, r, block, index, world) * factor(r)).sum(),
     }
 }
 
@@ -127,16 +125,7 @@ fn check_typed<T: Number>(case: Case) {
 
 /// Runs a case twice on one rank; returns what is wrong.
 fn run<T: Number>(comm: &mut Communicator, case: Case) -> Option<String> {
-    let Case {
-        world,
-        collective,
-        count,
-        root,
-        offset,
-        in_place,
-        op,
-        ..
-    } = case;
+    let Case { world, collective, count, root, offset, in_place, op, .. } = case;
     let rank = comm.rank();
     let (inputs, outputs) = collective.blocks(world, root, rank);
     let space = offset + world * count + 8;
@@ -153,11 +142,7 @@ fn run<T: Number>(comm: &mut Communicator, case: Case) -> Option<String> {
     for _ in 0..2 {
         let guard = T::of(3);
         output.fill(guard);
-        let place = if in_place {
-            alias(collective, rank, root, count)
-        } else {
-            None
-        };
+        let place = if in_place { alias(collective, rank, root, count) } else { None };
         let (start_in, start_out) = match place {
             Some((start_in, start_out)) => (offset + start_in, offset + start_out),
             None => (offset, offset),
@@ -167,11 +152,7 @@ fn run<T: Number>(comm: &mut Communicator, case: Case) -> Option<String> {
             from[start_in + i] = T::of(value(op, rank, i / count, i % count, world));
         }
         let before_out: Vec<T> = output.to_vec();
-        let base = if place.is_some() {
-            output.as_ptr()
-        } else {
-            input.as_ptr()
-        };
+        let base = if place.is_some() { output.as_ptr() } else { input.as_ptr() };
         let call = RawCall {
             collective,
             dtype: T::DTYPE,
@@ -202,9 +183,7 @@ fn run<T: Number>(comm: &mut Communicator, case: Case) -> Option<String> {
 }
 
 fn result<T: Number>(case: Case, rank: usize, block: usize, index: usize) -> T {
-    let Case {
-        world, root, op, ..
-    } = case;
+    let Case { world, root, op, .. } = case;
     T::of(match case.collective {
         Collective::AllReduce | Collective::Reduce => expected(op, 0, index, world),
         Collective::ReduceScatter => expected(op, rank, index, world),
@@ -242,11 +221,7 @@ const COLLECTIVES: [Collective; 8] = [
 
 fn names(collective: Collective) -> Vec<&'static str> {
     let of = |a: &&&warpmesh::algorithms::Algorithm| a.collective == collective;
-    warpmesh::algorithms::ALL
-        .iter()
-        .filter(of)
-        .map(|a| a.name)
-        .collect()
+    warpmesh::algorithms::ALL.iter().filter(of).map(|a| a.name).collect()
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -256,13 +231,7 @@ fn cases() -> impl Strategy<Value = Case> {
     ];
     let count = prop_oneof![0..40_usize, 0..3000_usize, 20_000..90_000_usize];
     let flags = any::<[bool; 3]>();
-    let picks = (
-        0..8_usize,
-        0..12_usize,
-        any::<prop::sample::Index>(),
-        0..8_usize,
-        0..9_usize,
-    );
+    let picks = (0..8_usize, 0..12_usize, any::<prop::sample::Index>(), 0..8_usize, 0..9_usize);
     (1..=8_usize, op, count, picks, flags).prop_map(|(world, op, count, picks, flags)| {
         let (collective, dtype, algorithm, root, offset) = picks;
         let collective = COLLECTIVES[collective];

@@ -47,20 +47,13 @@ fn a_call_allocates_nothing_once_its_kind_was_used() {
         for round in 0..4 {
             ALLOCATIONS.set(0);
             for count in [3, 300, 3_000, 30_000] {
-                comm.all_reduce(&mut registered[..count], ReduceOp::Sum)
-                    .unwrap();
+                comm.all_reduce(&mut registered[..count], ReduceOp::Sum).unwrap();
                 comm.all_reduce(&mut plain[..count], ReduceOp::Avg).unwrap();
-                comm.all_gather(&plain[..count], &mut other[..3 * count])
+                comm.all_gather(&plain[..count], &mut other[..3 * count]).unwrap();
+                comm.reduce_scatter(&registered[..3 * count], &mut result[..count], ReduceOp::Max)
                     .unwrap();
-                comm.reduce_scatter(
-                    &registered[..3 * count],
-                    &mut result[..count],
-                    ReduceOp::Max,
-                )
-                .unwrap();
                 comm.broadcast(&mut plain[..count], 2).unwrap();
-                comm.all_to_all(&plain[..count], &mut other[..count])
-                    .unwrap();
+                comm.all_to_all(&plain[..count], &mut other[..count]).unwrap();
                 comm.group(|group| {
                     group.send(&plain[..count], next)?;
                     group.recv(&mut other[..count], last)
@@ -132,24 +125,15 @@ fn all_ranks_get_the_same_bits_from_every_plan() {
         if algorithm.collective != Collective::AllReduce {
             continue;
         }
-        let results = common::ranks_with(
-            common::settings().algorithm(algorithm.name),
-            5,
-            |mut comm| {
+        let results =
+            common::ranks_with(common::settings().algorithm(algorithm.name), 5, |mut comm| {
                 let mut data = comm.alloc::<f32>(10_007).unwrap();
                 let rank = comm.rank();
-                data.iter_mut()
-                    .enumerate()
-                    .for_each(|(i, x)| *x = awkward(rank, i));
+                data.iter_mut().enumerate().for_each(|(i, x)| *x = awkward(rank, i));
                 comm.all_reduce(&mut data, ReduceOp::Sum).unwrap();
                 data.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
-            },
-        );
-        assert!(
-            results.iter().all(|bits| *bits == results[0]),
-            "{}",
-            algorithm.name
-        );
+            });
+        assert!(results.iter().all(|bits| *bits == results[0]), "{}", algorithm.name);
     }
 }
 
@@ -168,8 +152,7 @@ fn all_to_all_v_moves_uneven_blocks_and_names_disagreements() {
             .collect();
         let mut output = vec![0; receive.iter().sum()];
         for _ in 0..3 {
-            comm.all_to_all_v(&input, &send, &mut output, &receive)
-                .unwrap();
+            comm.all_to_all_v(&input, &send, &mut output, &receive).unwrap();
             let expected: Vec<u32> = receive
                 .iter()
                 .enumerate()
@@ -183,13 +166,9 @@ fn all_to_all_v_moves_uneven_blocks_and_names_disagreements() {
             receive[3] -= 1;
             output.pop();
         }
-        let error = comm
-            .all_to_all_v(&input, &send, &mut output, &receive)
-            .unwrap_err();
+        let error = comm.all_to_all_v(&input, &send, &mut output, &receive).unwrap_err();
         assert!(
-            error
-                .to_string()
-                .contains("receive of rank 2 is not what rank 3 sends"),
+            error.to_string().contains("receive of rank 2 is not what rank 3 sends"),
             "{error}"
         );
         comm.barrier().unwrap();
@@ -222,9 +201,7 @@ fn groups_and_point_to_point_do_not_deadlock_whatever_their_order() {
         let mut second = [0_u8];
         comm.group(|group| match me {
             0 => group.send(&[1_u8], 1).and_then(|()| group.send(&[2_u8], 1)),
-            1 => group
-                .recv(&mut first, 0)
-                .and_then(|()| group.recv(&mut second, 0)),
+            1 => group.recv(&mut first, 0).and_then(|()| group.recv(&mut second, 0)),
             _ => Ok(()),
         })
         .unwrap();
@@ -237,19 +214,13 @@ fn a_receive_of_another_length_names_both() {
     let errors = common::ranks(2, |mut comm| {
         let mut data = [0_u8; 400];
         match comm.rank() {
-            0 => comm
-                .send(&data[..300], 1)
-                .and_then(|()| comm.barrier())
-                .unwrap_err(),
+            0 => comm.send(&data[..300], 1).and_then(|()| comm.barrier()).unwrap_err(),
             _ => comm.recv(&mut data, 0).unwrap_err(),
         }
         .to_string()
     });
     for error in errors {
-        assert!(
-            error.contains("receives 400 bytes from rank 0, which sends 300"),
-            "{error}"
-        );
+        assert!(error.contains("receives 400 bytes from rank 0, which sends 300"), "{error}");
     }
 }
 
@@ -328,10 +299,7 @@ fn memory_of_threads_can_be_registered_anywhere_in_it() {
         // A second buffer inside the same allocation, at another offset on each rank.
         for (count, offset) in [(100, 0), (50_000, 7), (200_000, 1000 + comm.rank())] {
             from[offset..offset + count].fill(comm.rank() as i32 + 1);
-            let (input, output) = (
-                &from[offset..offset + count],
-                &mut to[offset..offset + count],
-            );
+            let (input, output) = (&from[offset..offset + count], &mut to[offset..offset + count]);
             comm.all_reduce_into(input, output, ReduceOp::Sum).unwrap();
             assert!(output.iter().all(|x| *x == 6));
         }
@@ -356,10 +324,7 @@ fn wrong_arguments_are_refused_before_anything_moves() {
         };
         let mut small = [7_u8; 3];
         assert_eq!(name(comm.all_gather(&[1, 2], &mut small)), "output");
-        assert_eq!(
-            name(comm.reduce_scatter(&small, &mut [0_u8; 2], ReduceOp::Sum)),
-            "input"
-        );
+        assert_eq!(name(comm.reduce_scatter(&small, &mut [0_u8; 2], ReduceOp::Sum)), "input");
         assert_eq!(name(comm.broadcast(&mut small, 2)), "root");
         assert_eq!(name(comm.all_gather_in_place(&mut small)), "buffer");
         assert_eq!(name(comm.send(&small, 9)), "peer");

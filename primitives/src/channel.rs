@@ -48,16 +48,10 @@ impl MemoryChannel {
     ) -> Result<Self, Error> {
         if peer >= node.world() || peer == node.rank() {
             let problem = "must be another rank of the node";
-            return Err(Error::Argument {
-                argument: "peer",
-                problem,
-            });
+            return Err(Error::Argument { argument: "peer", problem });
         }
         if id >= SEMAPHORES {
-            return Err(Error::Argument {
-                argument: "id",
-                problem: "must be below 64",
-            });
+            return Err(Error::Argument { argument: "id", problem: "must be below 64" });
         }
         Ok(Self {
             node: node.clone(),
@@ -103,17 +97,13 @@ impl MemoryChannel {
 
     /// Tells the peer that everything put before is there. Does not block.
     pub fn signal(&mut self) {
-        self.signals
-            .signal(self.node.me().semaphore(self.id, self.peer));
+        self.signals.signal(self.node.me().semaphore(self.id, self.peer));
         self.node.control(self.peer).ring();
     }
 
     /// Waits for one signal of the peer. Blocks, at most for the node's timeout.
     pub fn wait(&mut self) -> Result<(), Error> {
-        let word = self
-            .node
-            .control(self.peer)
-            .semaphore(self.id, self.node.rank());
+        let word = self.node.control(self.peer).semaphore(self.id, self.node.rank());
         let on = self.waiting_for(self.waits.expected());
         let waits = &mut self.waits;
         self.node.wait(on, || waits.try_wait(word))?;
@@ -163,12 +153,7 @@ impl MemoryChannel {
             if other {
                 let by = self.node.rank();
                 let culprit = Some(self.peer);
-                return Err(Failure {
-                    kind: FailureKind::Mismatch,
-                    by,
-                    culprit,
-                }
-                .into());
+                return Err(Failure { kind: FailureKind::Mismatch, by, culprit }.into());
             }
             chunk.copy_from_slice(&bytemuck::cast_slice(words)[..chunk.len()]);
         }
@@ -177,12 +162,7 @@ impl MemoryChannel {
     }
 
     fn waiting_for(&self, expected: u64) -> WaitingFor {
-        WaitingFor {
-            peer: self.peer,
-            place: self.id as u32,
-            expected,
-            sequence: 0,
-        }
+        WaitingFor { peer: self.peer, place: self.id as u32, expected, sequence: 0 }
     }
 
     fn lines(&self, rank: usize, offset: usize, len: usize) -> Result<&[Line], Error> {
@@ -229,10 +209,7 @@ fn load(from: *mut u8, data: &mut [u8]) {
         unsafe { AtomicU8::from_ptr(from.add(at)) }.load(Ordering::Relaxed)
     };
     let (first, rest) = data.split_at_mut(head);
-    first
-        .iter_mut()
-        .enumerate()
-        .for_each(|(i, to)| *to = byte(i));
+    first.iter_mut().enumerate().for_each(|(i, to)| *to = byte(i));
     let mut words = rest.chunks_exact_mut(8);
     for (i, to) in words.by_ref().enumerate() {
         // SAFETY: as above, and aligned by `head`.
@@ -241,9 +218,7 @@ fn load(from: *mut u8, data: &mut [u8]) {
     }
     let last = words.into_remainder();
     let at = len - last.len();
-    last.iter_mut()
-        .enumerate()
-        .for_each(|(i, to)| *to = byte(at + i));
+    last.iter_mut().enumerate().for_each(|(i, to)| *to = byte(at + i));
 }
 
 #[cfg(test)]
@@ -261,12 +236,7 @@ mod tests {
                 store(memory[at..].as_mut_ptr(), &data);
                 load(memory[at..].as_mut_ptr(), &mut back);
                 assert_eq!(back, data);
-                assert!(
-                    memory[..at]
-                        .iter()
-                        .chain(&memory[at + len..])
-                        .all(|byte| *byte == 0)
-                );
+                assert!(memory[..at].iter().chain(&memory[at + len..]).all(|byte| *byte == 0));
             }
         }
     }

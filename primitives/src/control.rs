@@ -64,11 +64,7 @@ impl BoardEntry {
         // look sees that call's number, or 0.
         fence(Ordering::Acquire);
         let still = self.sequence.load(Ordering::Relaxed) == sequence;
-        still.then_some(Call {
-            sequence,
-            tag,
-            words,
-        })
+        still.then_some(Call { sequence, tag, words })
     }
 }
 
@@ -196,10 +192,7 @@ impl Control {
     /// If `index` or `peer` is out of range: both are fixed when a channel or plan is prepared.
     #[inline]
     pub fn semaphore(&self, index: usize, peer: usize) -> &SemaphoreWord {
-        assert!(
-            index < SEMAPHORES && peer < self.world,
-            "semaphore {index} of peer {peer}"
-        );
+        assert!(index < SEMAPHORES && peer < self.world, "semaphore {index} of peer {peer}");
         let offset =
             size_of::<Head>() + index * row(self.world) + peer * size_of::<SemaphoreWord>();
         // SAFETY: in range by the assertion and `Self::bytes`; Head's size and the rows keep
@@ -221,16 +214,8 @@ impl Control {
 
     /// The newest call on the board, for a diagnosis.
     pub fn latest_call(&self) -> Option<Call> {
-        let newest = self
-            .head()
-            .board
-            .0
-            .iter()
-            .map(|e| e.sequence.load(Ordering::Acquire))
-            .max();
-        newest
-            .filter(|sequence| *sequence > 0)
-            .and_then(|sequence| self.call(sequence))
+        let newest = self.head().board.0.iter().map(|e| e.sequence.load(Ordering::Acquire)).max();
+        newest.filter(|sequence| *sequence > 0).and_then(|sequence| self.call(sequence))
     }
 
     /// Says that the owner is done with all memory of `epoch` and before. Only the owner calls it.
@@ -339,11 +324,7 @@ mod tests {
         let control = control(2);
         assert_eq!(control.latest_call(), None);
         for sequence in 1..=6 {
-            control.announce(&Call {
-                sequence,
-                tag: sequence * 7,
-                words: [sequence; 6],
-            });
+            control.announce(&Call { sequence, tag: sequence * 7, words: [sequence; 6] });
         }
         assert_eq!(control.call(2), None);
         assert_eq!(control.call(3).unwrap().tag, 21);
@@ -371,13 +352,7 @@ mod tests {
         };
         control.set_progress(&wait);
         control.set_progress(&wait);
-        assert_eq!(
-            control.progress(),
-            Progress {
-                heartbeat: 2,
-                ..wait
-            }
-        );
+        assert_eq!(control.progress(), Progress { heartbeat: 2, ..wait });
     }
 
     #[test]
@@ -395,19 +370,12 @@ mod tests {
         let control = control(3);
         for index in 0..SEMAPHORES {
             for peer in 0..3 {
-                control
-                    .semaphore(index, peer)
-                    .publish((index * 3 + peer) as u64);
+                control.semaphore(index, peer).publish((index * 3 + peer) as u64);
             }
         }
         for index in 0..SEMAPHORES {
             for peer in 0..3 {
-                assert!(
-                    control
-                        .semaphore(index, peer)
-                        .reached((index * 3 + peer) as u64)
-                        .is_ok()
-                );
+                assert!(control.semaphore(index, peer).reached((index * 3 + peer) as u64).is_ok());
             }
         }
     }
@@ -423,11 +391,7 @@ mod loom_tests {
     fn an_entry_is_never_a_mixture() {
         loom::model(|| {
             let entry = Arc::new(BoardEntry::default());
-            let call = |sequence| Call {
-                sequence,
-                tag: sequence,
-                words: [sequence; CALL_WORDS],
-            };
+            let call = |sequence| Call { sequence, tag: sequence, words: [sequence; CALL_WORDS] };
             entry.write(&call(1));
             let theirs = entry.clone();
             let owner = loom::thread::spawn(move || theirs.write(&call(5)));

@@ -55,11 +55,7 @@ impl Failure {
         };
         let culprit = word & NOBODY;
         let culprit = (culprit != NOBODY).then_some(culprit as usize);
-        Some(Self {
-            kind,
-            by: (word >> 24 & NOBODY) as usize,
-            culprit,
-        })
+        Some(Self { kind, by: (word >> 24 & NOBODY) as usize, culprit })
     }
 }
 
@@ -75,19 +71,13 @@ impl fmt::Display for Failure {
                 )
             }
             (FailureKind::TimedOut, None) => {
-                write!(
-                    f,
-                    "timeout: all ranks wait for each other (noticed by rank {by})"
-                )
+                write!(f, "timeout: all ranks wait for each other (noticed by rank {by})")
             }
             (FailureKind::PeerDied, Some(rank)) => {
                 write!(f, "rank {rank} died (noticed by rank {by})")
             }
             (FailureKind::PeerLeft, Some(rank)) => {
-                write!(
-                    f,
-                    "rank {rank} left the communicator (noticed by rank {by})"
-                )
+                write!(f, "rank {rank} left the communicator (noticed by rank {by})")
             }
             (FailureKind::Mismatch, Some(rank)) => {
                 write!(f, "ranks {by} and {rank} made different calls")
@@ -106,11 +96,7 @@ mod tests {
         use FailureKind::*;
         for kind in [Aborted, TimedOut, PeerDied, PeerLeft, Mismatch] {
             for culprit in [None, Some(0), Some(70_000)] {
-                let failure = Failure {
-                    kind,
-                    by: 12,
-                    culprit,
-                };
+                let failure = Failure { kind, by: 12, culprit };
                 assert_eq!(Failure::from_word(failure.to_word()), Some(failure));
             }
         }

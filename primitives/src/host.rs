@@ -53,10 +53,7 @@ pub fn stay_on_core(number: usize) {
     let Ok(allowed) = sched_getaffinity(None) else {
         return;
     };
-    if let Some(core) = (0..CpuSet::MAX_CPU)
-        .filter(|&core| allowed.is_set(core))
-        .nth(number)
-    {
+    if let Some(core) = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).nth(number) {
         let mut one = CpuSet::new();
         one.set(core);
         let _ = sched_setaffinity(None, &one);
@@ -77,8 +74,5 @@ pub fn random_bytes() -> [u8; 16] {
 
 /// The machine's name, for reports.
 pub fn name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

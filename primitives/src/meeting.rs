@@ -34,10 +34,8 @@ impl Introduction {
     pub(crate) fn prepare(rank: usize) -> Result<(Self, UnixListener), Error> {
         let (mut name, mut token) = ([0; 16], [0; 16]);
         let random = |bytes: &mut [u8]| {
-            let failed = Error::System {
-                what: "random bytes from the system",
-                errno: Errno::NOSYS,
-            };
+            let failed =
+                Error::System { what: "random bytes from the system", errno: Errno::NOSYS };
             getrandom::fill(bytes).map_err(|_| failed)
         };
         random(&mut name)?;
@@ -45,29 +43,13 @@ impl Introduction {
         let listener = address(&name)
             .and_then(|address| UnixListener::bind_addr(&address))
             .map_err(io("listen on an abstract socket"))?;
-        listener
-            .set_nonblocking(true)
-            .map_err(io("listen on an abstract socket"))?;
+        listener.set_nonblocking(true).map_err(io("listen on an abstract socket"))?;
         tracing::trace!(rank, "listening for local peers");
         let mask = affinity();
         let usable = host::usable_cores() as u32;
-        let quota = if (usable as usize) < mask.len() {
-            usable
-        } else {
-            u32::MAX
-        };
+        let quota = if (usable as usize) < mask.len() { usable } else { u32::MAX };
         let host = HostId::current().as_bytes().to_vec();
-        Ok((
-            Self {
-                pid: std::process::id(),
-                quota,
-                mask,
-                name,
-                token,
-                host,
-            },
-            listener,
-        ))
+        Ok((Self { pid: std::process::id(), quota, mask, name, token, host }, listener))
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -92,19 +74,10 @@ impl Introduction {
         if bytes.len() / 4 < cores as usize {
             return None;
         }
-        let mask = (0..cores)
-            .map(|_| word(&mut bytes))
-            .collect::<Option<_>>()?;
+        let mask = (0..cores).map(|_| word(&mut bytes)).collect::<Option<_>>()?;
         let (name, rest) = bytes.split_first_chunk()?;
         let (token, host) = rest.split_first_chunk()?;
-        Some(Self {
-            pid,
-            quota,
-            mask,
-            name: *name,
-            token: *token,
-            host: host.to_vec(),
-        })
+        Some(Self { pid, quota, mask, name: *name, token: *token, host: host.to_vec() })
     }
 }
 
@@ -116,10 +89,7 @@ pub(crate) fn exchange(
     let rank = bootstrap.rank();
     let mut all = Vec::new();
     for (peer, bytes) in bootstrap.all_gather(&mine.encode())?.iter().enumerate() {
-        let garbled = Error::Connect {
-            peer,
-            what: "its introduction is garbled",
-        };
+        let garbled = Error::Connect { peer, what: "its introduction is garbled" };
         let introduction = Introduction::decode(bytes).ok_or(garbled)?;
         if introduction.host != mine.host {
             return Err(Error::OtherHost { rank, peer });
@@ -131,10 +101,7 @@ pub(crate) fn exchange(
 
 /// Cores that the ranks may use together: the union of their masks, within the smallest quota.
 pub(crate) fn cores_of(introductions: &[Introduction]) -> usize {
-    let union: BTreeSet<u32> = introductions
-        .iter()
-        .flat_map(|i| i.mask.iter().copied())
-        .collect();
+    let union: BTreeSet<u32> = introductions.iter().flat_map(|i| i.mask.iter().copied()).collect();
     let quota = introductions.iter().map(|i| i.quota).min().unwrap_or(1);
     union.len().min(quota as usize).max(1)
 }
@@ -152,17 +119,12 @@ pub(crate) fn connect(
         links[peer] = Some(call_on(rank, peer, introduction)?);
     }
     let missing = |links: &[Option<UnixStream>]| -> Vec<usize> {
-        (0..links.len())
-            .filter(|&peer| peer != rank && links[peer].is_none())
-            .collect()
+        (0..links.len()).filter(|&peer| peer != rank && links[peer].is_none()).collect()
     };
     while !missing(&links).is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Error::Missing {
-                missing: missing(&links),
-                timeout,
-            });
+            return Err(Error::Missing { missing: missing(&links), timeout });
         }
         let Some(stream) = accept(listener, deadline)? else {
             continue;
@@ -185,10 +147,8 @@ pub(crate) fn send_descriptor(
     fd: &OwnedFd,
     kind: u32,
 ) -> Result<(), (usize, Errno)> {
-    let connected = links
-        .iter()
-        .enumerate()
-        .filter_map(|(peer, link)| Some((peer, link.as_ref()?)));
+    let connected =
+        links.iter().enumerate().filter_map(|(peer, link)| Some((peer, link.as_ref()?)));
     for (peer, link) in connected {
         send_with_fd(link, &kind.to_le_bytes(), fd.as_fd()).map_err(|errno| (peer, errno))?;
     }
@@ -204,32 +164,16 @@ pub(crate) fn receive_descriptor(
 ) -> Result<OwnedFd, Errno> {
     let mut sent = [0; 4];
     let fd = recv_with_fd(link, &mut sent, deadline)?;
-    if sent == kind.to_le_bytes() {
-        Ok(fd)
-    } else {
-        Err(Errno::PROTO)
-    }
+    if sent == kind.to_le_bytes() { Ok(fd) } else { Err(Errno::PROTO) }
 }
 
 /// What an exchange of descriptors that failed at `peer` means while the ranks connect.
 pub(crate) fn exchange_failed((peer, errno): (usize, Errno)) -> Error {
     match errno {
-        Errno::TIMEDOUT => Error::Connect {
-            peer,
-            what: "it sent no memory within the timeout",
-        },
-        Errno::CONNRESET | Errno::PIPE => Error::Connect {
-            peer,
-            what: "it closed its connection",
-        },
-        Errno::PROTO => Error::Connect {
-            peer,
-            what: "it sent something else than memory",
-        },
-        errno => Error::System {
-            what: "pass memory to a peer",
-            errno,
-        },
+        Errno::TIMEDOUT => Error::Connect { peer, what: "it sent no memory within the timeout" },
+        Errno::CONNRESET | Errno::PIPE => Error::Connect { peer, what: "it closed its connection" },
+        Errno::PROTO => Error::Connect { peer, what: "it sent something else than memory" },
+        errno => Error::System { what: "pass memory to a peer", errno },
     }
 }
 
@@ -244,9 +188,7 @@ fn call_on(rank: usize, peer: usize, introduction: &Introduction) -> Result<Unix
     let mut hello = [0; 20];
     hello[..4].copy_from_slice(&(rank as u32).to_le_bytes());
     hello[4..].copy_from_slice(&introduction.token);
-    (&stream)
-        .write_all(&hello)
-        .map_err(|_| refused("it closed its connection"))?;
+    (&stream).write_all(&hello).map_err(|_| refused("it closed its connection"))?;
     Ok(stream)
 }
 
@@ -271,9 +213,7 @@ fn accept(listener: &UnixListener, deadline: Instant) -> Result<Option<UnixStrea
     }
     match listener.accept() {
         Ok((stream, _)) => {
-            stream
-                .set_nonblocking(false)
-                .map_err(io("accept a local peer"))?;
+            stream.set_nonblocking(false).map_err(io("accept a local peer"))?;
             Ok(Some(stream))
         }
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
@@ -302,10 +242,7 @@ fn affinity() -> Vec<u32> {
 }
 
 fn io(what: &'static str) -> impl Fn(std::io::Error) -> Error {
-    move |error| Error::System {
-        what,
-        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-    }
+    move |error| Error::System { what, errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) }
 }
 
 #[cfg(test)]
@@ -314,14 +251,7 @@ mod tests {
 
     fn introduction(mask: &[u32], quota: u32) -> Introduction {
         let mask = mask.to_vec();
-        Introduction {
-            pid: 7,
-            quota,
-            mask,
-            name: [1; 16],
-            token: [2; 16],
-            host: b"here".to_vec(),
-        }
+        Introduction { pid: 7, quota, mask, name: [1; 16], token: [2; 16], host: b"here".to_vec() }
     }
 
     #[test]
@@ -339,10 +269,7 @@ mod tests {
     fn pinned_ranks_count_their_cores_together() {
         let pinned = [introduction(&[0], u32::MAX), introduction(&[1], u32::MAX)];
         assert_eq!(cores_of(&pinned), 2);
-        let limited = [
-            introduction(&[0, 1, 2, 3], 2),
-            introduction(&[0, 1, 2, 3], 2),
-        ];
+        let limited = [introduction(&[0, 1, 2, 3], 2), introduction(&[0, 1, 2, 3], 2)];
         assert_eq!(cores_of(&limited), 2);
     }
 

@@ -33,17 +33,10 @@ impl SharedMemory {
     pub(crate) fn new(rank: usize, len: usize, mappings: Vec<Arc<Mapping>>) -> Self {
         let range = |(owner, mapping): (usize, &Arc<Mapping>)| {
             let base = NonNull::new(mapping.base()).expect("a mapping is not at address 0");
-            Range {
-                base,
-                len: if owner == rank { len } else { mapping.len() },
-            }
+            Range { base, len: if owner == rank { len } else { mapping.len() } }
         };
         let ranges = mappings.iter().enumerate().map(range).collect();
-        Self {
-            rank,
-            ranges,
-            _mappings: mappings.into(),
-        }
+        Self { rank, ranges, _mappings: mappings.into() }
     }
 
     /// Over memory that is somebody else's: address and length of every rank's, all of them valid
@@ -54,11 +47,7 @@ impl SharedMemory {
     /// rank.
     pub unsafe fn of_this_process(rank: usize, all: &[(NonNull<u8>, usize)]) -> Self {
         let ranges = all.iter().map(|&(base, len)| Range { base, len }).collect();
-        Self {
-            rank,
-            ranges,
-            _mappings: Arc::new([]),
-        }
+        Self { rank, ranges, _mappings: Arc::new([]) }
     }
 
     /// Bytes that this rank asked for.
@@ -79,20 +68,12 @@ impl SharedMemory {
 
     /// Where `len` bytes at `offset` of `rank`'s part lie in this process.
     pub fn range(&self, rank: usize, offset: usize, len: usize) -> Result<*mut u8, Error> {
-        let argument = Error::Argument {
-            argument: "rank",
-            problem: "there is no such rank",
-        };
+        let argument = Error::Argument { argument: "rank", problem: "there is no such rank" };
         let Range { base, len: size } = *self.ranges.get(rank).ok_or(argument)?;
         match offset.checked_add(len) {
             // SAFETY: the end lies in the range.
             Some(end) if end <= size => Ok(unsafe { base.as_ptr().add(offset) }),
-            _ => Err(Error::OutOfRange {
-                what: "shared memory",
-                offset,
-                len,
-                size,
-            }),
+            _ => Err(Error::OutOfRange { what: "shared memory", offset, len, size }),
         }
     }
 

@@ -54,23 +54,12 @@ impl Node {
                 continue;
             };
             let fd = meeting::receive_descriptor(link, CONTROL_SEGMENT, deadline);
-            controls.push(open_control(
-                peer,
-                fd.map_err(|errno| failed((peer, errno)))?,
-                world,
-            )?);
+            controls.push(open_control(peer, fd.map_err(|errno| failed((peer, errno)))?, world)?);
         }
         let cores = meeting::cores_of(&introductions);
         let policy = WaitPolicy::for_load(world, cores, timeout);
         let pids = introductions.iter().map(|peer| peer.pid).collect();
-        Ok(Arc::new(Self {
-            rank,
-            controls,
-            links,
-            pids,
-            cores,
-            policy,
-        }))
+        Ok(Arc::new(Self { rank, controls, links, pids, cores, policy }))
     }
 
     /// This rank.
@@ -133,9 +122,7 @@ impl Node {
                 continue;
             };
             let fd = self.receive_memory(peer, link)?;
-            all.push(Arc::new(
-                Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?,
-            ));
+            all.push(Arc::new(Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?));
         }
         if populate {
             all.iter().for_each(|mapping| mapping.populate());
@@ -145,12 +132,7 @@ impl Node {
 
     /// Waits for a peer's memory, looking around meanwhile like any other wait.
     fn receive_memory(&self, peer: usize, link: &UnixStream) -> Result<OwnedFd, Error> {
-        let on = WaitingFor {
-            peer,
-            place: AT_SHARE,
-            expected: 1,
-            sequence: 0,
-        };
+        let on = WaitingFor { peer, place: AT_SHARE, expected: 1, sequence: 0 };
         let since = Instant::now();
         loop {
             let slice = Instant::now() + self.policy.look_around;
@@ -171,16 +153,9 @@ impl Node {
         if !matches!(errno, Errno::CONNRESET | Errno::PIPE) {
             return meeting::exchange_failed((peer, errno));
         }
-        let on = WaitingFor {
-            peer,
-            ..WaitingFor::default()
-        };
+        let on = WaitingFor { peer, ..WaitingFor::default() };
         let (by, culprit) = (self.rank, Some(peer));
-        let died = Failure {
-            kind: FailureKind::PeerDied,
-            by,
-            culprit,
-        };
+        let died = Failure { kind: FailureKind::PeerDied, by, culprit };
         let failure = self.failure().or_else(|| self.gone(on)).unwrap_or(died);
         self.post(failure).into()
     }
@@ -229,10 +204,7 @@ impl Node {
     /// Marks this rank as gone; peers that still need it fail at once.
     pub fn leave(&self) {
         // The rest of the record stays: it may say why this rank leaves.
-        self.me().set_progress(&Progress {
-            state: State::Left,
-            ..self.me().progress()
-        });
+        self.me().set_progress(&Progress { state: State::Left, ..self.me().progress() });
         for control in &self.controls {
             control.wake();
         }
@@ -248,19 +220,12 @@ impl Node {
         waited: Duration,
     ) -> Option<Failure> {
         self.me().set_progress(&patience::waiting(on, seen));
-        let failure = self
-            .failure()
-            .or_else(|| self.gone(on))
-            .or_else(|| self.mismatch(on));
+        let failure = self.failure().or_else(|| self.gone(on)).or_else(|| self.mismatch(on));
         if failure.is_some() || waited < self.policy.timeout {
             return failure;
         }
         let culprit = self.culprit(on, seen);
-        Some(Failure {
-            kind: FailureKind::TimedOut,
-            by: self.rank,
-            culprit,
-        })
+        Some(Failure { kind: FailureKind::TimedOut, by: self.rank, culprit })
     }
 
     fn gone(&self, on: WaitingFor) -> Option<Failure> {
@@ -270,16 +235,8 @@ impl Node {
         };
         let culprit = (0..self.world()).find(|&peer| self.hung_up(peer) && matters(peer))?;
         let left = self.control(culprit).progress().state == State::Left;
-        let kind = if left {
-            FailureKind::PeerLeft
-        } else {
-            FailureKind::PeerDied
-        };
-        Some(Failure {
-            kind,
-            by: self.rank,
-            culprit: Some(culprit),
-        })
+        let kind = if left { FailureKind::PeerLeft } else { FailureKind::PeerDied };
+        Some(Failure { kind, by: self.rank, culprit: Some(culprit) })
     }
 
     fn hung_up(&self, peer: usize) -> bool {
@@ -293,27 +250,17 @@ impl Node {
     fn mismatch(&self, on: WaitingFor) -> Option<Failure> {
         let mine = self.me().call(on.sequence)?;
         let differs = |peer: &usize| {
-            self.control(*peer)
-                .call(on.sequence)
-                .is_some_and(|theirs| theirs.tag != mine.tag)
+            self.control(*peer).call(on.sequence).is_some_and(|theirs| theirs.tag != mine.tag)
         };
         let culprit = (0..self.world()).find(differs)?;
-        Some(Failure {
-            kind: FailureKind::Mismatch,
-            by: self.rank,
-            culprit: Some(culprit),
-        })
+        Some(Failure { kind: FailureKind::Mismatch, by: self.rank, culprit: Some(culprit) })
     }
 
     /// Follows who waits for whom, from the peer that this rank waits for, to one that does not
     /// itself wait: that one is to blame. A rank whose heartbeat stands still is not waiting,
     /// whatever its record says: it was stopped, or it is busy elsewhere. None if all wait.
     fn culprit(&self, on: WaitingFor, seen: u64) -> Option<usize> {
-        let before: Vec<u64> = self
-            .controls
-            .iter()
-            .map(|c| c.progress().heartbeat)
-            .collect();
+        let before: Vec<u64> = self.controls.iter().map(|c| c.progress().heartbeat).collect();
         let end = Instant::now() + STANDSTILL;
         while Instant::now() < end {
             std::thread::sleep(self.policy.look_around);
@@ -351,8 +298,6 @@ const SHARED_MEMORY: u32 = 2;
 
 fn open_control(peer: usize, fd: OwnedFd, world: usize) -> Result<Control, Error> {
     let mapping = Mapping::open(fd.as_fd()).map_err(system("map a peer's control segment"))?;
-    Control::open(Arc::new(mapping), world).ok_or(Error::Connect {
-        peer,
-        what: "its control segment is of another version",
-    })
+    Control::open(Arc::new(mapping), world)
+        .ok_or(Error::Connect { peer, what: "its control segment is of another version" })
 }

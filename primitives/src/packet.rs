@@ -106,11 +106,7 @@ impl Line {
 }
 
 fn refuse(seen: u64, flag: Flag) -> NotYet {
-    if Flag(seen).epoch() == flag.epoch() {
-        NotYet::OtherCall(seen)
-    } else {
-        NotYet::Absent(seen)
-    }
+    if Flag(seen).epoch() == flag.epoch() { NotYet::OtherCall(seen) } else { NotYet::Absent(seen) }
 }
 
 /// Lines that `bytes` of data take.
@@ -131,10 +127,7 @@ mod tests {
         line.write(&[1, 2, 3], flag);
         assert_eq!(line.try_read(flag, &mut data), Ok(()));
         assert_eq!(data, [1, 2, 3]);
-        assert!(matches!(
-            line.try_read(Flag::new(2, 77), &mut data),
-            Err(NotYet::Absent(_))
-        ));
+        assert!(matches!(line.try_read(Flag::new(2, 77), &mut data), Err(NotYet::Absent(_))));
     }
 
     #[test]

@@ -123,12 +123,7 @@ impl Patience {
 impl Slow {
     fn begin() -> Self {
         let now = Instant::now();
-        Self {
-            since: now,
-            looked_around: now,
-            armed: None,
-            doomed: None,
-        }
+        Self { since: now, looked_around: now, armed: None, doomed: None }
     }
 
     /// Yields at first; later arms the doorbell, and sleeps the next time.

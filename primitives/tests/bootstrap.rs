@@ -87,10 +87,7 @@ fn world_one_needs_no_socket() {
 
 #[test]
 fn the_id_can_be_made_ahead_of_time() {
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let id = UniqueId::new(port).unwrap();
     thread::scope(|s| {
         let joins = [1, 2].map(|rank| {
@@ -115,10 +112,7 @@ fn ipv6_works_where_the_host_has_it() {
     let id: UniqueId = id.to_string().parse().unwrap();
     thread::scope(|s| {
         let join = s.spawn(move || TcpBootstrap::join(&id, 1, 2, LONG)?.barrier());
-        TcpBootstrap::root(root, 2, LONG)
-            .unwrap()
-            .barrier()
-            .unwrap();
+        TcpBootstrap::root(root, 2, LONG).unwrap().barrier().unwrap();
         join.join().unwrap().unwrap();
     });
 }
@@ -127,23 +121,14 @@ fn ipv6_works_where_the_host_has_it() {
 fn arguments_are_checked() {
     let (root, id) = bind();
     let join = |rank, world| TcpBootstrap::join(&id, rank, world, LONG).unwrap_err();
-    assert!(matches!(
-        join(4, 4),
-        BootstrapError::RankOutOfRange { rank: 4, world: 4 }
-    ));
+    assert!(matches!(join(4, 4), BootstrapError::RankOutOfRange { rank: 4, world: 4 }));
     assert!(matches!(join(0, 4), BootstrapError::RootJoins));
-    assert!(matches!(
-        join(0, 0),
-        BootstrapError::WorldOutOfRange { world: 0, .. }
-    ));
+    assert!(matches!(join(0, 0), BootstrapError::WorldOutOfRange { world: 0, .. }));
     assert!(TcpBootstrap::root(root, usize::MAX, LONG).is_err());
     let any = TcpRoot::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap_err();
     assert!(matches!(any, BootstrapError::NotConnectable { .. }));
     let not_ours: SocketAddr = "192.0.2.1:4321".parse().unwrap();
-    assert!(matches!(
-        TcpRoot::bind(not_ours).unwrap_err(),
-        BootstrapError::Bind { .. }
-    ));
+    assert!(matches!(TcpRoot::bind(not_ours).unwrap_err(), BootstrapError::Bind { .. }));
 }
 
 #[test]
@@ -158,12 +143,7 @@ fn a_rank_that_never_comes_is_named_to_all() {
         for join in joins {
             let error = join.join().unwrap();
             expect_missing(&error, &[2, 4]);
-            assert!(
-                error
-                    .to_string()
-                    .starts_with("ranks 2 and 4 of 5 did not come"),
-                "{error}"
-            );
+            assert!(error.to_string().starts_with("ranks 2 and 4 of 5 did not come"), "{error}");
         }
     });
     assert!(begin.elapsed() < SHORT + SLACK);
@@ -195,11 +175,7 @@ fn a_rank_that_dies_between_two_calls_is_named_at_once() {
     let begin = Instant::now();
     let outcomes = job(5, LONG, at_once, |mut own| {
         own.all_gather(b"first")?;
-        if own.rank() == 3 {
-            Ok(())
-        } else {
-            own.barrier()
-        }
+        if own.rank() == 3 { Ok(()) } else { own.barrier() }
     });
     for (rank, outcome) in outcomes.into_iter().enumerate() {
         match rank {
@@ -233,11 +209,7 @@ fn a_root_that_dies_is_named_at_once() {
     let outcomes = job(4, LONG, at_once, |mut own| {
         own.barrier()?;
         // More than the sockets hold: it dies in the middle of sending, too.
-        if own.rank() == 0 {
-            Ok(Vec::new())
-        } else {
-            own.all_gather(&vec![0; MAX_CONTRIBUTION])
-        }
+        if own.rank() == 0 { Ok(Vec::new()) } else { own.all_gather(&vec![0; MAX_CONTRIBUTION]) }
     });
     for outcome in &outcomes[1..] {
         expect_closed(outcome.as_ref().unwrap_err(), 0);
@@ -286,24 +258,9 @@ fn a_duplicate_rank_is_an_error_at_both_ends() {
         let twice =
             [1, 1].map(|rank| s.spawn(move || TcpBootstrap::join(id, rank, 3, LONG).unwrap_err()));
         let at_root = TcpBootstrap::root(root, 3, LONG).unwrap_err();
-        assert!(
-            at_root
-                .to_string()
-                .contains("a second process (at 127.0.0.1:"),
-            "{at_root}"
-        );
-        for error in [at_root]
-            .into_iter()
-            .chain(twice.map(|join| join.join().unwrap()))
-        {
-            let named = matches!(
-                error,
-                BootstrapError::DuplicateRank {
-                    rank: 1,
-                    world: 3,
-                    ..
-                }
-            );
+        assert!(at_root.to_string().contains("a second process (at 127.0.0.1:"), "{at_root}");
+        for error in [at_root].into_iter().chain(twice.map(|join| join.join().unwrap())) {
+            let named = matches!(error, BootstrapError::DuplicateRank { rank: 1, world: 3, .. });
             assert!(named, "{error}");
         }
     });
@@ -311,19 +268,10 @@ fn a_duplicate_rank_is_an_error_at_both_ends() {
 
 #[test]
 fn a_root_that_never_listens_is_an_error_in_time() {
-    let addr = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let begin = Instant::now();
     let error = TcpBootstrap::join(&UniqueId::new(addr).unwrap(), 1, 2, SHORT).unwrap_err();
-    let BootstrapError::Unreachable {
-        rank: 1,
-        addr: tried,
-        attempts,
-        ..
-    } = error
-    else {
+    let BootstrapError::Unreachable { rank: 1, addr: tried, attempts, .. } = error else {
         panic!("{error}");
     };
     assert!(tried == addr && attempts > 3);
@@ -374,15 +322,8 @@ fn at_once(_: usize) -> Duration {
 }
 
 fn expect_closed(error: &BootstrapError, rank: usize) {
-    assert!(
-        matches!(error, BootstrapError::PeerClosed { peer, .. } if *peer == rank),
-        "{error}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("rank {rank} closed its bootstrap connection"))
-    );
+    assert!(matches!(error, BootstrapError::PeerClosed { peer, .. } if *peer == rank), "{error}");
+    assert!(error.to_string().contains(&format!("rank {rank} closed its bootstrap connection")));
 }
 
 fn expect_missing(error: &BootstrapError, ranks: &[usize]) {

@@ -52,10 +52,7 @@ fn silence_and_half_a_hello_delay_nobody() {
         vec![silent, half, whole]
     });
     assert!(took < Duration::from_secs(3), "{took:?}");
-    assert!(
-        log.contains("it closed before it had proved the secret"),
-        "{log}"
-    );
+    assert!(log.contains("it closed before it had proved the secret"), "{log}");
     assert!(log.contains("when the last rank joined"), "{log}");
 }
 
@@ -93,10 +90,7 @@ fn a_wrong_secret_is_refused_and_the_job_goes_on() {
         let wrong = UniqueId::with_secret(addr, Secret::random().unwrap()).unwrap();
         let begin = Instant::now();
         let error = TcpBootstrap::join(&wrong, 1, 3, LONG).unwrap_err();
-        assert!(
-            matches!(error, BootstrapError::Refused { rank: 1, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, BootstrapError::Refused { rank: 1, .. }), "{error}");
         assert!(begin.elapsed() < Duration::from_secs(5), "at once");
         Vec::new()
     });
@@ -109,10 +103,7 @@ fn a_replay_is_refused_and_the_job_goes_on() {
     let (root, id) = TcpRoot::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap();
     let relay = Relay::start(id.addr(), None, None);
     let join = relay.join(&id, 2);
-    TcpBootstrap::root(root, 2, LONG)
-        .unwrap()
-        .barrier()
-        .unwrap();
+    TcpBootstrap::root(root, 2, LONG).unwrap().barrier().unwrap();
     join.join().unwrap().unwrap();
     let recorded = relay.recorded.join().unwrap();
     assert!(recorded.len() > HANDSHAKE_UP && recorded.starts_with(b"wmbs"));
@@ -122,14 +113,8 @@ fn a_replay_is_refused_and_the_job_goes_on() {
         let root = s.spawn(|| TcpBootstrap::from_id_as_root(&id, 2, LONG)?.barrier());
         let said = hears_close(stranger_to_be(id.addr(), &recorded));
         assert!(said.len() <= HANDSHAKE_DOWN, "{said:?}");
-        assert!(
-            said.len() < 57 || said[56] == 7,
-            "challenged, then refused: {said:?}"
-        );
-        TcpBootstrap::join(&id, 1, 2, LONG)
-            .unwrap()
-            .barrier()
-            .unwrap();
+        assert!(said.len() < 57 || said[56] == 7, "challenged, then refused: {said:?}");
+        TcpBootstrap::join(&id, 1, 2, LONG).unwrap().barrier().unwrap();
         root.join().unwrap().unwrap();
     });
 }
@@ -141,11 +126,7 @@ fn a_root_that_does_not_know_the_secret_is_not_believed() {
     let mut accepted = challenge;
     accepted[8] = 2;
     let ssh = [&b"SSH-2.0-OpenSSH_9.6\r\n"[..], &[0; 75]].concat();
-    for said in [
-        [challenge, accepted].concat(),
-        [challenge, challenge].concat(),
-        ssh,
-    ] {
+    for said in [[challenge, accepted].concat(), [challenge, challenge].concat(), ssh] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let id = UniqueId::new(listener.local_addr().unwrap()).unwrap();
         let fake = thread::spawn(move || {
@@ -169,10 +150,7 @@ fn frames_that_no_rank_sends_are_refused_at_the_root() {
         let at_root = TcpBootstrap::root(root, 2, LONG).and_then(|mut root| root.barrier());
         // The rank may say it out of turn, too: before all have come, or while it waits for the root.
         for error in [at_root.unwrap_err(), join.join().unwrap().unwrap_err()] {
-            assert!(
-                matches!(error, BootstrapError::Malformed { peer: 1 }),
-                "{error}"
-            );
+            assert!(matches!(error, BootstrapError::Malformed { peer: 1 }), "{error}");
         }
     }
 }
@@ -181,23 +159,14 @@ fn frames_that_no_rank_sends_are_refused_at_the_root() {
 fn frames_that_no_root_sends_are_refused_by_the_ranks() {
     let no_parts = [header(2, 12), vec![0xff; 12]].concat();
     let no_fault = [header(3, 4), vec![99, 0, 0, 0]].concat();
-    for frame in [
-        header(2, 1 << 50),
-        header(1, 0),
-        header(7, 1),
-        no_parts,
-        no_fault,
-    ] {
+    for frame in [header(2, 1 << 50), header(1, 0), header(7, 1), no_parts, no_fault] {
         let (root, id) = bind();
         let insert = Some((HANDSHAKE_DOWN + START, Deed::Insert(frame)));
         let relay = Relay::start(id.addr(), None, insert);
         let join = relay.join(&id, 2);
         let root = TcpBootstrap::root(root, 2, LONG).unwrap();
         let error = join.join().unwrap().unwrap_err();
-        assert!(
-            matches!(error, BootstrapError::Malformed { peer: 0 }),
-            "{error}"
-        );
+        assert!(matches!(error, BootstrapError::Malformed { peer: 0 }), "{error}");
         drop(root);
     }
 }
@@ -225,10 +194,7 @@ fn a_rank_that_takes_no_result_is_named_and_the_others_have_theirs() {
         }
     });
     let error = stalled.join().unwrap().unwrap_err();
-    assert!(
-        matches!(error, BootstrapError::PeerClosed { peer: 0, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, BootstrapError::PeerClosed { peer: 0, .. }), "{error}");
 }
 
 #[test]
@@ -241,14 +207,8 @@ fn a_rank_that_dies_after_its_part_is_named_while_another_is_awaited() {
         let busy = s.spawn(|| TcpBootstrap::join(&id, 2, 3, LONG));
         let mut root = TcpBootstrap::root(root, 3, LONG).unwrap();
         let _busy = busy.join().unwrap().unwrap();
-        for error in [
-            root.barrier().unwrap_err(),
-            dying.join().unwrap().unwrap_err(),
-        ] {
-            assert!(
-                matches!(error, BootstrapError::PeerClosed { peer: 1, .. }),
-                "{error}"
-            );
+        for error in [root.barrier().unwrap_err(), dying.join().unwrap().unwrap_err()] {
+            assert!(matches!(error, BootstrapError::PeerClosed { peer: 1, .. }), "{error}");
         }
         assert!(begin.elapsed() < Duration::from_secs(5));
     });
@@ -351,9 +311,7 @@ impl Relay {
 
     /// Rank 1 joins through this and calls a barrier.
     fn join(&self, id: &UniqueId, world: usize) -> JoinHandle<Result<(), BootstrapError>> {
-        let text = id
-            .to_string()
-            .replace(&id.addr().to_string(), &self.addr.to_string());
+        let text = id.to_string().replace(&id.addr().to_string(), &self.addr.to_string());
         let id: UniqueId = text.parse().unwrap();
         thread::spawn(move || TcpBootstrap::join(&id, 1, world, LONG)?.barrier())
     }
@@ -363,9 +321,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, mut deed: Option<(usize, Deed)>)
     let mut passed = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        let room = deed
-            .as_ref()
-            .map_or(buffer.len(), |(after, _)| after - passed.len());
+        let room = deed.as_ref().map_or(buffer.len(), |(after, _)| after - passed.len());
         if room == 0 {
             match deed.take() {
                 Some((_, Deed::Insert(frame))) => drop(to.write_all(&frame)),

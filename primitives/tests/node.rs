@@ -19,10 +19,7 @@ fn ranks<R: Send>(world: usize, timeout: Duration, work: impl Fn(Arc<Node>) -> R
                 scope.spawn(move || work(Node::connect(&mut bootstrap, timeout).unwrap()))
             })
             .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
@@ -77,33 +74,12 @@ fn wrong_ranges_ranks_and_ids_are_errors() {
     ranks(2, LONG, |node| {
         let memory = node.share(4096, false).unwrap();
         let channel = MemoryChannel::new(&node, &memory, 1 - node.rank(), 0).unwrap();
-        assert!(matches!(
-            channel.put(4090, &[0; 7]),
-            Err(Error::OutOfRange { .. })
-        ));
-        assert!(matches!(
-            channel.get(usize::MAX, &mut [0]),
-            Err(Error::OutOfRange { .. })
-        ));
+        assert!(matches!(channel.put(4090, &[0; 7]), Err(Error::OutOfRange { .. })));
+        assert!(matches!(channel.get(usize::MAX, &mut [0]), Err(Error::OutOfRange { .. })));
         let new = |peer, id| MemoryChannel::new(&node, &memory, peer, id);
-        assert!(matches!(
-            new(node.rank(), 0),
-            Err(Error::Argument {
-                argument: "peer",
-                ..
-            })
-        ));
-        assert!(matches!(
-            new(2, 0),
-            Err(Error::Argument {
-                argument: "peer",
-                ..
-            })
-        ));
-        assert!(matches!(
-            new(1 - node.rank(), 64),
-            Err(Error::Argument { argument: "id", .. })
-        ));
+        assert!(matches!(new(node.rank(), 0), Err(Error::Argument { argument: "peer", .. })));
+        assert!(matches!(new(2, 0), Err(Error::Argument { argument: "peer", .. })));
+        assert!(matches!(new(1 - node.rank(), 64), Err(Error::Argument { argument: "id", .. })));
     });
 }
 
@@ -130,11 +106,7 @@ fn a_wait_that_nobody_answers_ends_and_names_the_peer() {
         let Failure { kind, culprit, .. } = failure;
         assert_eq!((kind, culprit), (FailureKind::TimedOut, Some(0)));
     }
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -146,19 +118,10 @@ fn a_peer_that_leaves_is_noticed_at_once() {
             return;
         }
         let mut channel = MemoryChannel::new(&node, &memory, 1, 0).unwrap();
-        let Err(Error::Failed(failure)) = channel.wait() else {
-            panic!("nobody signalled")
-        };
-        assert_eq!(
-            (failure.kind, failure.culprit),
-            (FailureKind::PeerLeft, Some(1))
-        );
+        let Err(Error::Failed(failure)) = channel.wait() else { panic!("nobody signalled") };
+        assert_eq!((failure.kind, failure.culprit), (FailureKind::PeerLeft, Some(1)));
     });
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -17,30 +17,12 @@ few iterations.
 
 /// What is measured: a title, and warpmesh-perf's arguments.
 const RUNS: [(&str, &str); 6] = [
-    (
-        "all_reduce, 2 ranks, registered",
-        "all_reduce -b 8 -e 128M -f 4 -g 2 -R 1",
-    ),
-    (
-        "all_reduce, 2 ranks, not registered",
-        "all_reduce -b 8 -e 128M -f 4 -g 2 -R 0",
-    ),
-    (
-        "all_reduce, 8 ranks, registered",
-        "all_reduce -b 8 -e 16M -f 4 -g 8 -R 1",
-    ),
-    (
-        "all_reduce, 8 ranks, not registered",
-        "all_reduce -b 8 -e 16M -f 4 -g 8 -R 0",
-    ),
-    (
-        "all_gather, 8 ranks, registered",
-        "all_gather -b 512 -e 16M -f 4 -g 8 -R 1",
-    ),
-    (
-        "reduce_scatter, 8 ranks, registered",
-        "reduce_scatter -b 512 -e 16M -f 4 -g 8 -R 1",
-    ),
+    ("all_reduce, 2 ranks, registered", "all_reduce -b 8 -e 128M -f 4 -g 2 -R 1"),
+    ("all_reduce, 2 ranks, not registered", "all_reduce -b 8 -e 128M -f 4 -g 2 -R 0"),
+    ("all_reduce, 8 ranks, registered", "all_reduce -b 8 -e 16M -f 4 -g 8 -R 1"),
+    ("all_reduce, 8 ranks, not registered", "all_reduce -b 8 -e 16M -f 4 -g 8 -R 0"),
+    ("all_gather, 8 ranks, registered", "all_gather -b 512 -e 16M -f 4 -g 8 -R 1"),
+    ("reduce_scatter, 8 ranks, registered", "reduce_scatter -b 512 -e 16M -f 4 -g 8 -R 1"),
 ];
 
 pub fn run(args: &[String]) -> Result<()> {
@@ -59,24 +41,12 @@ pub fn run(args: &[String]) -> Result<()> {
         }
     }
     ensure_open_mpi()?;
-    let build = [
-        "build",
-        "--release",
-        "-p",
-        "warpmesh-benches",
-        "--features",
-        "mpi",
-    ];
-    step(
-        "build with the MPI backend",
-        cargo(&build).args(["--target-dir", "target/mpi"]),
-    )?;
+    let build = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];
+    step("build with the MPI backend", cargo(&build).args(["--target-dir", "target/mpi"]))?;
     let perf = root().join("target/mpi/release/warpmesh-perf");
     for (number, (title, line)) in RUNS.iter().enumerate() {
         let mut command = Command::new(&perf);
-        command
-            .args(line.split(' '))
-            .args(["--backend", "warpmesh,mpi"]);
+        command.args(line.split(' ')).args(["--backend", "warpmesh,mpi"]);
         if quick {
             command.args(["-e", "1M", "-n", "20", "-w", "5"]);
         } else {

@@ -9,35 +9,15 @@ const MODELLED: &str = "warpmesh-primitives";
 
 pub fn test() -> Result<()> {
     lint()?;
-    step(
-        "unit and doc tests",
-        &mut cargo(&["test", "--workspace", "--lib", "--bins"]),
-    )?;
+    step("unit and doc tests", &mut cargo(&["test", "--workspace", "--lib", "--bins"]))?;
     step("doc tests", &mut cargo(&["test", "--workspace", "--doc"]))?;
     // Ranks that spin and move megabytes: in release, as users run them.
-    let layers = [
-        "test",
-        "--release",
-        "--workspace",
-        "--test",
-        "*",
-        "--examples",
-    ];
+    let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;
     loom()?;
     ensure_open_mpi()?;
-    let mpi = [
-        "build",
-        "--release",
-        "-p",
-        "warpmesh-benches",
-        "--features",
-        "mpi",
-    ];
-    step(
-        "build with the MPI backend",
-        cargo(&mpi).args(["--target-dir", "target/mpi"]),
-    )?;
+    let mpi = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];
+    step("build with the MPI backend", cargo(&mpi).args(["--target-dir", "target/mpi"]))?;
     benchmark()?;
     println!("every layer passed");
     Ok(())
@@ -45,21 +25,10 @@ pub fn test() -> Result<()> {
 
 pub fn lint() -> Result<()> {
     step("rustfmt", &mut cargo(&["fmt", "--all", "--check"]))?;
-    let clippy = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--quiet",
-        "--",
-        "-D",
-        "warnings",
-    ];
+    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     step("clippy", &mut cargo(&clippy))?;
     let doc = ["doc", "--workspace", "--no-deps", "--quiet"];
-    step(
-        "documentation",
-        cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"),
-    )
+    step("documentation", cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// All interleavings of the words that ranks share, up to three preemptions.
@@ -75,10 +44,7 @@ pub fn loom() -> Result<()> {
 fn benchmark() -> Result<()> {
     let perf = root().join("target/mpi/release/warpmesh-perf");
     for (name, args) in [
-        (
-            "warpmesh-perf, 4 processes",
-            "all -b 8 -e 1M -f 64 -g 4 -n 3",
-        ),
+        ("warpmesh-perf, 4 processes", "all -b 8 -e 1M -f 64 -g 4 -n 3"),
         (
             "warpmesh-perf, 3 threads",
             "all_reduce -b 8 -e 256K -f 32 -g 3 -n 3 --ranks threads -d all -o all",
@@ -89,16 +55,10 @@ fn benchmark() -> Result<()> {
         ),
     ] {
         println!("==> {name}");
-        let output = std::process::Command::new(&perf)
-            .args(args.split(' '))
-            .output()?;
+        let output = std::process::Command::new(&perf).args(args.split(' ')).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
-            bail!(
-                "{name}: {}\n{text}\n{}",
-                output.status,
-                String::from_utf8_lossy(&output.stderr)
-            );
+            bail!("{name}: {}\n{text}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
         }
         let rows = rows(&text)?;
         if rows == 0 || !text.contains("# Out of bounds values : 0 OK") {
@@ -112,10 +72,7 @@ fn benchmark() -> Result<()> {
 /// Counts the table's rows as tools for nccl-tests read them: 13 columns, no wrong values.
 fn rows(text: &str) -> Result<usize> {
     let mut rows = 0;
-    for line in text
-        .lines()
-        .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
-    {
+    for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         let columns: Vec<&str> = line.split_whitespace().collect();
         let numbers = columns.len() == 13
             && [0, 1, 5, 6, 7, 9, 10, 11]

@@ -22,9 +22,7 @@ pub fn cargo(args: &[&str]) -> Command {
 pub fn step(name: &str, command: &mut Command) -> Result<()> {
     println!("==> {name}");
     let start = Instant::now();
-    let status = command
-        .status()
-        .with_context(|| format!("{name}: cannot start {command:?}"))?;
+    let status = command.status().with_context(|| format!("{name}: cannot start {command:?}"))?;
     if !status.success() {
         bail!("{name} failed ({status}): {command:?}");
     }
@@ -34,10 +32,7 @@ pub fn step(name: &str, command: &mut Command) -> Result<()> {
 
 /// Whether a program is there.
 pub fn has(program: &str) -> bool {
-    Command::new(program)
-        .arg("--version")
-        .output()
-        .is_ok_and(|output| output.status.success())
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 /// What the comparison with Open MPI and the tests of that backend need: Open MPI itself, and
@@ -46,12 +41,7 @@ pub fn ensure_open_mpi() -> Result<()> {
     if has("mpicc") && has("mpirun") && libclang_is_there() {
         return Ok(());
     }
-    let packages = [
-        "libopenmpi-dev",
-        "openmpi-bin",
-        "libclang1-14",
-        "libclang-common-14-dev",
-    ];
+    let packages = ["libopenmpi-dev", "openmpi-bin", "libclang1-14", "libclang-common-14-dev"];
     if !has("apt-get") {
         bail!("Open MPI or libclang is missing; install the equivalents of {packages:?}");
     }

@@ -120,11 +120,7 @@ impl Buffer {
     /// `start` is good for `len` bytes, initialised, while `owner` lives, and nobody else makes
     /// references into it.
     pub unsafe fn from_owner(start: NonNull<u8>, len: usize, owner: impl Any) -> Self {
-        Self {
-            start,
-            len,
-            _owner: Box::new(owner),
-        }
+        Self { start, len, _owner: Box::new(owner) }
     }
 
     /// Memory that no library knows of, page aligned.

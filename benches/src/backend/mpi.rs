@@ -65,21 +65,12 @@ impl Mpi {
         }
         let version = version();
         let in_place = in_place(&version)?;
-        Ok(Self {
-            rank,
-            world,
-            in_place,
-            version,
-        })
+        Ok(Self { rank, world, in_place, version })
     }
 
     /// Where one rank sends its own data to itself.
     fn unless<T>(&self, same: bool, pointer: *const T) -> *mut std::ffi::c_void {
-        if same {
-            self.in_place
-        } else {
-            pointer.cast_mut().cast()
-        }
+        if same { self.in_place } else { pointer.cast_mut().cast() }
     }
 
     /// # Safety
@@ -92,15 +83,7 @@ impl Mpi {
             unsafe { std::ptr::copy_nonoverlapping(call.input, call.output, bytes) };
         }
         // SAFETY: as promised by the caller.
-        unsafe {
-            ffi::MPI_Bcast(
-                call.output.cast(),
-                count,
-                dtype,
-                call.root as c_int,
-                everyone(),
-            )
-        }
+        unsafe { ffi::MPI_Bcast(call.output.cast(), count, dtype, call.root as c_int, everyone()) }
     }
 
     /// # Safety
@@ -141,10 +124,7 @@ impl Mpi {
         let op = operation(call.op).context("an operation that MPI does not have")?;
         let (root, comm) = (call.root as c_int, everyone());
         let at_root = collective != Collective::Reduce || self.rank == call.root;
-        let input = self.unless(
-            at_root && call.input == call.output.cast_const(),
-            call.input,
-        );
+        let input = self.unless(at_root && call.input == call.output.cast_const(), call.input);
         let output = call.output.cast();
         // SAFETY: as promised by the caller.
         Ok(unsafe {
@@ -219,9 +199,7 @@ impl Backend for Mpi {
             // Open MPI's do where it uses AVX; elsewhere they wrap.
             return Some(format!("its sums of {dtype} may saturate"));
         }
-        operation(op)
-            .is_none()
-            .then(|| format!("it has no operation for {}", op.name()))
+        operation(op).is_none().then(|| format!("it has no operation for {}", op.name()))
     }
 
     fn alloc(&mut self, _: usize) -> Result<Option<Buffer>> {
@@ -230,11 +208,7 @@ impl Backend for Mpi {
 
     unsafe fn run(&mut self, call: &Call) -> Result<()> {
         let count = c_int::try_from(call.count).context("MPI counts with 31 bits")?;
-        let dtype = if call.test.reduces() {
-            arithmetic(call.dtype)
-        } else {
-            None
-        };
+        let dtype = if call.test.reduces() { arithmetic(call.dtype) } else { None };
         let dtype = dtype.unwrap_or_else(|| opaque(call.dtype));
         let Test::Collective(collective) = call.test else {
             // SAFETY: the same contract.
@@ -360,16 +334,11 @@ impl Bootstrap for MpiBootstrap {
     fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, BootstrapError> {
         let most = warpmesh::bootstrap::MAX_CONTRIBUTION;
         if mine.len() > most {
-            return Err(BootstrapError::TooLarge {
-                bytes: mine.len(),
-                max: most,
-            });
+            return Err(BootstrapError::TooLarge { bytes: mine.len(), max: most });
         }
         let lengths = self.gather_lengths(mine.len() as c_int);
         let mut starts = vec![0];
-        lengths
-            .iter()
-            .for_each(|length| starts.push(starts[starts.len() - 1] + length));
+        lengths.iter().for_each(|length| starts.push(starts[starts.len() - 1] + length));
         let mut all = vec![0_u8; starts[lengths.len()] as usize];
         // SAFETY: the vector has room for all ranks' bytes, at the places that `starts` gives.
         unsafe {
@@ -378,11 +347,7 @@ impl Bootstrap for MpiBootstrap {
                 mine.as_ptr().cast(),
                 mine.len() as c_int,
                 byte,
-                if all.is_empty() {
-                    null_mut()
-                } else {
-                    all.as_mut_ptr().cast()
-                },
+                if all.is_empty() { null_mut() } else { all.as_mut_ptr().cast() },
                 lengths.as_ptr(),
                 starts.as_ptr(),
                 byte,

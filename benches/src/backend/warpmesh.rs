@@ -32,19 +32,13 @@ pub struct Warpmesh {
 impl Warpmesh {
     /// Makes a communicator with the other ranks. Every rank calls it.
     pub fn connect(bootstrap: impl Bootstrap + 'static, settings: &Settings) -> Result<Self> {
-        let mut builder = Communicator::builder()
-            .timeout(settings.timeout)
-            .canonical(settings.canonical);
+        let mut builder =
+            Communicator::builder().timeout(settings.timeout).canonical(settings.canonical);
         if let Some(name) = &settings.algorithm {
             builder = builder.algorithm(name);
         }
-        let comm = builder
-            .connect(bootstrap)
-            .context("making the communicator")?;
-        Ok(Self {
-            comm,
-            algorithm: settings.algorithm.clone(),
-        })
+        let comm = builder.connect(bootstrap).context("making the communicator")?;
+        Ok(Self { comm, algorithm: settings.algorithm.clone() })
     }
 
     /// Sends to the next rank and receives from the one before, at the same time.
@@ -87,12 +81,7 @@ impl Backend for Warpmesh {
     fn refuses(&self, test: Test, _: DataType, _: ReduceOp, _: Place) -> Option<String> {
         let name = self.algorithm.as_ref()?;
         let of_test = |algorithm: &&&Algorithm| Test::Collective(algorithm.collective) == test;
-        let names = || {
-            algorithms::ALL
-                .iter()
-                .filter(of_test)
-                .map(|algorithm| algorithm.name)
-        };
+        let names = || algorithms::ALL.iter().filter(of_test).map(|algorithm| algorithm.name);
         let all = names().collect::<Vec<_>>().join(", ");
         (!names().any(|known| known == name))
             .then(|| format!("no algorithm '{name}' for {test}; there are {all}"))
@@ -106,9 +95,7 @@ impl Backend for Warpmesh {
         let chosen = text.lines().find_map(|line| line.strip_prefix("-> "));
         let chosen = chosen?.split_whitespace().next()?;
         if chosen != name {
-            return Some(format!(
-                "'{name}' cannot do this, '{chosen}' would be taken"
-            ));
+            return Some(format!("'{name}' cannot do this, '{chosen}' would be taken"));
         }
         let in_place = algorithms::ALL.iter().any(|algorithm| {
             algorithm.name == name
@@ -123,10 +110,7 @@ impl Backend for Warpmesh {
     }
 
     fn alloc(&mut self, bytes: usize) -> Result<Option<Buffer>> {
-        let mut memory = self
-            .comm
-            .alloc_bytes(bytes)
-            .context("allocating registered memory")?;
+        let mut memory = self.comm.alloc_bytes(bytes).context("allocating registered memory")?;
         let start = NonNull::new(memory.as_mut_ptr()).context("registered memory is at null")?;
         let len = memory.len();
         // SAFETY: good for `len` bytes while `memory` lives; nobody but the buffer sees it.
@@ -161,10 +145,8 @@ impl Backend for Warpmesh {
             Test::Collective(collective) => collective,
             Test::SendRecv => return None,
         };
-        (collective != Collective::Barrier).then(|| {
-            self.comm
-                .explain(collective, call.dtype, call.count, registered)
-        })
+        (collective != Collective::Barrier)
+            .then(|| self.comm.explain(collective, call.dtype, call.count, registered))
     }
 
     fn held_bytes(&self) -> Option<usize> {

@@ -70,31 +70,19 @@ impl Oracle {
     /// result of this one.
     pub fn new(job: Job, seed: u64) -> Self {
         let op = job.test.reduces().then_some(job.op);
-        Self {
-            job,
-            values: Values::new(job.dtype, op, job.world, mix(seed)),
-            seed,
-        }
+        Self { job, values: Values::new(job.dtype, op, job.world, mix(seed)), seed }
     }
 
     /// Writes a rank's input: its whole send buffer. Bytes beyond it are left alone.
     pub fn fill_input(&self, rank: usize, buffer: &mut [u8]) {
-        let input = Segment {
-            of: Some(rank),
-            first: 0,
-            count: self.input_count(rank),
-        };
+        let input = Segment { of: Some(rank), first: 0, count: self.input_count(rank) };
         let bytes = input.count * self.job.dtype.size();
         self.pattern(input).write(0, &mut buffer[..bytes]);
     }
 
     /// How many elements of a rank's input differ from what [`Oracle::fill_input`] wrote.
     pub fn input_damage(&self, rank: usize, buffer: &[u8]) -> u64 {
-        let input = Segment {
-            of: Some(rank),
-            first: 0,
-            count: self.input_count(rank),
-        };
+        let input = Segment { of: Some(rank), first: 0, count: self.input_count(rank) };
         let bytes = input.count * self.job.dtype.size();
         self.pattern(input).differing(0, &buffer[..bytes])
     }
@@ -135,13 +123,7 @@ impl Oracle {
 
     /// Elements of a rank's input.
     pub fn input_count(&self, rank: usize) -> usize {
-        let Job {
-            test,
-            world,
-            root,
-            count,
-            ..
-        } = self.job;
+        let Job { test, world, root, count, .. } = self.job;
         match test {
             Test::Collective(collective) => collective.blocks(world, root, rank).0 * count,
             Test::SendRecv => count,
@@ -158,23 +140,9 @@ impl Oracle {
 
     /// The segments of a rank's output, in order.
     fn output(&self, rank: usize) -> Vec<Segment> {
-        let Job {
-            test,
-            world,
-            root,
-            count,
-            ..
-        } = self.job;
-        let whole = |of| Segment {
-            of,
-            first: 0,
-            count,
-        };
-        let mine = |of| Segment {
-            of,
-            first: rank * count,
-            count,
-        };
+        let Job { test, world, root, count, .. } = self.job;
+        let whole = |of| Segment { of, first: 0, count };
+        let mine = |of| Segment { of, first: rank * count, count };
         let Test::Collective(collective) = test else {
             return vec![whole(Some((rank + world - 1) % world))];
         };

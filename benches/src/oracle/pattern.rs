@@ -76,13 +76,9 @@ pub fn digest(bytes: &[u8]) -> u64 {
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
     let step = |sum: u64, word: [u8; 8]| {
-        (sum ^ u64::from_le_bytes(word))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(29)
+        (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
     };
-    let sum = words
-        .iter()
-        .fold(bytes.len() as u64, |sum, word| step(sum, *word));
+    let sum = words.iter().fold(bytes.len() as u64, |sum, word| step(sum, *word));
     mix(step(sum, last))
 }
 

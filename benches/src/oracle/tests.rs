@@ -8,14 +8,7 @@ struct World {
 }
 
 fn job(name: &str, dtype: DataType, op: Op, world: usize, count: usize) -> Job {
-    Job {
-        test: Test::from_name(name).unwrap(),
-        dtype,
-        op,
-        world,
-        root: world / 2,
-        count,
-    }
+    Job { test: Test::from_name(name).unwrap(), dtype, op, world, root: world / 2, count }
 }
 
 impl World {
@@ -24,9 +17,7 @@ impl World {
         let oracle = Oracle::new(job, 1);
         let size = job.dtype.size();
         let buffers = |count: &dyn Fn(usize) -> usize| -> Vec<Vec<u8>> {
-            (0..job.world)
-                .map(|rank| vec![0; count(rank) * size])
-                .collect()
+            (0..job.world).map(|rank| vec![0; count(rank) * size]).collect()
         };
         let mut inputs = buffers(&|rank| oracle.input_count(rank));
         let mut outputs = buffers(&|rank| oracle.output_count(rank));
@@ -34,19 +25,13 @@ impl World {
             oracle.fill_input(rank, &mut inputs[rank]);
             oracle.spoil_output(rank, &mut outputs[rank]);
         }
-        Self {
-            oracle,
-            inputs,
-            outputs,
-        }
+        Self { oracle, inputs, outputs }
     }
 
     /// Wrong elements of all ranks.
     fn wrong(&self) -> u64 {
         let ranks = self.outputs.iter().enumerate();
-        ranks
-            .map(|(rank, output)| self.oracle.wrong(rank, output))
-            .sum()
+        ranks.map(|(rank, output)| self.oracle.wrong(rank, output)).sum()
     }
 
     /// An f32 all-reduce in which rank r is added `times(r)` times.
@@ -55,9 +40,8 @@ impl World {
         for output in &mut self.outputs {
             for index in 0..count {
                 let ranks = self.inputs.iter().enumerate();
-                let sum: f32 = ranks
-                    .map(|(rank, input)| times(rank) as f32 * f32_at(input, index))
-                    .sum();
+                let sum: f32 =
+                    ranks.map(|(rank, input)| times(rank) as f32 * f32_at(input, index)).sum();
                 output[index * 4..][..4].copy_from_slice(&sum.to_ne_bytes());
             }
         }
@@ -182,10 +166,7 @@ fn moves_are_where_they_belong() {
         let bytes = count * 2;
         let mut world = World::new(job("all_to_all", DataType::F16, Op::Sum, 3, count));
         for to in 0..3 {
-            let blocks = world
-                .inputs
-                .iter()
-                .map(|input| &input[to * bytes..][..bytes]);
+            let blocks = world.inputs.iter().map(|input| &input[to * bytes..][..bytes]);
             world.outputs[to] = blocks.collect::<Vec<_>>().concat();
         }
         assert_eq!(world.wrong(), 0);
@@ -222,15 +203,8 @@ fn rough_sums_tell_orders_apart() {
         assert!(oracle.fill_rough(rank, input));
     }
     let sum = |order: [usize; 3]| -> Vec<u8> {
-        let add = |index| {
-            order
-                .iter()
-                .map(|&rank| f32_at(&inputs[rank], index))
-                .sum::<f32>()
-        };
-        (0..1000)
-            .flat_map(|index| add(index).to_ne_bytes())
-            .collect()
+        let add = |index| order.iter().map(|&rank| f32_at(&inputs[rank], index)).sum::<f32>();
+        (0..1000).flat_map(|index| add(index).to_ne_bytes()).collect()
     };
     assert_ne!(digest(&sum([0, 1, 2])), digest(&sum([2, 1, 0])));
     assert_eq!(digest(&sum([0, 1, 2])), digest(&sum([0, 1, 2])));

@@ -39,12 +39,7 @@ struct Number {
 impl Values {
     /// Without an operation elements are copied, and have any bits.
     pub(super) fn new(dtype: DataType, op: Option<Op>, world: usize, seed: u64) -> Self {
-        Self {
-            dtype,
-            op,
-            world,
-            seed,
-        }
+        Self { dtype, op, world, seed }
     }
 
     /// The bits of `rank`'s element `index`.
@@ -61,14 +56,12 @@ impl Values {
         let all = (0..self.world).map(|rank| (rank, self.contribution(op, rank, index)));
         let result = match op {
             Op::Prod => all.map(|(_, number)| number).fold(ONE, Number::times),
-            Op::Min => all
-                .map(|(_, number)| number)
-                .min_by(|a, b| self.compare(a, b))
-                .unwrap_or(ONE),
-            Op::Max => all
-                .map(|(_, number)| number)
-                .max_by(|a, b| self.compare(a, b))
-                .unwrap_or(ONE),
+            Op::Min => {
+                all.map(|(_, number)| number).min_by(|a, b| self.compare(a, b)).unwrap_or(ONE)
+            }
+            Op::Max => {
+                all.map(|(_, number)| number).max_by(|a, b| self.compare(a, b)).unwrap_or(ONE)
+            }
             Op::Sum | Op::MulSum | Op::Avg => self.total(op, all),
         };
         encode(self.dtype, result)
@@ -83,10 +76,7 @@ impl Values {
             })
             .sum();
         let divisor = if op == Op::Avg { self.world as i128 } else { 1 };
-        Number {
-            int: (sum / divisor) as i64,
-            exp,
-        }
+        Number { int: (sum / divisor) as i64, exp }
     }
 
     fn compare(&self, a: &Number, b: &Number) -> std::cmp::Ordering {
@@ -100,10 +90,7 @@ impl Values {
     fn contribution(&self, op: Op, rank: usize, index: usize) -> Number {
         match (op, precision(self.dtype)) {
             (Op::Avg, None) => self.bounded_integer(rank, index),
-            (_, None) => Number {
-                int: sign_extend(self.dtype, self.own(rank, index)),
-                exp: 0,
-            },
+            (_, None) => Number { int: sign_extend(self.dtype, self.own(rank, index)), exp: 0 },
             (Op::Sum | Op::MulSum, Some(p)) => self.summand(op, rank, index, p),
             (Op::Prod, Some(p)) => self.factor(rank, index, p),
             (Op::Avg, Some(p)) => self.deviation(rank, index, p),
@@ -116,14 +103,7 @@ impl Values {
         let largest_factor = if op == Op::MulSum { 2 } else { 1 };
         let exp = (self.common(index) >> 32) as i32 % 4;
         let int = self.share(1 << p, largest_factor, rank, index);
-        Number {
-            int: if self.own(rank, index) & 1 == 0 {
-                int
-            } else {
-                -int
-            },
-            exp,
-        }
+        Number { int: if self.own(rank, index) & 1 == 0 { int } else { -int }, exp }
     }
 
     /// As [`Values::summand`] for integers that are to be averaged.
@@ -131,10 +111,7 @@ impl Values {
         let int = self.share(largest(self.dtype), 1, rank, index);
         let signed = matches!(self.dtype, DataType::I8 | DataType::I32 | DataType::I64);
         let negative = signed && self.own(rank, index) & 1 == 1;
-        Number {
-            int: if negative { -int } else { int },
-            exp: 0,
-        }
+        Number { int: if negative { -int } else { int }, exp: 0 }
     }
 
     /// A magnitude of at least 1 such that those of all ranks, and one more, times the factor add
@@ -158,17 +135,11 @@ impl Values {
         if rank as u64 == common % self.world as u64 {
             let half = 1_i64 << (p - 1);
             let rest = 1 + ((own >> 8) % (half as u64 - 1)) as i64;
-            return Number {
-                int: sign * (half + rest),
-                exp: 1 - p as i32,
-            };
+            return Number { int: sign * (half + rest), exp: 1 - p as i32 };
         }
         let stride = (self.world as u64).div_ceil(exponent_room(self.dtype));
         if (rank as u64 + (common >> 32)).is_multiple_of(stride) {
-            return Number {
-                int: sign,
-                exp: if own & 2 == 0 { 1 } else { -1 },
-            };
+            return Number { int: sign, exp: if own & 2 == 0 { 1 } else { -1 } };
         }
         Number { int: -1, exp: 0 }
     }
@@ -181,19 +152,13 @@ impl Values {
         let mean = (self.common(index) % (2 * limit + 1)) as i64 - limit as i64;
         let push = |rank: usize| (self.own(rank, index) % limit) as i64;
         let next = (rank + 1) % self.world;
-        Number {
-            int: mean + push(rank) - push(next),
-            exp: 0,
-        }
+        Number { int: mean + push(rank) - push(next), exp: 0 }
     }
 
     fn any(&self, rank: usize, index: usize, p: u32) -> Number {
         let own = self.own(rank, index);
         let int = (1 + (own >> 8) % ((1 << p) - 1)) as i64;
-        Number {
-            int: if own & 1 == 0 { int } else { -int },
-            exp: (own >> 4) as i32 & 3,
-        }
+        Number { int: if own & 1 == 0 { int } else { -int }, exp: (own >> 4) as i32 & 3 }
     }
 
     /// Random bits of one rank's element.
@@ -211,10 +176,7 @@ const ONE: Number = Number { int: 1, exp: 0 };
 
 impl Number {
     fn times(self, other: Self) -> Self {
-        Self {
-            int: self.int.wrapping_mul(other.int),
-            exp: self.exp + other.exp,
-        }
+        Self { int: self.int.wrapping_mul(other.int), exp: self.exp + other.exp }
     }
 
     /// Exact: the integer has at most 53 bits.
@@ -318,9 +280,7 @@ mod tests {
     }
 
     fn floats() -> impl Iterator<Item = DataType> {
-        DataType::ALL
-            .into_iter()
-            .filter(|dtype| precision(*dtype).is_some())
+        DataType::ALL.into_iter().filter(|dtype| precision(*dtype).is_some())
     }
 
     /// Combines in two orders, rounding to the type after every step, and wants the expected bits.
@@ -378,11 +338,7 @@ mod tests {
                 } else {
                     (terms.map(|term| term as f32).sum::<f32>() / world as f32).into()
                 };
-                assert_eq!(
-                    round(dtype, mean + 0.0),
-                    values.reduced(index),
-                    "{dtype} {world}"
-                );
+                assert_eq!(round(dtype, mean + 0.0), values.reduced(index), "{dtype} {world}");
             }
         }
     }
@@ -411,9 +367,8 @@ mod tests {
             assert_eq!(product.fold(1, u64::wrapping_mul), values.reduced(3));
             for index in 0..100 {
                 let values = Values::new(DataType::I8, Some(Op::Avg), world, 3);
-                let sum: i64 = (0..world)
-                    .map(|rank| i64::from(values.input(rank, index) as i8))
-                    .sum();
+                let sum: i64 =
+                    (0..world).map(|rank| i64::from(values.input(rank, index) as i8)).sum();
                 assert!(i8::try_from(sum).is_ok(), "{world}: {sum}");
                 assert_eq!((sum / world as i64) as u8, values.reduced(index) as u8);
             }

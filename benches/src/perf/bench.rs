@@ -34,14 +34,8 @@ impl Row {
     /// For progress and errors.
     pub fn describe(&self) -> String {
         let size = format::size(self.layout.bytes());
-        let op = if self.test.reduces() {
-            self.op.name()
-        } else {
-            ""
-        };
-        format!("{} {size} {} {op}", self.test, self.dtype)
-            .trim_end()
-            .to_owned()
+        let op = if self.test.reduces() { self.op.name() } else { "" };
+        format!("{} {size} {} {op}", self.test, self.dtype).trim_end().to_owned()
     }
 }
 
@@ -177,8 +171,7 @@ impl<'a> Bench<'a> {
         let mut loops = vec![vec![]; self.backends.len()];
         let mut iters = vec![0; self.backends.len()];
         for &backend in &takers {
-            self.oracle(row)
-                .fill_input(self.rank, self.input(row, place));
+            self.oracle(row).fill_input(self.rank, self.input(row, place));
             iters[backend] = self.prepare(backend, row, place)?;
         }
         for _ in 0..self.cli.loops() {
@@ -197,8 +190,7 @@ impl<'a> Bench<'a> {
 
     fn takers(&self, row: &Row, place: Place) -> Vec<usize> {
         let all = 0..self.backends.len();
-        all.filter(|&backend| self.refusal(backend, row, place).is_none())
-            .collect()
+        all.filter(|&backend| self.refusal(backend, row, place).is_none()).collect()
     }
 
     /// One call as a start, then a trial where the number of iterations follows from the time.
@@ -210,11 +202,7 @@ impl<'a> Bench<'a> {
         if self.cli.min_time == 0.0 {
             return Ok(wanted);
         }
-        let trial = Loop {
-            iters: wanted,
-            calls: self.cli.agg_iters,
-            blocking: self.cli.blocking,
-        };
+        let trial = Loop { iters: wanted, calls: self.cli.agg_iters, blocking: self.cli.blocking };
         let seconds =
             timing::back_to_back(library, &mut calls, trial).map_err(|error| failed(error, row))?;
         let slowest = self.control.max(seconds)? * self.cli.agg_iters as f64;
@@ -233,11 +221,7 @@ impl<'a> Bench<'a> {
             return self.latencies(backend, row, place, iters);
         }
         let mut calls = self.calls(row, place);
-        let plan = Loop {
-            iters,
-            calls: self.cli.agg_iters,
-            blocking: self.cli.blocking,
-        };
+        let plan = Loop { iters, calls: self.cli.agg_iters, blocking: self.cli.blocking };
         let library = &mut *self.backends[backend];
         let timed = if self.cli.per_iteration() {
             timing::per_iteration(library, &mut calls, plan)
@@ -249,10 +233,7 @@ impl<'a> Bench<'a> {
         let firsts: Vec<f64> = all.iter().map(|of| of[0]).collect();
         let skip = self.cli.per_iter_skip.min(times.len());
         let slowest = |i: usize| all.iter().map(|of| of[1 + i]).fold(f64::MIN, f64::max);
-        Ok((
-            average(self.cli.average, &firsts),
-            (skip..times.len()).map(slowest).collect(),
-        ))
+        Ok((average(self.cli.average, &firsts), (skip..times.len()).map(slowest).collect()))
     }
 
     /// Each operation by itself, over all ranks the slowest.
@@ -307,21 +288,8 @@ impl<'a> Bench<'a> {
     }
 
     fn oracle(&self, row: &Row) -> Oracle {
-        let Row {
-            test,
-            dtype,
-            op,
-            root,
-            layout,
-        } = *row;
-        let job = Job {
-            test,
-            dtype,
-            op,
-            world: self.world,
-            root,
-            count: layout.count,
-        };
+        let Row { test, dtype, op, root, layout } = *row;
+        let job = Job { test, dtype, op, world: self.world, root, count: layout.count };
         Oracle::new(job, self.seed)
     }
 
@@ -353,26 +321,14 @@ impl<'a> Bench<'a> {
             let damaged = oracle.input_damage(rank, self.input(row, place));
             wrong += self.complain(row, damaged, "elements of the send buffer were changed");
         }
-        let overrun = self
-            .guard(row, place)
-            .iter()
-            .filter(|byte| **byte != GUARD_BYTE)
-            .count();
-        wrong += self.complain(
-            row,
-            overrun as u64,
-            "bytes after the receive buffer were changed",
-        );
+        let overrun = self.guard(row, place).iter().filter(|byte| **byte != GUARD_BYTE).count();
+        wrong += self.complain(row, overrun as u64, "bytes after the receive buffer were changed");
         Ok(wrong)
     }
 
     fn complain(&self, row: &Row, count: u64, what: &str) -> u64 {
         if count > 0 {
-            eprintln!(
-                "warpmesh-perf: rank {}: {}: {count} {what}",
-                self.rank,
-                row.describe()
-            );
+            eprintln!("warpmesh-perf: rank {}: {}: {count} {what}", self.rank, row.describe());
         }
         count
     }
@@ -403,12 +359,7 @@ impl<'a> Bench<'a> {
 
     /// The send buffer of a row's first call.
     fn input(&mut self, row: &Row, place: Place) -> &mut [u8] {
-        let Layout {
-            send,
-            send_offset,
-            element,
-            ..
-        } = row.layout;
+        let Layout { send, send_offset, element, .. } = row.layout;
         let start = self.cli.unalign * element;
         match place {
             Place::Out => &mut self.send.bytes()[start..][..send * element],
@@ -421,17 +372,8 @@ impl<'a> Bench<'a> {
 
     /// The receive buffer of a row's first call.
     fn output(&mut self, row: &Row, place: Place) -> &mut [u8] {
-        let Layout {
-            recv,
-            recv_offset,
-            element,
-            ..
-        } = row.layout;
-        let offset = if place == Place::In {
-            recv_offset * self.rank
-        } else {
-            0
-        };
+        let Layout { recv, recv_offset, element, .. } = row.layout;
+        let offset = if place == Place::In { recv_offset * self.rank } else { 0 };
         let start = (self.cli.unalign + offset) * element;
         &mut self.recv.bytes()[start..][..recv * element]
     }
@@ -439,11 +381,7 @@ impl<'a> Bench<'a> {
     /// What follows the part of the receive allocation that a row's first call may touch.
     fn guard(&mut self, row: &Row, place: Place) -> &mut [u8] {
         let Layout { recv, element, .. } = row.layout;
-        let used = if place == Place::In {
-            row.layout.bytes()
-        } else {
-            recv * element
-        };
+        let used = if place == Place::In { row.layout.bytes() } else { recv * element };
         let start = self.cli.unalign * element + used;
         &mut self.recv.bytes()[start..][..GUARD]
     }
@@ -464,9 +402,7 @@ fn allocate(cli: &Cli, backends: &mut [Box<dyn Backend>], bytes: usize) -> Resul
 }
 
 fn failed(error: anyhow::Error, row: &Row) -> anyhow::Error {
-    let failure = error
-        .downcast_ref::<warpmesh::Error>()
-        .and_then(warpmesh::Error::failure);
+    let failure = error.downcast_ref::<warpmesh::Error>().and_then(warpmesh::Error::failure);
     let exit = match failure.map(|failure| failure.kind) {
         Some(FailureKind::TimedOut) => Exit::Timeout,
         _ => Exit::Library,
@@ -487,12 +423,7 @@ fn average(kind: u8, ranks: &[f64]) -> f64 {
 fn combine(loops: Vec<(f64, Vec<f64>)>, iters: usize, wrong: Option<u64>) -> Outcome {
     let seconds: Vec<f64> = loops.iter().map(|(seconds, _)| *seconds).collect();
     let times = loops.into_iter().flat_map(|(_, times)| times).collect();
-    Outcome {
-        seconds: median(&seconds),
-        iters,
-        stats: Stats::new(times),
-        wrong,
-    }
+    Outcome { seconds: median(&seconds), iters, stats: Stats::new(times), wrong }
 }
 
 /// The slowest rank's time of each operation that all ranks started together; of all operations if
@@ -502,9 +433,7 @@ fn slowest_of_each(starts: &[Vec<f64>], durations: &[Vec<f64>], together: bool) 
         let (least, most) = starts
             .iter()
             .map(|of| of[i])
-            .fold((f64::MAX, f64::MIN), |(least, most), at| {
-                (least.min(at), most.max(at))
-            });
+            .fold((f64::MAX, f64::MIN), |(least, most), at| (least.min(at), most.max(at)));
         most - least
     };
     let slowest = |i: usize| durations.iter().map(|of| of[i]).fold(f64::MIN, f64::max);
@@ -532,10 +461,7 @@ mod tests {
         let starts = [vec![0.0, 1.0, 2.0], vec![0.0, 1.1, 2.0]];
         let durations = [vec![5.0, 50.0, 7.0], vec![6.0, 8.0, 4.0]];
         assert_eq!(slowest_of_each(&starts, &durations, true), [6.0, 7.0]);
-        assert_eq!(
-            slowest_of_each(&starts, &durations, false),
-            [6.0, 50.0, 7.0]
-        );
+        assert_eq!(slowest_of_each(&starts, &durations, false), [6.0, 50.0, 7.0]);
     }
 
     #[test]

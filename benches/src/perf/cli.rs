@@ -239,8 +239,7 @@ impl Cli {
 
     /// Loops per size and backend.
     pub fn loops(&self) -> usize {
-        self.rounds
-            .unwrap_or(if self.backend.len() > 1 { 3 } else { 1 })
+        self.rounds.unwrap_or(if self.backend.len() > 1 { 3 } else { 1 })
     }
 
     /// Whether iterations are timed by themselves.
@@ -260,9 +259,7 @@ impl Cli {
             factor => size.checked_mul(factor),
         };
         let to_the_end = |size: &usize| *size <= self.maxbytes;
-        std::iter::successors(Some(self.minbytes), next)
-            .take_while(to_the_end)
-            .collect()
+        std::iter::successors(Some(self.minbytes), next).take_while(to_the_end).collect()
     }
 
     /// Refuses what clap cannot see.
@@ -275,11 +272,7 @@ impl Cli {
                 self.minbytes, self.maxbytes
             ))
         );
-        let grows = if self.stepfactor > 1 {
-            self.minbytes > 0
-        } else {
-            self.stepbytes > 0
-        };
+        let grows = if self.stepfactor > 1 { self.minbytes > 0 } else { self.stepbytes > 0 };
         ensure!(
             grows || self.minbytes == self.maxbytes,
             Failed::usage("sizes would not grow: -f from -b 0, or -i 0")
@@ -317,27 +310,11 @@ impl Elsewhere {
     fn refuse(&self) -> Result<()> {
         let flags = [
             (self.cudagraph, "-G (--cudagraph)", "it has no graphs"),
-            (
-                self.report_cputime,
-                "-C (--report_cputime)",
-                "calls return when they are done",
-            ),
+            (self.report_cputime, "-C (--report_cputime)", "calls return when they are done"),
             (self.stream_null, "-y (--stream_null)", "it has no streams"),
-            (
-                self.cta_policy,
-                "-x (--cta_policy)",
-                "it has no thread blocks",
-            ),
-            (
-                self.device_implementation,
-                "-D (--device_implementation)",
-                "it has no kernels",
-            ),
-            (
-                self.device_cta_count,
-                "-V (--device_cta_count)",
-                "it has no thread blocks",
-            ),
+            (self.cta_policy, "-x (--cta_policy)", "it has no thread blocks"),
+            (self.device_implementation, "-D (--device_implementation)", "it has no kernels"),
+            (self.device_cta_count, "-V (--device_cta_count)", "it has no thread blocks"),
         ];
         match flags.iter().find(|(value, ..)| *value != 0) {
             None => Ok(()),
@@ -360,9 +337,7 @@ fn tests(text: &str) -> Result<Tests, String> {
         }
         _ => format!("tests are {}, all", names()),
     };
-    Test::from_name(text)
-        .map(|test| Tests(vec![test]))
-        .ok_or_else(unknown)
+    Test::from_name(text).map(|test| Tests(vec![test])).ok_or_else(unknown)
 }
 
 fn ops(text: &str) -> Result<Ops, String> {
@@ -370,27 +345,20 @@ fn ops(text: &str) -> Result<Ops, String> {
         return Ok(Ops(Op::ALL.to_vec()));
     }
     let unknown = || format!("operations are {}, all", Op::ALL.map(Op::name).join(", "));
-    Op::from_name(text)
-        .map(|op| Ops(vec![op]))
-        .ok_or_else(unknown)
+    Op::from_name(text).map(|op| Ops(vec![op])).ok_or_else(unknown)
 }
 
 fn types(text: &str) -> Result<Types, String> {
     if text == "all" {
         return Ok(Types(DataType::ALL.to_vec()));
     }
-    text.parse()
-        .map(|dtype| Types(vec![dtype]))
-        .map_err(|error| format!("{error}, all"))
+    text.parse().map(|dtype| Types(vec![dtype])).map_err(|error| format!("{error}, all"))
 }
 
 fn roots(text: &str) -> Result<Roots, String> {
     match text {
         "all" | "-1" => Ok(Roots::All),
-        _ => text
-            .parse()
-            .map(Roots::One)
-            .map_err(|_| "a rank, or all".to_owned()),
+        _ => text.parse().map(Roots::One).map_err(|_| "a rank, or all".to_owned()),
     }
 }
 
@@ -409,11 +377,7 @@ fn bytes(text: &str) -> Result<usize, String> {
     }
     let value: f64 = number.parse().map_err(|_| wrong())?;
     let bytes = value * unit as f64;
-    if (0.0..1e18).contains(&bytes) {
-        Ok(bytes as usize)
-    } else {
-        Err(wrong())
-    }
+    if (0.0..1e18).contains(&bytes) { Ok(bytes as usize) } else { Err(wrong()) }
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -431,11 +395,7 @@ fn upto<const MOST: u8>(text: &str) -> Result<u8, String> {
 }
 
 fn json_name(text: &str) -> Result<String, String> {
-    if text.ends_with(".json") {
-        Ok(text.to_owned())
-    } else {
-        Err("ends in .json".to_owned())
-    }
+    if text.ends_with(".json") { Ok(text.to_owned()) } else { Err("ends in .json".to_owned()) }
 }
 
 #[cfg(test)]
@@ -485,23 +445,14 @@ mod tests {
         assert_eq!(code("x all_reduce -b 8 -e 4"), Exit::Usage);
         assert_eq!(code("x all_reduce -b 0 -e 4 -f 2"), Exit::Usage);
         assert_eq!(code("x broadcast -g 4 -r 4"), Exit::Usage);
-        assert_eq!(
-            code("x broadcast -g 4 --backend mpi --ranks threads"),
-            Exit::Usage
-        );
+        assert_eq!(code("x broadcast -g 4 --backend mpi --ranks threads"), Exit::Usage);
         assert_eq!(code("x all --backend mpi,mpi"), Exit::Usage);
-        assert!(
-            cli("x all_reduce -G 0 -C 0 -r -1 -d f8e4m3 -o mulsum")
-                .check()
-                .is_ok()
-        );
+        assert!(cli("x all_reduce -G 0 -C 0 -r -1 -d f8e4m3 -o mulsum").check().is_ok());
     }
 
     #[test]
     fn unknown_names_list_the_known() {
-        let error = Cli::try_parse_from(["x", "all_reduze"])
-            .unwrap_err()
-            .to_string();
+        let error = Cli::try_parse_from(["x", "all_reduze"]).unwrap_err().to_string();
         assert!(error.contains("reduce_scatter"), "{error}");
     }
 }

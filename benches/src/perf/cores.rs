@@ -15,9 +15,7 @@ pub fn usable() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(None) else {
         return vec![];
     };
-    (0..CpuSet::MAX_CPU)
-        .filter(|core| set.is_set(*core))
-        .collect()
+    (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect()
 }
 
 /// How many ranks can run at the same time: the cores of this process, less by a cgroup's quota.
@@ -39,32 +37,18 @@ pub struct Cores {
 /// Adds up the ranks' cores: a launcher may have given each its own. Every rank calls it, with the
 /// cores that it had before it was bound.
 pub fn of_all(control: &Control, usable: &[usize], bound: bool) -> Result<Cores> {
-    let quota = if count() < usable.len() {
-        count()
-    } else {
-        usize::MAX
-    };
+    let quota = if count() < usable.len() { count() } else { usize::MAX };
     let mine: Vec<String> = usable.iter().map(usize::to_string).collect();
     let texts = control.gather_text(&mine.join(" "))?;
-    let all: BTreeSet<&str> = texts
-        .iter()
-        .flat_map(|text| text.split_whitespace())
-        .collect();
+    let all: BTreeSet<&str> = texts.iter().flat_map(|text| text.split_whitespace()).collect();
     let bound = control.sum(f64::from(u8::from(bound)))? as usize;
-    Ok(Cores {
-        cores: all.len().min(quota).max(1),
-        bound,
-    })
+    Ok(Cores { cores: all.len().min(quota).max(1), bound })
 }
 
 /// Whether ranks are bound. Sharing a core is bad luck for a rank that is bound to it, so with more
 /// ranks than cores nobody is, unless asked for; and another launcher may have bound them already.
 pub fn decide(asked: Option<Bind>, world: usize, started_here: bool) -> Bind {
-    let fitting = if world <= count() && started_here {
-        Bind::Core
-    } else {
-        Bind::None
-    };
+    let fitting = if world <= count() && started_here { Bind::Core } else { Bind::None };
     asked.unwrap_or(fitting)
 }
 

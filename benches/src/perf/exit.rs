@@ -39,11 +39,7 @@ pub struct Failed {
 impl Failed {
     /// An error with this code and text.
     pub fn because(exit: Exit, message: impl Into<String>) -> anyhow::Error {
-        Self {
-            exit,
-            message: message.into(),
-        }
-        .into()
+        Self { exit, message: message.into() }.into()
     }
 
     /// A wrong command line.
@@ -53,9 +49,7 @@ impl Failed {
 
     /// The code of an error.
     pub fn exit_of(error: &anyhow::Error) -> Exit {
-        error
-            .downcast_ref::<Self>()
-            .map_or(Exit::Internal, |failed| failed.exit)
+        error.downcast_ref::<Self>().map_or(Exit::Internal, |failed| failed.exit)
     }
 }
 
@@ -75,9 +69,8 @@ mod tests {
 
     #[test]
     fn the_code_survives_context() {
-        let error = Err::<(), _>(Failed::because(Exit::Timeout, "late"))
-            .context("row 3")
-            .unwrap_err();
+        let error =
+            Err::<(), _>(Failed::because(Exit::Timeout, "late")).context("row 3").unwrap_err();
         assert_eq!(Failed::exit_of(&error), Exit::Timeout);
         assert_eq!(Failed::exit_of(&anyhow::anyhow!("other")), Exit::Internal);
     }

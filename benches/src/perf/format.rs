@@ -46,9 +46,7 @@ fn exponent(value: f64, decimals: usize) -> String {
 fn exponent_of(value: f64) -> i32 {
     // Rounded to six digits first: 999999.9 is 1e+06.
     let text = format!("{value:.5e}");
-    text.split_once('e')
-        .and_then(|(_, power)| power.parse().ok())
-        .unwrap_or(0)
+    text.split_once('e').and_then(|(_, power)| power.parse().ok()).unwrap_or(0)
 }
 
 fn trimmed(digits: &str) -> &str {
@@ -90,10 +88,7 @@ pub fn timestamp(since_epoch: std::time::Duration) -> String {
 /// Now, as [`timestamp`].
 pub fn now() -> String {
     let now = std::time::SystemTime::now();
-    timestamp(
-        now.duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default(),
-    )
+    timestamp(now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -47,9 +47,7 @@ pub fn adopt() -> Result<bool> {
 pub fn processes(cli: &Cli) -> Result<Exit> {
     let world = cli.world();
     let id = UniqueId::new((Ipv4Addr::LOCALHOST, free_port()?).into())?;
-    let mut ranks = Ranks {
-        children: Vec::with_capacity(world),
-    };
+    let mut ranks = Ranks { children: Vec::with_capacity(world) };
     for rank in 0..world {
         let child = start(rank, world, &id).with_context(|| format!("starting rank {rank}"))?;
         ranks.children.push((child, None));
@@ -164,10 +162,7 @@ impl Ranks {
             bail!("rank {first} was ended by signal {signal}; the other ranks were ended with it");
         }
         let codes = (0..self.children.len()).filter_map(|rank| self.status(rank)?.code());
-        if let Some(code) = codes
-            .filter(|code| *code != 0)
-            .max_by_key(|code| (*code != 1, *code))
-        {
+        if let Some(code) = codes.filter(|code| *code != 0).max_by_key(|code| (*code != 1, *code)) {
             return Ok(exit_of(code));
         }
         if !stuck.is_empty() {
@@ -185,17 +180,8 @@ impl Drop for Ranks {
 }
 
 fn exit_of(code: i32) -> Exit {
-    let known = [
-        Exit::Library,
-        Exit::Timeout,
-        Exit::NotImplemented,
-        Exit::Usage,
-        Exit::Results,
-    ];
-    known
-        .into_iter()
-        .find(|exit| *exit as i32 == code)
-        .unwrap_or(Exit::Internal)
+    let known = [Exit::Library, Exit::Timeout, Exit::NotImplemented, Exit::Usage, Exit::Results];
+    known.into_iter().find(|exit| *exit as i32 == code).unwrap_or(Exit::Internal)
 }
 
 /// Becomes `mpirun`, which starts this program again as every rank.
@@ -208,9 +194,7 @@ pub fn mpirun(cli: &Cli) -> anyhow::Error {
         // This program binds ranks itself, the same for all libraries.
         command.args(["--bind-to", "none", "--oversubscribe"]);
         // mpirun refuses root otherwise, and containers often have nobody else.
-        command
-            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         if cli.world() > super::cores::count() {
             // Ranks that wait for each other on one core have to let go of it.
             command.env("OMPI_MCA_mpi_yield_when_idle", "1");
@@ -220,9 +204,7 @@ pub fn mpirun(cli: &Cli) -> anyhow::Error {
         Ok(program) => command.arg(program),
         Err(error) => return error.into(),
     };
-    command
-        .args(std::env::args_os().skip(1))
-        .env(WORLD, cli.world().to_string());
+    command.args(std::env::args_os().skip(1)).env(WORLD, cli.world().to_string());
     let error = command.exec();
     Failed::because(
         Exit::Usage,

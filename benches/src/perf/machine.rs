@@ -32,12 +32,7 @@ impl Machine {
         let mut work = (rank < workers).then(|| Work::new(bytes / 4));
         let copy = best(control, workers, bytes, || work.as_mut().map(Work::copy))?;
         let add = best(control, workers, bytes, || work.as_mut().map(Work::add))?;
-        Ok(Self {
-            copy,
-            add,
-            workers,
-            bytes,
-        })
+        Ok(Self { copy, add, workers, bytes })
     }
 
     /// The share of the copy bandwidth that it takes to write `bytes` bytes in `seconds`.
@@ -75,11 +70,7 @@ struct Work {
 
 impl Work {
     fn new(count: usize) -> Self {
-        Self {
-            a: vec![1.0; count],
-            b: vec![2.0; count],
-            to: vec![0.0; count],
-        }
+        Self { a: vec![1.0; count], b: vec![2.0; count], to: vec![0.0; count] }
     }
 
     fn copy(&mut self) {

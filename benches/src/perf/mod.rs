@@ -32,11 +32,7 @@ pub fn main() -> ExitCode {
         Err(text) => {
             // It prints help to standard output and errors to standard error.
             let _ = text.print();
-            let exit = if text.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Success
-            };
+            let exit = if text.use_stderr() { Exit::Usage } else { Exit::Success };
             return exit.into();
         }
     };
@@ -52,11 +48,7 @@ pub fn main() -> ExitCode {
 /// Says what went wrong.
 fn complain(error: &anyhow::Error) {
     let rank = std::env::var("WARPMESH_RANK").unwrap_or_default();
-    let who = if rank == "0" {
-        "warpmesh-perf: rank 0"
-    } else {
-        "warpmesh-perf"
-    };
+    let who = if rank == "0" { "warpmesh-perf: rank 0" } else { "warpmesh-perf" };
     eprintln!("{who}: {error:#}");
 }
 

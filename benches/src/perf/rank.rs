@@ -15,9 +15,7 @@ use crate::backend::{Backend, Kind};
 pub fn launched(cli: &Cli, launch: &Launch, started_here: bool) -> Result<Exit> {
     check_world(cli, launch.world, &launch.launcher.to_string())?;
     let place = launch.local_rank.unwrap_or(launch.rank);
-    let bootstrap = launch
-        .connect(cli.wait_limit())
-        .context("meeting the other ranks")?;
+    let bootstrap = launch.connect(cli.wait_limit()).context("meeting the other ranks")?;
     measure(cli, Control::new(bootstrap), (place, started_here), None)
 }
 
@@ -78,10 +76,7 @@ fn check_world(cli: &Cli, world: usize, launcher: &str) -> Result<()> {
         ))
     );
     if let Roots::One(root) = cli.root {
-        ensure!(
-            root < world,
-            Failed::usage(format!("-r {root}: there are {world} ranks"))
-        );
+        ensure!(root < world, Failed::usage(format!("-r {root}: there are {world} ranks")));
     }
     Ok(())
 }

@@ -48,11 +48,7 @@ impl Stats {
     /// The standard deviation as a percentage of the mean.
     pub fn variation(&self) -> f64 {
         let mean = self.mean();
-        if mean > 0.0 {
-            100.0 * self.deviation() / mean
-        } else {
-            0.0
-        }
+        if mean > 0.0 { 100.0 * self.deviation() / mean } else { 0.0 }
     }
 }
 

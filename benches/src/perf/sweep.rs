@@ -32,15 +32,7 @@ pub fn run(
     let bench = Bench::new(cli, control.clone(), place.cores, backends)?;
     let watch = Watch::start(rank == 0, limit);
     let workers = world.min(place.cores);
-    let mut sweep = Sweep {
-        cli,
-        bench,
-        report,
-        watch,
-        rank,
-        world,
-        workers,
-    };
+    let mut sweep = Sweep { cli, bench, report, watch, rank, world, workers };
     let ended = sweep.cycles();
     let Some(report) = sweep.report.take() else {
         return ended.map(|()| Exit::Success);
@@ -57,18 +49,15 @@ fn introduce<'a>(
     backends: &[Box<dyn Backend>],
     place: Cores,
 ) -> Result<Option<Report<'a>>> {
-    let libraries = backends.iter().map(|backend| Library {
-        name: backend.kind().to_string(),
-        version: backend.version(),
-    });
+    let libraries = backends
+        .iter()
+        .map(|backend| Library { name: backend.kind().to_string(), version: backend.version() });
     let mine = serde_json::to_string(&Device::host(control.rank()))?;
     let devices = control.gather_text(&mine)?;
     let devices = devices.iter().map(|text| serde_json::from_str(text));
     let devices: Vec<Device> = devices.collect::<Result<_, _>>()?;
     let reports = control.rank() == 0;
-    reports
-        .then(|| Report::begin(cli, devices, libraries.collect(), place))
-        .transpose()
+    reports.then(|| Report::begin(cli, devices, libraries.collect(), place)).transpose()
 }
 
 struct Sweep<'a> {
@@ -102,13 +91,7 @@ impl Sweep<'_> {
                 for root in self.roots(test) {
                     let row = |bytes| {
                         let layout = test.layout(bytes, dtype, self.world);
-                        Row {
-                            test,
-                            dtype,
-                            op,
-                            root,
-                            layout,
-                        }
+                        Row { test, dtype, op, root, layout }
                     };
                     let rows: Vec<Row> = self.cli.sizes().into_iter().map(row).collect();
                     self.rows(&rows)?;
@@ -124,11 +107,7 @@ impl Sweep<'_> {
     }
 
     fn ops(&self, test: Test) -> Vec<Op> {
-        if test.reduces() {
-            self.cli.op.0.clone()
-        } else {
-            vec![Op::Sum]
-        }
+        if test.reduces() { self.cli.op.0.clone() } else { vec![Op::Sum] }
     }
 
     fn roots(&self, test: Test) -> Vec<usize> {
@@ -144,19 +123,13 @@ impl Sweep<'_> {
         let (Some(smallest), Some(largest)) = (rows.first(), rows.last()) else {
             return Ok(());
         };
-        self.watch
-            .begin(format!("{}: warming up", largest.describe()));
+        self.watch.begin(format!("{}: warming up", largest.describe()));
         self.bench.warm_up(&[largest, smallest])?;
         self.watch.end();
         self.say_refusals(smallest)?;
         for (i, row) in rows.iter().enumerate() {
             self.explain(row)?;
-            self.watch.begin(format!(
-                "{} (row {} of {})",
-                row.describe(),
-                i + 1,
-                rows.len()
-            ));
+            self.watch.begin(format!("{} (row {} of {})", row.describe(), i + 1, rows.len()));
             let out = self.bench.measure(row, Place::Out)?;
             let in_place = match row.test.has_in_place() {
                 true => self.bench.measure(row, Place::In)?,
@@ -205,17 +178,10 @@ impl Sweep<'_> {
             };
             let most = self.bench.control().max(held as f64)? as usize;
             let held = format::size(most);
-            lines.push(format!(
-                "Memory held by {:<7} : {held} a rank at most",
-                backend.kind()
-            ));
+            lines.push(format!("Memory held by {:<7} : {held} a rank at most", backend.kind()));
         }
         let most = self.bench.control().max(peak_memory() as f64)? as usize;
-        lines.push(format!(
-            "{:<22} : {} a process at most",
-            "Peak memory",
-            format::size(most)
-        ));
+        lines.push(format!("{:<22} : {} a process at most", "Peak memory", format::size(most)));
         Ok(lines)
     }
 

@@ -20,13 +20,7 @@ pub struct Calls {
 impl Calls {
     /// Steps of `step` bytes, starting over after `steps` of them.
     pub fn new(first: Call, step: usize, steps: usize) -> Self {
-        Self {
-            first,
-            next: first,
-            step,
-            steps: steps.max(1),
-            done: 0,
-        }
+        Self { first, next: first, step, steps: steps.max(1), done: 0 }
     }
 
     /// The next one. No division: it would be a good part of the time of a small call.
@@ -192,10 +186,7 @@ mod tests {
             (call.input as usize, call.output as usize)
         };
         let walked = [at(), at(), at(), at()];
-        assert_eq!(
-            walked,
-            [(1000, 5000), (1008, 5008), (1016, 5016), (1000, 5000)]
-        );
+        assert_eq!(walked, [(1000, 5000), (1008, 5008), (1016, 5016), (1000, 5000)]);
     }
 
     #[test]

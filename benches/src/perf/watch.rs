@@ -36,12 +36,8 @@ struct State {
 impl Watch {
     /// One rank speaks; every rank looks at the `limit`.
     pub fn start(speaks: bool, limit: Option<Duration>) -> Self {
-        let shared = Arc::new(Shared {
-            row: Mutex::default(),
-            changed: Condvar::new(),
-            speaks,
-            limit,
-        });
+        let shared =
+            Arc::new(Shared { row: Mutex::default(), changed: Condvar::new(), speaks, limit });
         let watched = Arc::clone(&shared);
         let needed = speaks || limit.is_some();
         let thread = needed.then(|| thread::spawn(move || watched.watch()));
@@ -81,20 +77,13 @@ impl Shared {
 
     fn watch(&self) {
         let terminal = std::io::stderr().is_terminal();
-        let every = if terminal {
-            Duration::from_secs(1)
-        } else {
-            Duration::from_secs(10)
-        };
+        let every = if terminal { Duration::from_secs(1) } else { Duration::from_secs(10) };
         let mut next = SILENCE;
         let mut begun = None;
         let mut state = self.lock();
         while !state.ended {
             let Some((row, since)) = state.row.clone() else {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             if begun.replace(since) != Some(since) {
@@ -103,11 +92,7 @@ impl Shared {
             let elapsed = since.elapsed();
             self.end_if_late(&row, elapsed);
             if elapsed >= next && self.speaks {
-                say(
-                    &mut state,
-                    &format!("{row}: {} s", elapsed.as_secs()),
-                    terminal,
-                );
+                say(&mut state, &format!("{row}: {} s", elapsed.as_secs()), terminal);
                 next = elapsed + every;
             }
             let pause = self.changed.wait_timeout(state, self.pause(next, elapsed));
@@ -117,19 +102,14 @@ impl Shared {
 
     fn pause(&self, next: Duration, elapsed: Duration) -> Duration {
         let speak = if self.speaks { next } else { Duration::MAX };
-        speak
-            .min(self.limit.unwrap_or(Duration::MAX))
-            .saturating_sub(elapsed)
+        speak.min(self.limit.unwrap_or(Duration::MAX)).saturating_sub(elapsed)
     }
 
     fn end_if_late(&self, row: &str, elapsed: Duration) {
         let Some(limit) = self.limit.filter(|limit| elapsed >= *limit) else {
             return;
         };
-        eprintln!(
-            "warpmesh-perf: {row}: not done after {} s (-T); ending",
-            limit.as_secs()
-        );
+        eprintln!("warpmesh-perf: {row}: not done after {} s (-T); ending", limit.as_secs());
         std::process::exit(Exit::Timeout as i32);
     }
 }

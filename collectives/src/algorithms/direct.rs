@@ -23,11 +23,7 @@ pub(super) const ALL_REDUCE: Algorithm = Algorithm {
     write: |b| {
         let me = b.rank();
         b.barrier(ENTER);
-        b.reduce(
-            me,
-            b.ranks().map(|rank| Place::output(rank, 0)),
-            inputs(b, 0),
-        );
+        b.reduce(me, b.ranks().map(|rank| Place::output(rank, 0)), inputs(b, 0));
         b.barrier(LEAVE);
     },
 };

@@ -54,13 +54,8 @@ impl Algorithm {
 
     /// The whole plan, for the verifier, for printing and for other tools.
     pub fn plan(&self, world: usize, root: usize) -> Plan {
-        let programs = (0..world)
-            .map(|rank| self.program(rank, world, root))
-            .collect();
-        Plan {
-            shape: self.shape(world, root),
-            programs,
-        }
+        let programs = (0..world).map(|rank| self.program(rank, world, root)).collect();
+        Plan { shape: self.shape(world, root), programs }
     }
 }
 
@@ -120,11 +115,7 @@ mod tests {
 
     fn plans(world: usize) -> impl Iterator<Item = (&'static Algorithm, Plan)> {
         ALL.iter().flat_map(move |algorithm| {
-            let roots = if algorithm.collective.is_rooted() {
-                0..world
-            } else {
-                0..1
-            };
+            let roots = if algorithm.collective.is_rooted() { 0..world } else { 0..1 };
             roots.map(move |root| (*algorithm, algorithm.plan(world, root)))
         })
     }
@@ -139,11 +130,7 @@ mod tests {
                 if world > 2 {
                     assert_eq!(proof.claims, algorithm.claims, "{name}");
                 } else {
-                    assert!(
-                        proof.claims.cover(&algorithm.claims),
-                        "{name}: {:?}",
-                        proof.claims
-                    );
+                    assert!(proof.claims.cover(&algorithm.claims), "{name}: {:?}", proof.claims);
                 }
             }
         }
@@ -152,9 +139,7 @@ mod tests {
     #[test]
     fn any_plan_can_follow_any_other() {
         for world in [2, 3, 5] {
-            let all: Vec<_> = plans(world)
-                .filter(|(_, plan)| plan.shape.root <= 1)
-                .collect();
+            let all: Vec<_> = plans(world).filter(|(_, plan)| plan.shape.root <= 1).collect();
             for (_, first) in &all {
                 for (_, second) in &all {
                     let sequence = [(first, 2), (second, 1), (first, 1), (second, 3)];
@@ -170,12 +155,7 @@ mod tests {
     fn names_are_unique_within_a_collective() {
         for (i, a) in ALL.iter().enumerate() {
             let same = |b: &&Algorithm| b.collective == a.collective && b.name == a.name;
-            assert!(
-                !ALL[i + 1..].iter().any(same),
-                "{} {}",
-                a.collective,
-                a.name
-            );
+            assert!(!ALL[i + 1..].iter().any(same), "{} {}", a.collective, a.name);
         }
     }
 }

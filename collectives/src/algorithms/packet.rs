@@ -18,11 +18,7 @@ pub(super) const ONE_SHOT: Algorithm = Algorithm {
     claims: Claims::ALL,
     write: |b| {
         let me = b.rank();
-        b.copy(
-            0,
-            b.peers().map(|peer| Place::packets(peer, me)),
-            b.input(0),
-        );
+        b.copy(0, b.peers().map(|peer| Place::packets(peer, me)), b.input(0));
         b.reduce(0, [b.output(0)], contributions(b, 0));
     },
 };
@@ -40,11 +36,7 @@ pub(super) const ONE_SHOT_PULL: Algorithm = Algorithm {
         let (me, input) = (b.rank(), b.input(0));
         b.copy(0, (b.world() > 1).then(|| Place::packets(me, 0)), input);
         let own = |rank| {
-            if rank == me {
-                input
-            } else {
-                Place::packets_from(rank, 0, rank)
-            }
+            if rank == me { input } else { Place::packets_from(rank, 0, rank) }
         };
         b.reduce(0, [b.output(0)], b.ranks().map(own));
     },
@@ -82,11 +74,7 @@ pub(super) const ALL_GATHER: Algorithm = Algorithm {
     claims: Claims::ALL,
     write: |b| {
         let me = b.rank();
-        b.copy(
-            0,
-            b.peers().map(|peer| Place::packets(peer, me)),
-            b.input(0),
-        );
+        b.copy(0, b.peers().map(|peer| Place::packets(peer, me)), b.input(0));
         b.copy(0, [b.output(me)], b.input(0));
         for peer in b.peers() {
             b.copy(0, [b.output(peer)], b.packets_from(peer, peer));
@@ -210,11 +198,7 @@ pub(super) const SCATTER: Algorithm = Algorithm {
 fn contributions(b: &Builder, block: usize) -> impl Iterator<Item = Place> + use<> {
     let (me, input) = (b.rank(), b.input(block));
     let own = move |rank| {
-        if rank == me {
-            input
-        } else {
-            Place::packets_from(me, rank, rank)
-        }
+        if rank == me { input } else { Place::packets_from(me, rank, rank) }
     };
     b.ranks().map(own)
 }

@@ -216,11 +216,5 @@ pub(super) const BARRIER: Algorithm = Algorithm {
 /// from the input.
 fn staged(b: &Builder, slot: usize, block: usize) -> impl Iterator<Item = Place> + use<> {
     let (me, input) = (b.rank(), b.input(block));
-    b.ranks().map(move |rank| {
-        if rank == me {
-            input
-        } else {
-            Place::scratch(rank, slot)
-        }
-    })
+    b.ranks().map(move |rank| if rank == me { input } else { Place::scratch(rank, slot) })
 }

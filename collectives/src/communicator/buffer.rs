@@ -97,11 +97,7 @@ impl Communicator {
     pub fn alloc<T: Element>(&mut self, len: usize) -> Result<Buffer<T>, Error> {
         let bytes = len.checked_mul(size_of::<T>());
         let bytes = bytes.ok_or_else(|| argument("alloc", "len", "is too large"))?;
-        Ok(Buffer {
-            bytes: self.alloc_bytes(bytes)?,
-            len,
-            elements: PhantomData,
-        })
+        Ok(Buffer { bytes: self.alloc_bytes(bytes)?, len, elements: PhantomData })
     }
 
     /// Allocates registered memory as bytes; otherwise like [`Communicator::alloc`].
@@ -114,10 +110,7 @@ impl Communicator {
         })?;
         let alive = Arc::new(());
         self.keep(memory.clone(), &alive, len);
-        Ok(SharedBytes {
-            memory,
-            _alive: alive,
-        })
+        Ok(SharedBytes { memory, _alive: alive })
     }
 
     /// Registers memory that the caller allocated, so that calls need not stage it. A collective
@@ -144,9 +137,7 @@ impl Communicator {
                 usize::try_from(u64::from_le_bytes(bytes)).ok()
             };
             let same = theirs.get(..16) == Some(&mine[..16]);
-            let range = word(16)
-                .and_then(|a| NonNull::new(a as *mut u8))
-                .zip(word(24));
+            let range = word(16).and_then(|a| NonNull::new(a as *mut u8)).zip(word(24));
             all.extend(range.filter(|_| same));
         }
         let alive = Arc::new(());
@@ -157,10 +148,7 @@ impl Communicator {
             let memory = unsafe { SharedMemory::of_this_process(self.rank(), &all) };
             self.keep(memory, &alive, 0);
         }
-        Ok(Registration {
-            shared,
-            _alive: alive,
-        })
+        Ok(Registration { shared, _alive: alive })
     }
 
     fn keep(&mut self, memory: SharedMemory, alive: &Arc<()>, held: usize) {

@@ -25,12 +25,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         let timeout = Duration::from_secs(30);
-        Self {
-            timeout,
-            canonical: false,
-            algorithm: None,
-            machine: None,
-        }
+        Self { timeout, canonical: false, algorithm: None, machine: None }
     }
 }
 
@@ -97,9 +92,7 @@ impl Builder {
             };
             let threads: Vec<_> = bootstraps.into_iter().map(connect).collect();
             let joined = threads.into_iter().map(|thread| thread.join());
-            joined
-                .map(|result| result.unwrap_or_else(|p| std::panic::resume_unwind(p)))
-                .collect()
+            joined.map(|result| result.unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
         })
     }
 
@@ -152,11 +145,7 @@ impl Builder {
         let mut machine = None;
         for (peer, bytes) in bootstrap.all_gather(&bytes)?.iter().enumerate() {
             let theirs: Greeting = serde_json::from_slice(bytes).map_err(|error| {
-                argument(
-                    "connect",
-                    "peer",
-                    format!("rank {peer} sent no settings: {error}"),
-                )
+                argument("connect", "peer", format!("rank {peer} sent no settings: {error}"))
             })?;
             let same = (&theirs.version, theirs.canonical, &theirs.algorithm)
                 == (&mine.version, mine.canonical, &mine.algorithm);

@@ -41,11 +41,7 @@ impl RawCall {
             (Some(most), Some(input), Some(output)) if isize::try_from(most).is_ok() => {
                 Ok((input, output))
             }
-            _ => Err(argument(
-                name,
-                "count",
-                format!("{} is too large", self.count),
-            )),
+            _ => Err(argument(name, "count", format!("{} is too large", self.count))),
         }
     }
 
@@ -59,30 +55,19 @@ impl RawCall {
         if let ReduceOp::PreMulSum(scalar) = self.op
             && scalar.dtype() != self.dtype
         {
-            let problem = format!(
-                "multiplies by a {}, elements are {}",
-                scalar.dtype(),
-                self.dtype
-            );
+            let problem =
+                format!("multiplies by a {}, elements are {}", scalar.dtype(), self.dtype);
             return Err(argument(name, "op", problem));
         }
         let (input, output) = self.bytes(rank, world)?;
-        let checked = Checked {
-            in_place: false,
-            input_bytes: input,
-            output_bytes: output,
-        };
+        let checked = Checked { in_place: false, input_bytes: input, output_bytes: output };
         let (start_in, start_out) = (self.input as usize, self.output as usize);
         for (what, start, bytes) in [("input", start_in, input), ("output", start_out, output)] {
             if bytes > 0 && start == 0 {
                 return Err(argument(name, what, "is null"));
             }
             if bytes > 0 && start & (self.dtype.size() - 1) != 0 {
-                return Err(argument(
-                    name,
-                    what,
-                    format!("is not aligned for {}", self.dtype),
-                ));
+                return Err(argument(name, what, format!("is not aligned for {}", self.dtype)));
             }
         }
         let overlap = input > 0
@@ -93,15 +78,10 @@ impl RawCall {
             return Ok(checked);
         }
         match self.in_place_start(rank, input, output) {
-            Some(start) if start == start_in as isize - start_out as isize => Ok(Checked {
-                in_place: true,
-                ..checked
-            }),
-            _ => Err(argument(
-                name,
-                "output",
-                "overlaps input, but is not in place",
-            )),
+            Some(start) if start == start_in as isize - start_out as isize => {
+                Ok(Checked { in_place: true, ..checked })
+            }
+            _ => Err(argument(name, "output", "overlaps input, but is not in place")),
         }
     }
 
@@ -140,18 +120,13 @@ impl Address {
     const OFFSET_BITS: u32 = 44;
 
     fn to_word(address: Option<Self>) -> u64 {
-        address.map_or(Self::NONE, |a| {
-            (a.id as u64) << Self::OFFSET_BITS | a.offset as u64
-        })
+        address.map_or(Self::NONE, |a| (a.id as u64) << Self::OFFSET_BITS | a.offset as u64)
     }
 
     fn from_word(word: u64) -> Option<Self> {
         let offset = word & ((1 << Self::OFFSET_BITS) - 1);
         let id = (word >> Self::OFFSET_BITS) as usize;
-        (word != Self::NONE).then_some(Self {
-            id,
-            offset: offset as usize,
-        })
+        (word != Self::NONE).then_some(Self { id, offset: offset as usize })
     }
 }
 
@@ -183,14 +158,7 @@ impl Board {
         let tag = digest([what, count, plan]);
         let (input, output) = (Address::to_word(self.input), Address::to_word(self.output));
         let words = [what, count, input, output, plan, self.scale];
-        (
-            Call {
-                sequence,
-                tag: u64::from(tag),
-                words,
-            },
-            tag,
-        )
+        (Call { sequence, tag: u64::from(tag), words }, tag)
     }
 
     /// The digest in a call that was read from a board.
@@ -219,28 +187,19 @@ impl Board {
     /// Bytes of `rank`'s input.
     pub(crate) fn input_bytes(&self, rank: usize, world: usize) -> usize {
         let (inputs, _) = self.collective.blocks(world, self.root, rank);
-        inputs
-            .saturating_mul(self.count)
-            .saturating_mul(self.dtype.size())
+        inputs.saturating_mul(self.count).saturating_mul(self.dtype.size())
     }
 
     /// Bytes of `rank`'s output.
     pub(crate) fn output_bytes(&self, rank: usize, world: usize) -> usize {
         let (_, outputs) = self.collective.blocks(world, self.root, rank);
-        outputs
-            .saturating_mul(self.count)
-            .saturating_mul(self.dtype.size())
+        outputs.saturating_mul(self.count).saturating_mul(self.dtype.size())
     }
 }
 
 impl fmt::Display for Board {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            collective,
-            dtype,
-            count,
-            ..
-        } = self;
+        let Self { collective, dtype, count, .. } = self;
         if *collective == Collective::Barrier {
             return f.write_str("barrier");
         }
@@ -300,53 +259,20 @@ mod tests {
         assert_eq!(problem(&call(64, 0), 0), "output");
         assert_eq!(problem(&call(66, 128), 0), "input");
         assert_eq!(problem(&call(64, 68), 0), "output");
-        assert_eq!(
-            problem(
-                &RawCall {
-                    root: 4,
-                    ..call(64, 128)
-                },
-                0
-            ),
-            "root"
-        );
-        assert_eq!(
-            problem(
-                &RawCall {
-                    count: usize::MAX / 4,
-                    ..call(64, 128)
-                },
-                0
-            ),
-            "count"
-        );
+        assert_eq!(problem(&RawCall { root: 4, ..call(64, 128) }, 0), "root");
+        assert_eq!(problem(&RawCall { count: usize::MAX / 4, ..call(64, 128) }, 0), "count");
         let op = ReduceOp::pre_mul_sum(1_i32);
-        assert_eq!(
-            problem(
-                &RawCall {
-                    op,
-                    ..call(64, 128)
-                },
-                0
-            ),
-            "op"
-        );
+        assert_eq!(problem(&RawCall { op, ..call(64, 128) }, 0), "op");
     }
 
     #[test]
     fn in_place_is_told_from_overlap() {
         assert!(!call(64, 128).check(0, 4).unwrap().in_place);
         assert!(call(64, 64).check(0, 4).unwrap().in_place);
-        let gather = RawCall {
-            collective: Collective::AllGather,
-            ..call(64 + 32, 64)
-        };
+        let gather = RawCall { collective: Collective::AllGather, ..call(64 + 32, 64) };
         assert!(gather.check(2, 4).unwrap().in_place);
         assert_eq!(problem(&gather, 1), "output");
-        let scatter = RawCall {
-            collective: Collective::ReduceScatter,
-            ..call(64, 64 + 16)
-        };
+        let scatter = RawCall { collective: Collective::ReduceScatter, ..call(64, 64 + 16) };
         assert!(scatter.check(1, 4).unwrap().in_place);
         assert_eq!(problem(&scatter, 2), "output");
     }
@@ -359,10 +285,7 @@ mod tests {
             op: OpKind::Max,
             root: 70_000,
             count: 1 << 40,
-            input: Some(Address {
-                id: 3,
-                offset: 1 << 40,
-            }),
+            input: Some(Address { id: 3, offset: 1 << 40 }),
             output: None,
             plan: 17,
             scale: 99,
@@ -373,28 +296,17 @@ mod tests {
             (read.collective, read.dtype, read.op),
             (board.collective, board.dtype, board.op)
         );
-        assert_eq!(
-            (read.root, read.count, read.plan),
-            (board.root, board.count, board.plan)
-        );
+        assert_eq!((read.root, read.count, read.plan), (board.root, board.count, board.plan));
         assert_eq!((read.input, read.output), (board.input, board.output));
         assert_eq!(read.scale, board.scale);
         assert_eq!(Board::tag_of(&call), tag);
-        let (other, _) = Board {
-            count: board.count + 1,
-            ..board
-        }
-        .write(5);
+        let (other, _) = Board { count: board.count + 1, ..board }.write(5);
         assert_ne!(Board::tag_of(&other) & 0xff_ffff, tag & 0xff_ffff);
     }
 
     #[test]
     fn garbage_on_a_board_is_no_panic() {
-        let board = Board::read(&Call {
-            sequence: 1,
-            tag: 0,
-            words: [u64::MAX; 6],
-        });
+        let board = Board::read(&Call { sequence: 1, tag: 0, words: [u64::MAX; 6] });
         let _ = (board.input_bytes(0, 8), board.to_string());
     }
 }

@@ -36,9 +36,7 @@ impl Communicator {
         };
         group.letters.clear();
         let collected = collect(&mut group);
-        let Group {
-            mut letters, calls, ..
-        } = group;
+        let Group { mut letters, calls, .. } = group;
         let done = collected.and_then(|()| self.deliver(&mut letters));
         // Kept, so that the next group need not allocate.
         self.letters = letters;
@@ -149,9 +147,7 @@ impl<'buffers> Group<'buffers> {
             let problem = format!("is {peer}, but there are {} ranks", self.world);
             return Err(argument(call, "peer", problem));
         }
-        let bytes = count
-            .checked_mul(dtype.size())
-            .filter(|bytes| isize::try_from(*bytes).is_ok());
+        let bytes = count.checked_mul(dtype.size()).filter(|bytes| isize::try_from(*bytes).is_ok());
         let bytes =
             bytes.ok_or_else(|| argument(call, "count", format!("{count} is too large")))?;
         let null = match direction {
@@ -162,13 +158,7 @@ impl<'buffers> Group<'buffers> {
             return Err(argument(call, "buffer", "is null"));
         }
         let dtype = dtype as u8;
-        self.letters.push(Letter {
-            peer,
-            direction,
-            bytes,
-            dtype,
-            done: 0,
-        });
+        self.letters.push(Letter { peer, direction, bytes, dtype, done: 0 });
         Ok(())
     }
 

@@ -64,11 +64,7 @@ fn folds() -> Folds {
 impl std::fmt::Debug for Communicator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (rank, world) = (self.rank(), self.world());
-        write!(
-            f,
-            "Communicator(rank {rank} of {world}, call {})",
-            self.sequence
-        )
+        write!(f, "Communicator(rank {rank} of {world}, call {})", self.sequence)
     }
 }
 
@@ -107,9 +103,7 @@ impl Communicator {
 
     /// Something that can abort this communicator from any thread.
     pub fn abort_handle(&self) -> AbortHandle {
-        AbortHandle {
-            node: Arc::downgrade(&self.node),
-        }
+        AbortHandle { node: Arc::downgrade(&self.node) }
     }
 
     /// Makes all ranks' running and later calls fail.
@@ -154,11 +148,7 @@ impl Communicator {
     unsafe fn launch(
         &mut self,
         call: &RawCall,
-        Checked {
-            in_place,
-            input_bytes,
-            output_bytes,
-        }: Checked,
+        Checked { in_place, input_bytes, output_bytes }: Checked,
         spans: Option<&Spans<'_>>,
     ) -> Result<(), Error> {
         self.check_alive()?;
@@ -171,11 +161,7 @@ impl Communicator {
         let registered = spans.is_none()
             && (input.is_some() || input_bytes == 0)
             && (output.is_some() || output_bytes == 0);
-        let op = if call.collective.reduces() {
-            call.op.kind()
-        } else {
-            OpKind::Sum
-        };
+        let op = if call.collective.reduces() { call.op.kind() } else { OpKind::Sum };
         let query = Query {
             collective: call.collective,
             registered,
@@ -228,29 +214,21 @@ impl Communicator {
             accumulator,
             grain: LINE_BYTES >> size.trailing_zeros(),
             fold: self.folds[call.dtype as usize][op as usize],
-            args: FoldArgs {
-                world: self.node.world() as u32,
-            },
+            args: FoldArgs { world: self.node.world() as u32 },
             scaled: op == OpKind::PreMulSum,
             input: call.input,
             output: call.output,
             count: call.count,
             spans,
             window,
-            rounds: if call.count <= window {
-                1
-            } else {
-                call.count.div_ceil(window)
-            },
+            rounds: if call.count <= window { 1 } else { call.count.div_ceil(window) },
             streaming: call.count * size >= STREAMING,
         };
         self.executor.run(prepared, &job)
     }
 
     fn check_alive(&self) -> Result<(), Error> {
-        self.node
-            .failure()
-            .map_or(Ok(()), |failure| Err(self.failed(failure)))
+        self.node.failure().map_or(Ok(()), |failure| Err(self.failed(failure)))
     }
 
     #[cold]
@@ -262,20 +240,10 @@ impl Communicator {
 
     #[cold]
     fn no_plan(&self, query: &Query) -> Error {
-        let Query {
-            collective,
-            in_place,
-            dtype,
-            op,
-            ..
-        } = *query;
+        let Query { collective, in_place, dtype, op, .. } = *query;
         let place = if in_place { "in place" } else { "out of place" };
         let condition = format!("{dtype}, {}, {place}", op.name());
-        Error::NoPlan {
-            collective,
-            world: self.world(),
-            condition,
-        }
+        Error::NoPlan { collective, world: self.world(), condition }
     }
 
     /// All-to-all with counts that differ: block q of `counts` elements goes to rank q, and
@@ -316,14 +284,7 @@ impl Communicator {
         registered: bool,
     ) -> String {
         let (in_place, uneven, op) = (false, false, OpKind::Sum);
-        let query = Query {
-            collective,
-            registered,
-            in_place,
-            dtype,
-            op,
-            uneven,
-        };
+        let query = Query { collective, registered, in_place, dtype, op, uneven };
         let ranked = self.plans.ranked(&query, 0, count);
         let chosen = self.plans.choose(&query, 0, count);
         let mut text = format!(
@@ -335,10 +296,7 @@ impl Communicator {
         for (number, time) in ranked {
             let mark = if Some(number) == chosen { "->" } else { "  " };
             let name = self.plans.name(number);
-            text.push_str(&format!(
-                "\n{mark} {name:<18} {:>12.2} us predicted",
-                time / 1000.0
-            ));
+            text.push_str(&format!("\n{mark} {name:<18} {:>12.2} us predicted", time / 1000.0));
         }
         text
     }
@@ -353,17 +311,9 @@ impl Communicator {
             return Err(argument("add_plan", "plan", problem));
         }
         let text = plan.to_text();
-        for (peer, theirs) in self
-            .bootstrap
-            .all_gather(text.as_bytes())?
-            .iter()
-            .enumerate()
-        {
+        for (peer, theirs) in self.bootstrap.all_gather(text.as_bytes())?.iter().enumerate() {
             if theirs != text.as_bytes() {
-                return Err(Error::PlansDiffer {
-                    rank: self.rank(),
-                    peer,
-                });
+                return Err(Error::PlansDiffer { rank: self.rank(), peer });
             }
         }
         self.plans.add(plan, proof.claims);
@@ -385,17 +335,9 @@ impl Communicator {
             .map(|(rank, t)| (i32::from_le_bytes([t[5], t[6], t[7], t[8]]), rank))
             .collect();
         members.sort_unstable();
-        let leads = members
-            .first()
-            .is_some_and(|(_, leader)| *leader == self.rank());
-        let root = if leads && members.len() > 1 {
-            Some(TcpRoot::bind(LOOPBACK)?)
-        } else {
-            None
-        };
-        let id = root
-            .as_ref()
-            .map_or(Vec::new(), |(_, id)| id.to_bytes().to_vec());
+        let leads = members.first().is_some_and(|(_, leader)| *leader == self.rank());
+        let root = if leads && members.len() > 1 { Some(TcpRoot::bind(LOOPBACK)?) } else { None };
+        let id = root.as_ref().map_or(Vec::new(), |(_, id)| id.to_bytes().to_vec());
         let ids = self.bootstrap.all_gather(&id)?;
         let Some(rank) = members.iter().position(|(_, rank)| *rank == self.rank()) else {
             return Ok(None);
@@ -434,11 +376,7 @@ impl AbortHandle {
     pub fn abort(&self) {
         if let Some(node) = self.node.upgrade() {
             let by = node.rank();
-            node.post(Failure {
-                kind: FailureKind::Aborted,
-                by,
-                culprit: None,
-            });
+            node.post(Failure { kind: FailureKind::Aborted, by, culprit: None });
         }
     }
 }

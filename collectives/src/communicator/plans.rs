@@ -49,17 +49,8 @@ impl Query {
             self.dtype.is_narrow_float() || matches!(self.op, OpKind::Avg | OpKind::PreMulSum);
         let order = matches!(self.dtype, DataType::F32 | DataType::F64) || finish;
         let scaled = self.op == OpKind::PreMulSum;
-        let flags = [
-            self.registered,
-            self.in_place,
-            finish,
-            order,
-            self.uneven,
-            scaled,
-        ];
-        flags.iter().fold(self.collective as usize, |class, flag| {
-            class * 2 + usize::from(*flag)
-        })
+        let flags = [self.registered, self.in_place, finish, order, self.uneven, scaled];
+        flags.iter().fold(self.collective as usize, |class, flag| class * 2 + usize::from(*flag))
     }
 }
 
@@ -102,16 +93,8 @@ impl Plans {
         scratch: Region,
         packets: Region,
     ) -> Self {
-        let candidates = algorithms::ALL
-            .iter()
-            .map(|a| Candidate::built_in(a, world))
-            .collect();
-        let Selection {
-            machine,
-            canonical,
-            only,
-            slot_limit,
-        } = selection;
+        let candidates = algorithms::ALL.iter().map(|a| Candidate::built_in(a, world)).collect();
+        let Selection { machine, canonical, only, slot_limit } = selection;
         Self {
             rank,
             world,
@@ -147,14 +130,8 @@ impl Plans {
     pub(crate) fn choose(&mut self, query: &Query, root: usize, count: usize) -> Option<usize> {
         let class = query.class();
         let bucket = bucket(count * query.dtype.size());
-        let known = self.choices[class]
-            .as_ref()
-            .map_or(UNKNOWN, |choice| choice[bucket]);
-        let choice = if known == UNKNOWN {
-            self.decide(query, root, class, bucket)
-        } else {
-            known
-        };
+        let known = self.choices[class].as_ref().map_or(UNKNOWN, |choice| choice[bucket]);
+        let choice = if known == UNKNOWN { self.decide(query, root, class, bucket) } else { known };
         (choice != NOTHING).then_some(usize::from(choice))
     }
 
@@ -171,9 +148,8 @@ impl Plans {
     /// All plans that can do a call, with predicted nanoseconds, fastest first.
     pub(crate) fn ranked(&mut self, query: &Query, root: usize, count: usize) -> Vec<(usize, f64)> {
         let able = |p: &Self, number: usize| p.able(number, query, root);
-        let mut numbers: Vec<_> = (0..self.candidates.len())
-            .filter(|number| able(self, *number))
-            .collect();
+        let mut numbers: Vec<_> =
+            (0..self.candidates.len()).filter(|number| able(self, *number)).collect();
         let named = |p: &Self, n: &usize| p.only.as_deref() == Some(p.candidates[*n].name());
         if numbers.iter().any(|number| named(self, number)) {
             numbers.retain(|number| named(self, number));
@@ -188,14 +164,8 @@ impl Plans {
 
     fn able(&self, number: usize, query: &Query, root: usize) -> bool {
         let candidate = &self.candidates[number];
-        let Claims {
-            same_bits,
-            canonical,
-            finishes_once,
-            contributors,
-            in_place,
-            ..
-        } = candidate.claims;
+        let Claims { same_bits, canonical, finishes_once, contributors, in_place, .. } =
+            candidate.claims;
         let narrow = query.dtype.is_narrow_float();
         let needs_finish = narrow || matches!(query.op, OpKind::Avg | OpKind::PreMulSum);
         let float = narrow || matches!(query.dtype, DataType::F32 | DataType::F64);
@@ -240,11 +210,7 @@ impl Plans {
     pub(crate) fn prepared(&mut self, number: usize, root: usize) -> &Prepared {
         let (rank, world) = (self.rank, self.world);
         let candidate = &mut self.candidates[number];
-        let index = if candidate.prepared.len() > 1 {
-            root
-        } else {
-            0
-        };
+        let index = if candidate.prepared.len() > 1 { root } else { 0 };
         if candidate.prepared[index].is_none() {
             let shape = candidate.shape(world, root);
             let program = candidate.program(rank, world, root);
@@ -270,11 +236,7 @@ impl Plans {
 
 impl Candidate {
     fn built_in(algorithm: &'static Algorithm, world: usize) -> Self {
-        let roots = if algorithm.collective.is_rooted() {
-            world
-        } else {
-            1
-        };
+        let roots = if algorithm.collective.is_rooted() { world } else { 1 };
         let reaches =
             |rank: usize| Shape::reaches_user_memory(&algorithm.program(rank, world, 0), rank);
         Self {

@@ -28,10 +28,7 @@ pub(super) fn report(node: &Node, failure: Failure) -> String {
         seen.push(*rank);
         new
     });
-    let lines: Vec<_> = ranks
-        .iter()
-        .map(|rank| describe(node, *rank, sequence))
-        .collect();
+    let lines: Vec<_> = ranks.iter().map(|rank| describe(node, *rank, sequence)).collect();
     lines.join("; ")
 }
 
@@ -40,11 +37,7 @@ fn describe(node: &Node, rank: usize, sequence: u64) -> String {
     let call = control.call(sequence).filter(|call| call.sequence > 0);
     let call = call.or_else(|| control.latest_call());
     let progress = control.progress();
-    let who = if rank == node.rank() {
-        "this rank".to_owned()
-    } else {
-        format!("rank {rank}")
-    };
+    let who = if rank == node.rank() { "this rank".to_owned() } else { format!("rank {rank}") };
     let what = match call {
         None => "no collective yet".to_owned(),
         Some(call) => {
@@ -53,27 +46,12 @@ fn describe(node: &Node, rank: usize, sequence: u64) -> String {
             format!("{state} call {} {}", call.sequence, Board::read(&call))
         }
     };
-    let stopped = if process_stopped(node.pid(rank)) {
-        ", its process is stopped"
-    } else {
-        ""
-    };
-    format!(
-        "{who} (pid {}): {what}{}{stopped}",
-        node.pid(rank),
-        waiting(&progress)
-    )
+    let stopped = if process_stopped(node.pid(rank)) { ", its process is stopped" } else { "" };
+    format!("{who} (pid {}): {what}{}{stopped}", node.pid(rank), waiting(&progress))
 }
 
 fn waiting(progress: &Progress) -> String {
-    let Progress {
-        peer,
-        place,
-        expected,
-        seen,
-        state,
-        ..
-    } = progress;
+    let Progress { peer, place, expected, seen, state, .. } = progress;
     match (*place, *state) {
         (AT_OTHER, State::Working | State::Left) => {
             format!(", receives {expected} bytes from rank {peer}, which sends {seen}")
@@ -94,8 +72,6 @@ fn waiting(progress: &Progress) -> String {
 fn process_stopped(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The state follows the name, which is in parentheses and may contain anything.
-    let state = stat
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.chars().next());
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     matches!(state, Some('T' | 't'))
 }

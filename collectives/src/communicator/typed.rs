@@ -36,14 +36,7 @@ impl Communicator {
             input.len().saturating_mul(self.world()),
         )?;
         let (from, to) = (input.as_ptr(), output.as_mut_ptr());
-        self.typed::<T>(
-            Collective::AllGather,
-            ReduceOp::Sum,
-            0,
-            input.len(),
-            from,
-            to,
-        )
+        self.typed::<T>(Collective::AllGather, ReduceOp::Sum, 0, input.len(), from, to)
     }
 
     /// Gathers in place: this rank's block of `buffer` is its input.
@@ -120,10 +113,7 @@ impl Communicator {
         let from = self.spans("send", send, "input", input.len())?;
         let to = self.spans("receive", receive, "output", output.len())?;
         let largest = self.agree_on_counts(send, receive)?;
-        let spans = Spans {
-            input: &from,
-            output: &to,
-        };
+        let spans = Spans { input: &from, output: &to };
         let (from, to) = (input.as_ptr().cast(), output.as_mut_ptr().cast());
         // SAFETY: the spans were checked against the slices, which are borrowed for the call.
         unsafe { self.all_to_all_uneven(T::DTYPE, from, to, &spans, largest) }
@@ -142,14 +132,7 @@ impl Communicator {
             same_length("gather", "output", output.len(), expected)?;
         }
         let (from, to) = (input.as_ptr(), output.as_mut_ptr());
-        self.typed::<T>(
-            Collective::Gather,
-            ReduceOp::Sum,
-            root,
-            input.len(),
-            from,
-            to,
-        )
+        self.typed::<T>(Collective::Gather, ReduceOp::Sum, root, input.len(), from, to)
     }
 
     /// Gives block r of the root's `input` to rank r, in `output`. The root's input is `world`
@@ -165,14 +148,7 @@ impl Communicator {
             same_length("scatter", "input", input.len(), expected)?;
         }
         let (from, to) = (input.as_ptr(), output.as_mut_ptr());
-        self.typed::<T>(
-            Collective::Scatter,
-            ReduceOp::Sum,
-            root,
-            output.len(),
-            from,
-            to,
-        )
+        self.typed::<T>(Collective::Scatter, ReduceOp::Sum, root, output.len(), from, to)
     }
 
     /// Sends `data` to `peer`, which must call [`recv`](Self::recv) with the same length and type.
@@ -197,15 +173,7 @@ impl Communicator {
         output: *mut T,
     ) -> Result<(), Error> {
         let (input, output) = (input.cast(), output.cast());
-        let call = RawCall {
-            collective,
-            dtype: T::DTYPE,
-            op,
-            root,
-            count,
-            input,
-            output,
-        };
+        let call = RawCall { collective, dtype: T::DTYPE, op, root, count, input, output };
         // SAFETY: the callers checked the slices' lengths, and hold them borrowed.
         unsafe { self.call(&call) }
     }
@@ -275,9 +243,5 @@ fn same_length(
     if len == expected {
         return Ok(());
     }
-    Err(argument(
-        call,
-        what,
-        format!("has {len} elements, must have {expected}"),
-    ))
+    Err(argument(call, what, format!("has {len} elements, must have {expected}")))
 }

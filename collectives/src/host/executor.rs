@@ -12,12 +12,12 @@ use std::sync::Arc;
 use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::memory::SharedMemory;
 use warpmesh_primitives::node::Node;
-use warpmesh_primitives::packet::{Flag, LINE_DATA, NotYet};
+use warpmesh_primitives::packet::Flag;
 use warpmesh_primitives::patience::{Patience, WaitingFor};
 
 use super::fold::{self, Dest, Fold, FoldArgs, Source};
-use super::packets;
 use super::prepare::{Prepared, Step, Target};
+use super::tiles::TILE;
 use crate::communicator::call::{Address, Board};
 use crate::plan::part_range;
 
@@ -57,19 +57,19 @@ pub(crate) struct Spans<'a> {
 
 /// A range of elements, resolved for a move: first element within the block's window and count.
 #[derive(Clone, Copy)]
-struct Extent {
-    first: usize,
-    count: usize,
+pub(super) struct Extent {
+    pub(super) first: usize,
+    pub(super) count: usize,
 }
 
 /// Why a step cannot be done now.
-struct Blocked {
-    peer: usize,
-    expected: u64,
-    seen: u64,
+pub(super) struct Blocked {
+    pub(super) peer: usize,
+    pub(super) expected: u64,
+    pub(super) seen: u64,
 }
 
-enum Stop {
+pub(super) enum Stop {
     Blocked(Blocked),
     Failed(Failure),
 }
@@ -80,14 +80,10 @@ impl From<Failure> for Stop {
     }
 }
 
-/// Tiles in which packets are unpacked and reduced: a multiple of 56, so that elements of any size
-/// fill whole lines, and small enough that a tile per rank stays in cache.
-const TILE: usize = 448;
-
 /// The state of a rank's side of all collectives.
 pub(crate) struct Executor {
-    node: Arc<Node>,
-    epoch: u64,
+    pub(super) node: Arc<Node>,
+    pub(super) epoch: u64,
     /// Whether the last epoch left this rank knowing that all ranks had started it.
     synchronised: bool,
     /// By semaphore * world + peer.
@@ -98,10 +94,10 @@ pub(crate) struct Executor {
     /// Where the peers' buffers of a call are, once looked up.
     remote: Vec<Remote>,
     memories: Vec<Option<SharedMemory>>,
-    sources: Vec<Source>,
-    dests: Vec<Dest>,
-    copies: Vec<*mut u8>,
-    tiles: Vec<u64>,
+    pub(super) sources: Vec<Source>,
+    pub(super) dests: Vec<Dest>,
+    pub(super) copies: Vec<*mut u8>,
+    pub(super) tiles: Vec<u64>,
     /// Each worker's next step.
     next: Vec<usize>,
 }
@@ -195,12 +191,7 @@ impl Executor {
         }
         let needed = self.epoch - 2;
         for peer in (0..self.node.world()).filter(|peer| *peer != self.node.rank()) {
-            let on = WaitingFor {
-                peer,
-                place: u32::MAX,
-                expected: needed,
-                sequence: job.sequence,
-            };
+            let on = WaitingFor { peer, place: u32::MAX, expected: needed, sequence: job.sequence };
             let control = self.node.control(peer);
             self.node.wait(on, || match control.finished_epoch() {
                 seen if seen >= needed => Ok(()),
@@ -320,16 +311,9 @@ impl Executor {
     fn try_wait(&mut self, semaphore: usize, peer: usize, job: &Job<'_>) -> Result<(), Stop> {
         let waited = &mut self.waited[semaphore * self.node.world() + peer];
         let expected = *waited + 1;
-        let word = self
-            .node
-            .control(peer)
-            .semaphore(semaphore, self.node.rank());
+        let word = self.node.control(peer).semaphore(semaphore, self.node.rank());
         if let Err(seen) = word.reached(expected) {
-            return Err(Stop::Blocked(Blocked {
-                peer,
-                expected,
-                seen,
-            }));
+            return Err(Stop::Blocked(Blocked { peer, expected, seen }));
         }
         *waited = expected;
         Ok(self.compare(peer, job)?)
@@ -350,16 +334,12 @@ impl Executor {
     }
 
     #[cold]
-    fn mismatch(&self, peer: usize) -> Failure {
+    pub(super) fn mismatch(&self, peer: usize) -> Failure {
         let by = self.node.rank();
-        self.node.post(Failure {
-            kind: FailureKind::Mismatch,
-            by,
-            culprit: Some(peer),
-        })
+        self.node.post(Failure { kind: FailureKind::Mismatch, by, culprit: Some(peer) })
     }
 
-    fn pause(
+    pub(super) fn pause(
         &self,
         patience: &mut Patience,
         stop: Stop,
@@ -368,29 +348,16 @@ impl Executor {
     ) -> Result<(), Failure> {
         match stop {
             Stop::Failed(failure) => Err(failure),
-            Stop::Blocked(Blocked {
-                peer,
-                expected,
-                seen,
-            }) => {
+            Stop::Blocked(Blocked { peer, expected, seen }) => {
                 let (place, sequence) = (place as u32, job.sequence);
-                patience.pause(
-                    &self.node,
-                    WaitingFor {
-                        peer,
-                        place,
-                        expected,
-                        sequence,
-                    },
-                    seen,
-                )
+                patience.pause(&self.node, WaitingFor { peer, place, expected, sequence }, seen)
             }
         }
     }
 
     /// The part of a block that a move covers. Its places' blocks have equal lengths, or, where
     /// blocks differ, the own block among them counts.
-    fn extent(
+    pub(super) fn extent(
         &self,
         places: &[Target],
         prepared: &Prepared,
@@ -412,10 +379,7 @@ impl Executor {
         let begin = (round * job.window).min(length);
         let window = (length - begin).min(job.window);
         let (first, count) = part_range(window, prepared.parts, job.grain, part);
-        Extent {
-            first: begin + first,
-            count,
-        }
+        Extent { first: begin + first, count }
     }
 
     fn move_plain(
@@ -425,15 +389,7 @@ impl Executor {
         job: &Job<'_>,
         round: usize,
     ) -> Result<(), Failure> {
-        let Step::Move {
-            part,
-            to,
-            from,
-            reduce,
-            to_user,
-            ..
-        } = step
-        else {
+        let Step::Move { part, to, from, reduce, to_user, .. } = step else {
             return Ok(());
         };
         let (to, from) = (to.clone(), from.clone());
@@ -452,11 +408,7 @@ impl Executor {
             unsafe { (job.fold)(&self.dests, &self.sources, count, &job.args, streaming) };
             return Ok(());
         }
-        let size = if self.sources[0].partial {
-            job.accumulator
-        } else {
-            job.size
-        };
+        let size = if self.sources[0].partial { job.accumulator } else { job.size };
         self.copies.clear();
         self.copies.extend(self.dests.iter().map(|dest| dest.at));
         // SAFETY: as above.
@@ -489,7 +441,7 @@ impl Executor {
 
     /// Where a place's part begins, and whether it holds partial sums.
     #[inline]
-    fn address(
+    pub(super) fn address(
         &mut self,
         place: &Target,
         extent: Extent,
@@ -497,17 +449,11 @@ impl Executor {
     ) -> Result<(*mut u8, bool), Failure> {
         let at = match *place {
             Target::Input { block } => {
-                let start = job
-                    .spans
-                    .map_or(block * job.count, |spans| spans.input[block].0);
-                job.input
-                    .cast_mut()
-                    .wrapping_add((start + extent.first) * job.size)
+                let start = job.spans.map_or(block * job.count, |spans| spans.input[block].0);
+                job.input.cast_mut().wrapping_add((start + extent.first) * job.size)
             }
             Target::Output { block } => {
-                let start = job
-                    .spans
-                    .map_or(block * job.count, |spans| spans.output[block].0);
+                let start = job.spans.map_or(block * job.count, |spans| spans.output[block].0);
                 job.output.wrapping_add((start + extent.first) * job.size)
             }
             Target::PeerInput { rank, block } => {
@@ -518,14 +464,10 @@ impl Executor {
                 let base = self.remote(rank, job)?.output;
                 (base + (block * job.count + extent.first) * job.size) as *mut u8
             }
-            Target::Scratch {
-                halves, partial, ..
-            } => {
+            Target::Scratch { halves, partial, .. } => {
                 return Ok((halves[(self.epoch % 2) as usize], partial));
             }
-            Target::Packets {
-                halves, partial, ..
-            } => {
+            Target::Packets { halves, partial, .. } => {
                 return Ok((halves[(self.epoch % 2) as usize].cast_mut().cast(), partial));
             }
         };
@@ -540,11 +482,7 @@ impl Executor {
         if known.sequence == job.sequence {
             return Ok(known);
         }
-        let board = self
-            .node
-            .control(rank)
-            .call(job.sequence)
-            .map(|call| Board::read(&call));
+        let board = self.node.control(rank).call(job.sequence).map(|call| Board::read(&call));
         let board = board.ok_or_else(|| self.mismatch(rank))?;
         let find = |address: Option<Address>, len: usize| {
             let Some(Address { id, offset }) = address else {
@@ -560,19 +498,14 @@ impl Executor {
         let (Some(input), Some(output)) = (input, output) else {
             return Err(self.mismatch(rank));
         };
-        let remote = Remote {
-            sequence: job.sequence,
-            input,
-            output,
-            scale: board.scale,
-        };
+        let remote = Remote { sequence: job.sequence, input, output, scale: board.scale };
         self.remote[rank] = remote;
         Ok(remote)
     }
 
     /// The factor of the rank whose contribution a place holds.
     #[inline]
-    fn scale(&mut self, place: &Target, job: &Job<'_>) -> Result<u64, Failure> {
+    pub(super) fn scale(&mut self, place: &Target, job: &Job<'_>) -> Result<u64, Failure> {
         if !job.scaled {
             return Ok(0);
         }
@@ -585,253 +518,7 @@ impl Executor {
         Ok(self.remote(contributor, job)?.scale)
     }
 
-    fn flag(&self, job: &Job<'_>) -> Flag {
+    pub(super) fn flag(&self, job: &Job<'_>) -> Flag {
         Flag::new(self.epoch, job.tag)
-    }
-
-    /// Whether all packets that a move reads are there.
-    fn packets_arrived(
-        &self,
-        prepared: &Prepared,
-        step: &Step,
-        job: &Job<'_>,
-        round: usize,
-    ) -> Result<(), Stop> {
-        let Step::Move { part, to, from, .. } = step else {
-            return Ok(());
-        };
-        let places = &prepared.places[to.start.min(from.start)..to.end.max(from.end)];
-        let extent = self.extent(places, prepared, *part, job, round);
-        for place in &prepared.places[from.clone()] {
-            if let Target::Packets {
-                halves,
-                partial,
-                peer,
-            } = *place
-            {
-                let size = if partial { job.accumulator } else { job.size };
-                let at = halves[(self.epoch % 2) as usize];
-                // SAFETY: the slot fits the part, since the window was chosen so.
-                let seen = unsafe { packets::arrived(at, extent.count * size, self.flag(job)) };
-                seen.map_err(|seen| self.absent(peer, seen))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn absent(&self, peer: usize, seen: NotYet) -> Stop {
-        match seen {
-            NotYet::Absent(flag) => Stop::Blocked(Blocked {
-                peer,
-                expected: self.epoch,
-                seen: Flag::epoch_of(flag),
-            }),
-            NotYet::OtherCall(_) => Stop::Failed(self.mismatch(peer)),
-        }
-    }
-
-    /// A move that reads or writes packets: tile by tile, packets through a buffer in cache.
-    fn move_packets(
-        &mut self,
-        prepared: &Prepared,
-        step: &Step,
-        place: usize,
-        job: &Job<'_>,
-        round: usize,
-    ) -> Result<(), Failure> {
-        let Step::Move {
-            part,
-            to,
-            from,
-            reduce,
-            ..
-        } = step
-        else {
-            return Ok(());
-        };
-        let places = &prepared.places[to.start.min(from.start)..to.end.max(from.end)];
-        let extent = self.extent(places, prepared, *part, job, round);
-        let mut done = 0;
-        loop {
-            let tile = Tile {
-                extent,
-                done,
-                count: (extent.count - done).min(TILE),
-                place,
-            };
-            self.load_tile(prepared, from.clone(), &tile, job)?;
-            self.store_tile(prepared, to.clone(), &tile, *reduce, job)?;
-            done += tile.count;
-            if done >= extent.count {
-                break;
-            }
-        }
-        for target in &prepared.places[to.clone()] {
-            match *target {
-                // Left in this rank's own memory, for anyone.
-                Target::Packets { peer, .. } if peer == self.node.rank() => self.node.ring_all(),
-                Target::Packets { peer, .. } => self.node.control(peer).ring(),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Points `sources` at a tile of every source; packets are waited for and unpacked.
-    fn load_tile(
-        &mut self,
-        prepared: &Prepared,
-        from: std::ops::Range<usize>,
-        tile: &Tile,
-        job: &Job<'_>,
-    ) -> Result<(), Failure> {
-        self.sources.clear();
-        let mut buffer = 1; // tile 0 is for the result
-        for place in &prepared.places[from] {
-            let source = match *place {
-                Target::Packets {
-                    halves,
-                    partial,
-                    peer,
-                } => {
-                    let size = if partial { job.accumulator } else { job.size };
-                    let at = self.tiles[buffer * TILE..].as_mut_ptr().cast::<u8>();
-                    buffer += 1;
-                    // SAFETY: the tile's lines lie in the slot.
-                    let lines = unsafe { halves[(self.epoch % 2) as usize].add(tile.line(size)) };
-                    self.receive(at, lines, tile.count * size, peer, tile.place, job)?;
-                    Source {
-                        at,
-                        partial,
-                        scale: self.scale(place, job)?,
-                    }
-                }
-                _ => {
-                    let (at, partial) = self.address(place, tile.extent, job)?;
-                    let size = if partial { job.accumulator } else { job.size };
-                    let at = at.wrapping_add(tile.done * size);
-                    Source {
-                        at,
-                        partial,
-                        scale: self.scale(place, job)?,
-                    }
-                }
-            };
-            self.sources.push(source);
-        }
-        Ok(())
-    }
-
-    fn receive(
-        &self,
-        to: *mut u8,
-        from: *const warpmesh_primitives::packet::Line,
-        bytes: usize,
-        peer: usize,
-        place: usize,
-        job: &Job<'_>,
-    ) -> Result<(), Failure> {
-        let flag = self.flag(job);
-        let mut patience = Patience::default();
-        // SAFETY: `to` is a tile's buffer of TILE elements of at most 8 bytes; the lines lie in
-        // the slot.
-        while let Err(seen) = unsafe { packets::unpack(to, from, bytes, flag) } {
-            self.pause(&mut patience, self.absent(peer, seen), place, job)?;
-        }
-        Ok(())
-    }
-
-    /// Combines a tile of all sources and stores it to every destination.
-    fn store_tile(
-        &mut self,
-        prepared: &Prepared,
-        to: std::ops::Range<usize>,
-        tile: &Tile,
-        reduce: bool,
-        job: &Job<'_>,
-    ) -> Result<(), Failure> {
-        let targets = &prepared.places[to];
-        let is_packets = |target: &&Target| matches!(target, Target::Packets { .. });
-        self.dests.clear();
-        for target in targets.iter().filter(|target| !is_packets(target)) {
-            let (at, partial) = self.address(target, tile.extent, job)?;
-            let size = if partial { job.accumulator } else { job.size };
-            self.dests.push(Dest {
-                at: at.wrapping_add(tile.done * size),
-                partial,
-            });
-        }
-        let result = self.tiles.as_mut_ptr().cast::<u8>();
-        let packets_partial = targets
-            .iter()
-            .find(is_packets)
-            .is_some_and(Target::is_partial);
-        // What is to be packed: the source itself if it is only copied, else the first plain
-        // destination, else a buffer.
-        let packed = if reduce && self.dests.is_empty() {
-            self.dests.push(Dest {
-                at: result,
-                partial: packets_partial,
-            });
-            result.cast_const()
-        } else if reduce {
-            self.dests[0].at.cast_const()
-        } else {
-            self.sources[0].at
-        };
-        if reduce {
-            // SAFETY: see `move_plain`; the buffer holds TILE elements of at most 8 bytes.
-            unsafe { (job.fold)(&self.dests, &self.sources, tile.count, &job.args, false) };
-        } else if !self.dests.is_empty() {
-            let size = if self.sources[0].partial {
-                job.accumulator
-            } else {
-                job.size
-            };
-            self.copies.clear();
-            self.copies.extend(self.dests.iter().map(|dest| dest.at));
-            // SAFETY: see `move_plain`.
-            unsafe { fold::copy(&self.copies, packed, tile.count * size, false) };
-        }
-        for target in targets.iter().filter(is_packets) {
-            let Target::Packets {
-                halves, partial, ..
-            } = *target
-            else {
-                continue;
-            };
-            let size = if partial { job.accumulator } else { job.size };
-            // SAFETY: the tile's lines lie in the slot, whose only writer this rank is; `packed`
-            // holds the tile.
-            unsafe {
-                let lines = halves[(self.epoch % 2) as usize].add(tile.line(size));
-                packets::pack(lines, packed, tile.count * size, self.flag(job));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Target {
-    fn is_partial(&self) -> bool {
-        matches!(
-            self,
-            Self::Packets { partial: true, .. } | Self::Scratch { partial: true, .. }
-        )
-    }
-}
-
-/// A tile of a move: elements `done..done + count` of its extent.
-struct Tile {
-    extent: Extent,
-    done: usize,
-    count: usize,
-    place: usize,
-}
-
-impl Tile {
-    /// The tile's first line in a slot of elements of `size` bytes.
-    fn line(&self, size: usize) -> usize {
-        self.done * size / LINE_DATA
     }
 }

@@ -82,14 +82,7 @@ impl Mail {
         let world = node.world();
         let slot = memory.len() / SLOTS as usize / world / HEADER * HEADER;
         let (filled, emptied) = (vec![0; world], vec![0; world]);
-        Self {
-            node,
-            memory,
-            slot,
-            filled,
-            emptied,
-            busy: vec![[false; 2]; world],
-        }
+        Self { node, memory, slot, filled, emptied, busy: vec![[false; 2]; world] }
     }
 
     /// Carries out all letters. Blocks until all are done.
@@ -131,12 +124,7 @@ impl Mail {
             Direction::Send(_) => (AT_SEND, self.filled[peer] + 1),
             Direction::Receive(_) => (AT_RECEIVE, self.emptied[peer] + 1),
         };
-        let on = WaitingFor {
-            peer,
-            place,
-            expected,
-            sequence: 0,
-        };
+        let on = WaitingFor { peer, place, expected, sequence: 0 };
         patience.pause(&self.node, on, expected - 1)
     }
 
@@ -153,21 +141,12 @@ impl Mail {
         let next = self.filled[peer] + 1;
         // Slot `next` was used SLOTS ago; the peer's count says whether it was emptied.
         let free = next.saturating_sub(SLOTS);
-        if self
-            .node
-            .control(peer)
-            .semaphore(EMPTIED, me)
-            .reached(free)
-            .is_err()
-        {
+        if self.node.control(peer).semaphore(EMPTIED, me).reached(free).is_err() {
             return false;
         }
         let slot = self.slot_of(peer, me, next);
         let chunk = (letter.bytes - letter.done).min(self.slot - HEADER);
-        let header = Header {
-            bytes: letter.bytes as u64,
-            dtype: u64::from(letter.dtype),
-        };
+        let header = Header { bytes: letter.bytes as u64, dtype: u64::from(letter.dtype) };
         // SAFETY: the slot is ours until it is signalled; the caller's buffer has `bytes` bytes.
         unsafe {
             slot.cast::<Header>().write(header);
@@ -183,13 +162,7 @@ impl Mail {
     fn receive(&mut self, letter: &mut Letter, to: *mut u8) -> Result<bool, Failure> {
         let (peer, me) = (letter.peer, self.node.rank());
         let next = self.emptied[peer] + 1;
-        if self
-            .node
-            .control(peer)
-            .semaphore(FILLED, me)
-            .reached(next)
-            .is_err()
-        {
+        if self.node.control(peer).semaphore(FILLED, me).reached(next).is_err() {
             return Ok(false);
         }
         let slot = self.slot_of(me, peer, next);
@@ -216,13 +189,10 @@ impl Mail {
         };
         let me = self.node.rank();
         let open = |l: &Letter| l.peer == me && l.done == 0 && l.bytes == letters[i].bytes;
-        let receive = letters
-            .iter()
-            .enumerate()
-            .find_map(|(j, letter)| match letter.direction {
-                Direction::Receive(to) if open(letter) => Some((j, to)),
-                _ => None,
-            });
+        let receive = letters.iter().enumerate().find_map(|(j, letter)| match letter.direction {
+            Direction::Receive(to) if open(letter) => Some((j, to)),
+            _ => None,
+        });
         let Some((j, to)) = receive else { return false };
         // SAFETY: both are buffers of the caller of that many bytes; `copy` allows overlap.
         unsafe { std::ptr::copy(from, to, letters[i].bytes) };
@@ -244,11 +214,7 @@ impl Mail {
         };
         self.node.me().set_progress(&progress);
         let by = self.node.rank();
-        self.node.post(Failure {
-            kind: FailureKind::Mismatch,
-            by,
-            culprit: Some(letter.peer),
-        })
+        self.node.post(Failure { kind: FailureKind::Mismatch, by, culprit: Some(letter.peer) })
     }
 
     /// Slot number `index` (counted for ever) of the ring from `sender` in `receiver`'s memory.

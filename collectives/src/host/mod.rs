@@ -8,6 +8,7 @@ pub(crate) mod fold;
 mod mail;
 mod packets;
 mod prepare;
+mod tiles;
 
 pub(crate) use executor::{Executor, Job, Spans};
 pub(crate) use mail::{AT_OTHER, AT_RECEIVE, AT_SEND, Direction, Letter, Mail};

@@ -20,10 +20,7 @@ pub(super) unsafe fn pack(to: *const Line, from: *const u8, bytes: usize, flag: 
     for i in 0..whole {
         // SAFETY: a whole line's bytes are left of the source; lines are made of atomics.
         unsafe {
-            let data = from
-                .add(i * LINE_DATA)
-                .cast::<[u64; WORDS]>()
-                .read_unaligned();
+            let data = from.add(i * LINE_DATA).cast::<[u64; WORDS]>().read_unaligned();
             (*to.add(i)).write(&data, flag);
         }
     }
@@ -62,9 +59,7 @@ pub(super) unsafe fn unpack(
         // SAFETY: a whole line's bytes are left of the destination; lines are made of atomics.
         unsafe {
             (*from.add(i)).read_after_last(&mut data);
-            to.add(i * LINE_DATA)
-                .cast::<[u64; WORDS]>()
-                .write_unaligned(data);
+            to.add(i * LINE_DATA).cast::<[u64; WORDS]>().write_unaligned(data);
         }
     }
     let rest = bytes - whole * LINE_DATA;

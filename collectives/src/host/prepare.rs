@@ -138,18 +138,9 @@ impl Prepared {
             partial: false,
             windows: [0; DataType::ALL.len()],
         };
-        let mut resolver = Resolver {
-            prepared: &mut this,
-            rank,
-            world: shape.world,
-            scratch,
-            packets,
-        };
-        let workers = program
-            .workers
-            .iter()
-            .map(|list| resolver.list(list))
-            .collect();
+        let mut resolver =
+            Resolver { prepared: &mut this, rank, world: shape.world, scratch, packets };
+        let workers = program.workers.iter().map(|list| resolver.list(list)).collect();
         this.workers = workers;
         this.windows = DataType::ALL.map(|dtype| this.round_elements(dtype));
         this
@@ -167,9 +158,7 @@ impl Prepared {
         let grain = LINE_BYTES / size;
         let size = if self.partial { accumulator } else { size };
         let of_scratch = self.slot_scratch.map(|bytes| bytes / size);
-        let of_packets = self
-            .slot_packets
-            .map(|bytes| bytes / LINE_BYTES * (LINE_DATA / size));
+        let of_packets = self.slot_packets.map(|bytes| bytes / LINE_BYTES * (LINE_DATA / size));
         let slot = match (of_scratch, of_packets) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (one, other) => one.or(other),
@@ -191,41 +180,21 @@ impl Resolver<'_> {
         let mut steps = Vec::new();
         for instruction in instructions {
             match instruction {
-                Instruction::Move {
-                    part,
-                    to,
-                    from,
-                    reduce,
-                } => {
+                Instruction::Move { part, to, from, reduce } => {
                     steps.push(self.moving(*part, to, from, *reduce));
                 }
-                Instruction::Signal { semaphore, to } => {
-                    steps.extend(to.iter().map(|peer| Step::Signal {
-                        semaphore: *semaphore,
-                        peer: *peer,
-                    }))
-                }
-                Instruction::Wait { semaphore, from } => {
-                    steps.extend(from.iter().map(|peer| Step::Wait {
-                        semaphore: *semaphore,
-                        peer: *peer,
-                    }))
-                }
+                Instruction::Signal { semaphore, to } => steps.extend(
+                    to.iter().map(|peer| Step::Signal { semaphore: *semaphore, peer: *peer }),
+                ),
+                Instruction::Wait { semaphore, from } => steps.extend(
+                    from.iter().map(|peer| Step::Wait { semaphore: *semaphore, peer: *peer }),
+                ),
                 // On the host the caller is the copy engine: a transfer is done when it is asked
                 // for, and nothing is left for the flush.
-                Instruction::Put {
-                    part,
-                    to,
-                    from,
-                    then_signal,
-                    ..
-                } => {
+                Instruction::Put { part, to, from, then_signal, .. } => {
                     steps.push(self.moving(*part, &[*to], &[*from], false));
                     if let (Some(semaphore), Whose::Rank(peer)) = (then_signal, to.whose) {
-                        steps.push(Step::Signal {
-                            semaphore: *semaphore,
-                            peer,
-                        });
+                        steps.push(Step::Signal { semaphore: *semaphore, peer });
                     }
                 }
                 Instruction::Flush { .. } => {}
@@ -239,23 +208,13 @@ impl Resolver<'_> {
         let from_range = self.operands(from, false);
         let is_packet = |range: &Range<usize>| {
             let places = &self.prepared.places[range.clone()];
-            places
-                .iter()
-                .filter(|place| matches!(place, Target::Packets { .. }))
-                .count()
+            places.iter().filter(|place| matches!(place, Target::Packets { .. })).count()
         };
         let sources = is_packet(&from_range);
         let packets = sources + is_packet(&to_range) > 0;
         self.prepared.most_packets = self.prepared.most_packets.max(sources);
         let to_user = to.iter().all(Place::is_user);
-        Step::Move {
-            part,
-            to: to_range,
-            from: from_range,
-            reduce,
-            packets,
-            to_user,
-        }
+        Step::Move { part, to: to_range, from: from_range, reduce, packets, to_user }
     }
 
     fn operands(&mut self, places: &[Place], store: bool) -> Range<usize> {
@@ -278,39 +237,19 @@ impl Resolver<'_> {
         self.prepared.partial |= partial;
         match place.buffer {
             Buffer::Input if mine => Target::Input { block: index },
-            Buffer::Input => Target::PeerInput {
-                rank: owner,
-                block: index,
-            },
+            Buffer::Input => Target::PeerInput { rank: owner, block: index },
             Buffer::Output if mine => Target::Output { block: index },
-            Buffer::Output => Target::PeerOutput {
-                rank: owner,
-                block: index,
-            },
+            Buffer::Output => Target::PeerOutput { rank: owner, block: index },
             Buffer::Scratch => {
                 let bytes = self.prepared.slot_scratch.unwrap_or(0);
-                Target::Scratch {
-                    halves: self.scratch.slot(owner, index, bytes),
-                    partial,
-                    owner,
-                }
+                Target::Scratch { halves: self.scratch.slot(owner, index, bytes), partial, owner }
             }
             Buffer::Packets => {
                 let bytes = self.prepared.slot_packets.unwrap_or(0);
-                let halves = self
-                    .packets
-                    .slot(owner, index, bytes)
-                    .map(|at| at.cast_const().cast());
-                let peer = if store {
-                    owner
-                } else {
-                    place.writer.unwrap_or(owner)
-                };
-                Target::Packets {
-                    halves,
-                    partial,
-                    peer,
-                }
+                let halves =
+                    self.packets.slot(owner, index, bytes).map(|at| at.cast_const().cast());
+                let peer = if store { owner } else { place.writer.unwrap_or(owner) };
+                Target::Packets { halves, partial, peer }
             }
         }
     }

@@ -16,16 +16,8 @@ pub struct Builder {
 impl Builder {
     /// An empty program of one worker.
     pub fn new(rank: usize, world: usize, root: usize) -> Self {
-        let program = Program {
-            workers: vec![Vec::new()],
-        };
-        Self {
-            rank,
-            world,
-            root,
-            worker: 0,
-            program,
-        }
+        let program = Program { workers: vec![Vec::new()] };
+        Self { rank, world, root, worker: 0, program }
     }
 
     /// The rank whose program this is.
@@ -111,22 +103,12 @@ impl Builder {
         to: impl IntoIterator<Item = Place>,
         from: impl IntoIterator<Item = Place>,
     ) {
-        self.move_part(
-            part,
-            to.into_iter().collect(),
-            from.into_iter().collect(),
-            true,
-        );
+        self.move_part(part, to.into_iter().collect(), from.into_iter().collect(), true);
     }
 
     fn move_part(&mut self, part: usize, to: Vec<Place>, from: Vec<Place>, reduce: bool) {
         if !to.is_empty() {
-            self.push(Instruction::Move {
-                part,
-                to,
-                from,
-                reduce,
-            });
+            self.push(Instruction::Move { part, to, from, reduce });
         }
     }
 

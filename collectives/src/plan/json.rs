@@ -30,16 +30,8 @@ struct Document {
 impl Plan {
     /// The JSON form. [`Plan::from_json`] reads it back to the same plan.
     pub fn to_json(&self) -> String {
-        let programs = self
-            .programs
-            .iter()
-            .map(|program| program.workers.clone())
-            .collect();
-        let document = Document {
-            warpmesh_plan: VERSION,
-            shape: self.shape.clone(),
-            programs,
-        };
+        let programs = self.programs.iter().map(|program| program.workers.clone()).collect();
+        let document = Document { warpmesh_plan: VERSION, shape: self.shape.clone(), programs };
         serde_json::to_string_pretty(&document).expect("a plan has string keys only")
     }
 
@@ -49,15 +41,8 @@ impl Plan {
         if document.warpmesh_plan != VERSION {
             return Err(PlanJsonError::Version(document.warpmesh_plan));
         }
-        let programs = document
-            .programs
-            .into_iter()
-            .map(|workers| Program { workers })
-            .collect();
-        Ok(Self {
-            shape: document.shape,
-            programs,
-        })
+        let programs = document.programs.into_iter().map(|workers| Program { workers }).collect();
+        Ok(Self { shape: document.shape, programs })
     }
 }
 
@@ -78,10 +63,7 @@ mod tests {
     fn another_version_is_named() {
         let json = crate::algorithms::ALL[0].plan(2, 0).to_json();
         let json = json.replace("\"warpmesh_plan\": 1", "\"warpmesh_plan\": 9");
-        assert!(matches!(
-            Plan::from_json(&json),
-            Err(PlanJsonError::Version(9))
-        ));
+        assert!(matches!(Plan::from_json(&json), Err(PlanJsonError::Version(9))));
     }
 
     proptest! {

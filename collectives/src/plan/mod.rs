@@ -95,17 +95,12 @@ impl Collective {
 
     /// The collective of this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|collective| collective.name() == name)
+        Self::ALL.into_iter().find(|collective| collective.name() == name)
     }
 
     /// Whether one rank plays a part of its own.
     pub const fn is_rooted(self) -> bool {
-        matches!(
-            self,
-            Self::Broadcast | Self::Reduce | Self::Gather | Self::Scatter
-        )
+        matches!(self, Self::Broadcast | Self::Reduce | Self::Gather | Self::Scatter)
     }
 
     /// Whether elements are combined.
@@ -345,13 +340,7 @@ impl Place {
     }
 
     const fn new(rank: usize, buffer: Buffer, index: usize) -> Self {
-        Self {
-            whose: Whose::Rank(rank),
-            buffer,
-            index,
-            partial: false,
-            writer: None,
-        }
+        Self { whose: Whose::Rank(rank), buffer, index, partial: false, writer: None }
     }
 
     /// The same place, holding an unfinished sum.
@@ -382,15 +371,11 @@ impl Shape {
     /// registered.
     pub fn reaches_user_memory(program: &Program, rank: usize) -> bool {
         let remote = |place: &Place| place.is_user() && !place.is_of(rank);
-        program
-            .workers
-            .iter()
-            .flatten()
-            .any(|instruction| match instruction {
-                Instruction::Move { to, from, .. } => to.iter().chain(from).any(remote),
-                Instruction::Put { to, from, .. } => remote(to) || remote(from),
-                _ => false,
-            })
+        program.workers.iter().flatten().any(|instruction| match instruction {
+            Instruction::Move { to, from, .. } => to.iter().chain(from).any(remote),
+            Instruction::Put { to, from, .. } => remote(to) || remote(from),
+            _ => false,
+        })
     }
 }
 

@@ -127,13 +127,7 @@ pub struct OperationSite {
 
 impl fmt::Display for OperationSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            rank,
-            threadblock,
-            op,
-            inner,
-            name,
-        } = self;
+        let Self { rank, threadblock, op, inner, name } = self;
         write!(f, "rank {rank}, thread block {threadblock}, op {op}")?;
         if let Some(inner) = inner {
             write!(f, ".{inner}")?;

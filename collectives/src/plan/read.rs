@@ -56,10 +56,7 @@ impl Plan {
 fn read_json(text: &str) -> Result<Plan, ReadPlanError> {
     let probe: Probe = serde_json::from_str(text).map_err(PlanJsonError::from)?;
     match probe {
-        Probe {
-            warpmesh_plan: Some(_),
-            ..
-        } => Ok(Plan::from_json(text)?),
+        Probe { warpmesh_plan: Some(_), .. } => Ok(Plan::from_json(text)?),
         Probe { gpus: Some(_), .. } => Ok(Plan::from_mscclpp(text)?),
         _ => Err(ReadPlanError::NoPlan),
     }
@@ -98,9 +95,6 @@ mod tests {
                     copy 0: out[1] = in[0]";
         let error = Plan::read(text).unwrap_err();
         assert!(matches!(error, ReadPlanError::IllFormed(_)));
-        assert!(
-            error.to_string().contains("rank 0 has no output block 1"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("rank 0 has no output block 1"), "{error}");
     }
 }

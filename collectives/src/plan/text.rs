@@ -40,15 +40,7 @@ pub struct PlanTextError {
 impl Plan {
     /// The text form. [`Plan::from_text`] reads it back to the same plan.
     pub fn to_text(&self) -> String {
-        let Shape {
-            name,
-            collective,
-            world,
-            root,
-            parts,
-            scratch,
-            packets,
-        } = &self.shape;
+        let Shape { name, collective, world, root, parts, scratch, packets } = &self.shape;
         let mut text = format!("{MAGIC}\nname {name}\ncollective {collective}\nworld {world}\n");
         for (key, value, absent) in [
             ("root", root, 0),
@@ -81,60 +73,31 @@ impl Plan {
         for (i, line) in text.lines().enumerate() {
             last = i + 1;
             let line = line.split('#').next().unwrap_or("").trim();
-            let located = |problem| PlanTextError {
-                line: i + 1,
-                problem,
-            };
+            let located = |problem| PlanTextError { line: i + 1, problem };
             if !line.is_empty() {
                 reader.line(line).map_err(located)?;
             }
         }
-        reader.finish().map_err(|problem| PlanTextError {
-            line: last,
-            problem,
-        })
+        reader.finish().map_err(|problem| PlanTextError { line: last, problem })
     }
 }
 
 /// An instruction of `rank`'s program, as in the text form.
 pub(crate) fn instruction_text(rank: usize, instruction: &Instruction) -> String {
     let places = |places: &[Place]| {
-        places
-            .iter()
-            .map(|place| place_text(rank, place))
-            .collect::<Vec<_>>()
-            .join(", ")
+        places.iter().map(|place| place_text(rank, place)).collect::<Vec<_>>().join(", ")
     };
-    let ranks = |ranks: &[usize]| {
-        ranks
-            .iter()
-            .map(usize::to_string)
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+    let ranks = |ranks: &[usize]| ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
     match instruction {
-        Instruction::Move {
-            part,
-            to,
-            from,
-            reduce,
-        } => {
+        Instruction::Move { part, to, from, reduce } => {
             let verb = if *reduce { "reduce" } else { "copy" };
             format!("{verb} {part}: {} = {}", places(to), places(from))
         }
         Instruction::Signal { semaphore, to } => format!("signal {semaphore}: {}", ranks(to)),
         Instruction::Wait { semaphore, from } => format!("wait {semaphore}: {}", ranks(from)),
-        Instruction::Put {
-            port,
-            part,
-            to,
-            from,
-            then_signal,
-        } => {
+        Instruction::Put { port, part, to, from, then_signal } => {
             let (to, from) = (place_text(rank, to), place_text(rank, from));
-            let then = then_signal
-                .map(|s| format!(" then {s}"))
-                .unwrap_or_default();
+            let then = then_signal.map(|s| format!(" then {s}")).unwrap_or_default();
             format!("put {port} {part}: {to} = {from}{then}")
         }
         Instruction::Flush { port } => format!("flush {port}"),
@@ -200,15 +163,8 @@ impl Reader {
             _ if self.programs.is_empty() => self.header(word, rest),
             _ => {
                 let instruction = parse_instruction(self.programs.len() - 1, word, rest)?;
-                let program = self
-                    .programs
-                    .last_mut()
-                    .ok_or("an instruction before 'rank 0'")?;
-                program
-                    .workers
-                    .last_mut()
-                    .ok_or("no worker")?
-                    .push(instruction);
+                let program = self.programs.last_mut().ok_or("an instruction before 'rank 0'")?;
+                program.workers.last_mut().ok_or("no worker")?.push(instruction);
                 Ok(())
             }
         }
@@ -236,28 +192,19 @@ impl Reader {
         if rank != expected {
             return Err(format!("rank {rank} where rank {expected} is next"));
         }
-        self.programs.push(Program {
-            workers: vec![Vec::new()],
-        });
+        self.programs.push(Program { workers: vec![Vec::new()] });
         Ok(())
     }
 
     fn worker(&mut self, rest: &str) -> Result<(), String> {
         let worker = number(rest)?;
-        let workers = &mut self
-            .programs
-            .last_mut()
-            .ok_or("a worker before 'rank 0'")?
-            .workers;
+        let workers = &mut self.programs.last_mut().ok_or("a worker before 'rank 0'")?.workers;
         let fresh = workers.len() == 1 && workers[0].is_empty();
         match worker {
             0 if fresh => {}
             _ if worker == workers.len() => workers.push(Vec::new()),
             _ => {
-                return Err(format!(
-                    "worker {worker} where worker {} is next",
-                    workers.len()
-                ));
+                return Err(format!("worker {worker} where worker {} is next", workers.len()));
             }
         }
         Ok(())
@@ -275,52 +222,26 @@ impl Reader {
             packets: self.packets,
         };
         if self.programs.len() != shape.world {
-            return Err(format!(
-                "{} ranks of {} are there",
-                self.programs.len(),
-                shape.world
-            ));
+            return Err(format!("{} ranks of {} are there", self.programs.len(), shape.world));
         }
-        Ok(Plan {
-            shape,
-            programs: self.programs,
-        })
+        Ok(Plan { shape, programs: self.programs })
     }
 }
 
 fn parse_instruction(rank: usize, word: &str, rest: &str) -> Result<Instruction, String> {
     if word == "flush" {
-        return Ok(Instruction::Flush {
-            port: number(rest)?,
-        });
+        return Ok(Instruction::Flush { port: number(rest)? });
     }
-    let (head, tail) = rest
-        .split_once(':')
-        .ok_or(format!("'{word}' needs a ':'"))?;
-    let ranks = || {
-        tail.split_whitespace()
-            .map(number)
-            .collect::<Result<Vec<_>, _>>()
-    };
+    let (head, tail) = rest.split_once(':').ok_or(format!("'{word}' needs a ':'"))?;
+    let ranks = || tail.split_whitespace().map(number).collect::<Result<Vec<_>, _>>();
     match word {
         "copy" | "reduce" => {
             let (to, from) = tail.split_once('=').ok_or("a move needs a '='")?;
             let (to, from) = (parse_places(rank, to)?, parse_places(rank, from)?);
-            Ok(Instruction::Move {
-                part: number(head)?,
-                to,
-                from,
-                reduce: word == "reduce",
-            })
+            Ok(Instruction::Move { part: number(head)?, to, from, reduce: word == "reduce" })
         }
-        "signal" => Ok(Instruction::Signal {
-            semaphore: number(head)?,
-            to: ranks()?,
-        }),
-        "wait" => Ok(Instruction::Wait {
-            semaphore: number(head)?,
-            from: ranks()?,
-        }),
+        "signal" => Ok(Instruction::Signal { semaphore: number(head)?, to: ranks()? }),
+        "wait" => Ok(Instruction::Wait { semaphore: number(head)?, from: ranks()? }),
         "put" => {
             let (port, part) = head.split_once(' ').ok_or("put takes a port and a part")?;
             let (to, from) = tail.split_once('=').ok_or("a put needs a '='")?;
@@ -330,30 +251,20 @@ fn parse_instruction(rank: usize, word: &str, rest: &str) -> Result<Instruction,
             };
             let (to, from) = (parse_place(rank, to)?, parse_place(rank, from)?);
             let (port, part) = (number(port)?, number(part)?);
-            Ok(Instruction::Put {
-                port,
-                part,
-                to,
-                from,
-                then_signal,
-            })
+            Ok(Instruction::Put { port, part, to, from, then_signal })
         }
         _ => Err(format!("unknown instruction '{word}'")),
     }
 }
 
 fn parse_places(rank: usize, text: &str) -> Result<Vec<Place>, String> {
-    text.split(',')
-        .map(|place| parse_place(rank, place))
-        .collect()
+    text.split(',').map(|place| parse_place(rank, place)).collect()
 }
 
 fn parse_place(rank: usize, text: &str) -> Result<Place, String> {
     let text = text.trim();
     let wrong = || format!("'{text}' is not a place such as in[0], r2.scratch[1]* or packets[3]<1");
-    let (owner, local) = text
-        .split_once('.')
-        .map_or((None, text), |(o, l)| (Some(o), l));
+    let (owner, local) = text.split_once('.').map_or((None, text), |(o, l)| (Some(o), l));
     let whose = match owner {
         None => Whose::Rank(rank),
         Some("all") => Whose::Group,
@@ -361,31 +272,18 @@ fn parse_place(rank: usize, text: &str) -> Result<Place, String> {
     };
     let (name, rest) = local.split_once('[').ok_or_else(wrong)?;
     let (index, rest) = rest.split_once(']').ok_or_else(wrong)?;
-    let buffer = Buffer::ALL
-        .into_iter()
-        .find(|b| b.name() == name)
-        .ok_or_else(wrong)?;
-    let (partial, rest) = rest
-        .strip_prefix('*')
-        .map_or((false, rest), |rest| (true, rest));
+    let buffer = Buffer::ALL.into_iter().find(|b| b.name() == name).ok_or_else(wrong)?;
+    let (partial, rest) = rest.strip_prefix('*').map_or((false, rest), |rest| (true, rest));
     let writer = match rest.strip_prefix('<') {
         Some(writer) => Some(number(writer)?),
         None if rest.is_empty() => None,
         None => return Err(wrong()),
     };
-    Ok(Place {
-        whose,
-        buffer,
-        index: number(index)?,
-        partial,
-        writer,
-    })
+    Ok(Place { whose, buffer, index: number(index)?, partial, writer })
 }
 
 fn number(text: &str) -> Result<usize, String> {
-    text.trim()
-        .parse()
-        .map_err(|_| format!("'{}' is not a number", text.trim()))
+    text.trim().parse().map_err(|_| format!("'{}' is not a number", text.trim()))
 }
 
 #[cfg(test)]

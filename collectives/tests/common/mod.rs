@@ -19,10 +19,8 @@ pub fn ranks_with<R: Send>(
     let communicators = builder.local(world).unwrap();
     std::thread::scope(|scope| {
         let work = &work;
-        let threads: Vec<_> = communicators
-            .into_iter()
-            .map(|comm| scope.spawn(move || work(comm)))
-            .collect();
+        let threads: Vec<_> =
+            communicators.into_iter().map(|comm| scope.spawn(move || work(comm))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     })
 }

@@ -129,11 +129,7 @@ impl Nonce {
 
 impl Hello {
     pub(super) fn new(rank: u32, world: u32) -> Result<Self, BootstrapError> {
-        Ok(Self {
-            rank,
-            world,
-            nonce: Nonce::fresh()?,
-        })
+        Ok(Self { rank, world, nonce: Nonce::fresh()? })
     }
 
     pub(super) fn encode(&self) -> [u8; HELLO_BYTES] {
@@ -172,10 +168,7 @@ impl Handshake {
 
     /// What the joining rank sends.
     pub(super) fn proof(&self, secret: &Secret) -> [u8; PROOF_BYTES] {
-        self.mac(secret, b"join", &[])
-            .finalize()
-            .into_bytes()
-            .into()
+        self.mac(secret, b"join", &[]).finalize().into_bytes().into()
     }
 
     /// Whether `proof` is the joining rank's, in constant time.
@@ -196,9 +189,7 @@ impl Handshake {
         verdict: Verdict,
         proof: &[u8; PROOF_BYTES],
     ) -> bool {
-        self.mac(secret, b"root", &verdict.encode())
-            .verify_slice(proof)
-            .is_ok()
+        self.mac(secret, b"root", &verdict.encode()).verify_slice(proof).is_ok()
     }
 
     /// Every part has a fixed size for its role, so none can take over bytes of another.
@@ -256,10 +247,7 @@ impl Reply {
             return None;
         }
         let tail = at(bytes, 16);
-        match (
-            u32::from_le_bytes(at(bytes, 8)),
-            u32::from_le_bytes(at(bytes, 12)),
-        ) {
+        match (u32::from_le_bytes(at(bytes, 8)), u32::from_le_bytes(at(bytes, 12))) {
             (1, 0) => Some(Self::Challenge(Nonce(tail))),
             (6, 0) if tail == [0; 32] => Some(Self::Busy),
             (7, 0) if tail == [0; 32] => Some(Self::Refused),
@@ -274,9 +262,7 @@ fn random() -> Result<[u8; 32], BootstrapError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|e| BootstrapError::Os {
         tried: "getting random bytes",
-        cause: e
-            .raw_os_error()
-            .map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error),
+        cause: e.raw_os_error().map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error),
     })?;
     Ok(bytes)
 }
@@ -312,25 +298,10 @@ mod tests {
         assert!(first.proves(&secret, &proof));
         assert!(!first.proves(&Secret::random().unwrap(), &proof));
         let replayed = Handshake::new(first.hello, Nonce::fresh().unwrap());
-        assert!(
-            !replayed.proves(&secret, &proof),
-            "the root's nonce is fresh"
-        );
-        let other_rank = Handshake {
-            hello: Hello {
-                rank: 2,
-                ..first.hello
-            },
-            ..first
-        };
+        assert!(!replayed.proves(&secret, &proof), "the root's nonce is fresh");
+        let other_rank = Handshake { hello: Hello { rank: 2, ..first.hello }, ..first };
         assert!(!other_rank.proves(&secret, &proof));
-        let other_world = Handshake {
-            hello: Hello {
-                world: 5,
-                ..first.hello
-            },
-            ..first
-        };
+        let other_world = Handshake { hello: Hello { world: 5, ..first.hello }, ..first };
         assert!(!other_world.proves(&secret, &proof));
     }
 
@@ -343,10 +314,7 @@ mod tests {
         };
         assert!(shake.believe(&secret, verdict, &proof));
         assert!(!shake.believe(&secret, Verdict::Duplicate, &proof));
-        assert!(
-            !shake.believe(&secret, verdict, &shake.proof(&secret)),
-            "reflected"
-        );
+        assert!(!shake.believe(&secret, verdict, &shake.proof(&secret)), "reflected");
     }
 
     #[test]
@@ -357,14 +325,8 @@ mod tests {
 
     #[test]
     fn derived_secrets_keep_their_parts_apart() {
-        assert_eq!(
-            Secret::derive(&[b"ab", b"c"]),
-            Secret::derive(&[b"ab", b"c"])
-        );
-        assert_ne!(
-            Secret::derive(&[b"ab", b"c"]),
-            Secret::derive(&[b"a", b"bc"])
-        );
+        assert_eq!(Secret::derive(&[b"ab", b"c"]), Secret::derive(&[b"ab", b"c"]));
+        assert_ne!(Secret::derive(&[b"ab", b"c"]), Secret::derive(&[b"a", b"bc"]));
     }
 
     proptest! {

@@ -152,9 +152,7 @@ impl Launch {
     /// [`BootstrapError::WorldOutOfRange`].
     pub fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, BootstrapError> {
         let vars = Vars(get);
-        let group = GROUPS
-            .iter()
-            .find(|g| vars.has(g.rank) || vars.has(g.world));
+        let group = GROUPS.iter().find(|g| vars.has(g.rank) || vars.has(g.world));
         group.map_or_else(|| vars.nothing_set(), |group| vars.launch(group).map(Some))
     }
 
@@ -207,14 +205,8 @@ impl Vars<'_> {
 
     /// No rank and no world: right, unless something is set that says there should be.
     fn nothing_set(&self) -> Result<Option<Launch>, BootstrapError> {
-        match [UNIQUE_ID, "WARPMESH_LOCAL_RANK"]
-            .into_iter()
-            .find(|name| self.has(name))
-        {
-            Some(set) => Err(BootstrapError::MissingVariable {
-                set,
-                missing: "WARPMESH_RANK",
-            }),
+        match [UNIQUE_ID, "WARPMESH_LOCAL_RANK"].into_iter().find(|name| self.has(name)) {
+            Some(set) => Err(BootstrapError::MissingVariable { set, missing: "WARPMESH_RANK" }),
             None => Ok(None),
         }
     }
@@ -232,20 +224,10 @@ impl Vars<'_> {
         let local_rank = self.number(group.local_rank)?;
         if local_rank.is_some_and(|local| local >= world) {
             let value = self.get(group.local_rank).unwrap_or_default();
-            return Err(malformed(
-                group.local_rank,
-                value,
-                "below the number of ranks",
-            ));
+            return Err(malformed(group.local_rank, value, "below the number of ranks"));
         }
         let rendezvous = self.rendezvous(group, rank, world)?;
-        Ok(Launch {
-            launcher: group.launcher,
-            rank,
-            world,
-            local_rank,
-            rendezvous,
-        })
+        Ok(Launch { launcher: group.launcher, rank, world, local_rank, rendezvous })
     }
 
     fn rendezvous(
@@ -263,18 +245,10 @@ impl Vars<'_> {
             Some(addr) => split_addr(addr)?,
             None if group.launcher == Launcher::Torchrun => self.master()?,
             None => {
-                return Err(BootstrapError::NoRendezvous {
-                    launcher: group.launcher,
-                    rank,
-                    world,
-                });
+                return Err(BootstrapError::NoRendezvous { launcher: group.launcher, rank, world });
             }
         };
-        Ok(Rendezvous::Address {
-            host,
-            port,
-            secret: self.secret(group, port)?,
-        })
+        Ok(Rendezvous::Address { host, port, secret: self.secret(group, port)? })
     }
 
     fn unique_id(&self) -> Result<Option<UniqueId>, BootstrapError> {
@@ -284,24 +258,15 @@ impl Vars<'_> {
             BootstrapError::IdVersion { .. } => e,
             _ => malformed(UNIQUE_ID, "(not shown)".into(), expected),
         };
-        self.get(UNIQUE_ID)
-            .map(|text| text.parse().map_err(hidden))
-            .transpose()
+        self.get(UNIQUE_ID).map(|text| text.parse().map_err(hidden)).transpose()
     }
 
     /// Where torchrun's own rendezvous is, one port further.
     fn master(&self) -> Result<(String, u16), BootstrapError> {
-        let missing = |missing| BootstrapError::MissingVariable {
-            set: "RANK",
-            missing,
-        };
+        let missing = |missing| BootstrapError::MissingVariable { set: "RANK", missing };
         let host = self.get(MASTER_ADDR).ok_or_else(|| missing(MASTER_ADDR))?;
         if host.is_empty() {
-            return Err(malformed(
-                MASTER_ADDR,
-                host,
-                "the name or address of rank 0's host",
-            ));
+            return Err(malformed(MASTER_ADDR, host, "the name or address of rank 0's host"));
         }
         if let Some(port) = self.port(PORT, "a port, 1 to 65535", u16::MAX)? {
             return Ok((host, port));
@@ -328,20 +293,12 @@ impl Vars<'_> {
     }
 
     fn derived(&self, group: &Group, port: u16) -> Secret {
-        let job: Vec<_> = group
-            .job
-            .iter()
-            .map(|name| (*name, self.get(name)))
-            .collect();
+        let job: Vec<_> = group.job.iter().map(|name| (*name, self.get(name))).collect();
         let port = port.to_string();
         let mut parts = vec![&b"job"[..], port.as_bytes()];
         for (name, value) in &job {
             // A variable that is not set differs from an empty one.
-            parts.extend(
-                value
-                    .iter()
-                    .flat_map(|value| [name.as_bytes(), value.as_bytes()]),
-            );
+            parts.extend(value.iter().flat_map(|value| [name.as_bytes(), value.as_bytes()]));
         }
         Secret::derive(&parts)
     }
@@ -350,9 +307,7 @@ impl Vars<'_> {
         let Some(text) = self.get(name) else {
             return Ok(None);
         };
-        let number = text
-            .parse()
-            .map_err(|_| malformed(name, text, "a number, 0 or more"))?;
+        let number = text.parse().map_err(|_| malformed(name, text, "a number, 0 or more"))?;
         Ok(Some(number))
     }
 
@@ -392,24 +347,15 @@ fn split_addr(text: String) -> Result<(String, u16), BootstrapError> {
 
 /// The first IPv4 address of a host, or else the first: the choice must not depend on the rank.
 fn resolve(host: &str, port: u16) -> Result<SocketAddr, BootstrapError> {
-    let failed = |cause| BootstrapError::Resolve {
-        host: host.to_string(),
-        cause,
-    };
+    let failed = |cause| BootstrapError::Resolve { host: host.to_string(), cause };
     let all: Vec<_> = (host, port).to_socket_addrs().map_err(failed)?.collect();
     let first = all.iter().find(|addr| addr.is_ipv4()).or(all.first());
-    first
-        .copied()
-        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+    first.copied().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 
 fn malformed(name: &'static str, value: String, expected: &'static str) -> BootstrapError {
     let value = value.chars().take(80).collect();
-    BootstrapError::MalformedVariable {
-        name,
-        value,
-        expected,
-    }
+    BootstrapError::MalformedVariable { name, value, expected }
 }
 
 #[cfg(test)]

@@ -263,9 +263,7 @@ struct Because<'a>(&'a Option<io::Error>);
 
 impl fmt::Display for Because<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .as_ref()
-            .map_or(Ok(()), |cause| write!(f, " ({cause})"))
+        self.0.as_ref().map_or(Ok(()), |cause| write!(f, " ({cause})"))
     }
 }
 
@@ -273,9 +271,7 @@ struct At<'a>(&'a Option<SocketAddr>);
 
 impl fmt::Display for At<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .as_ref()
-            .map_or(Ok(()), |addr| write!(f, " (at {addr})"))
+        self.0.as_ref().map_or(Ok(()), |addr| write!(f, " (at {addr})"))
     }
 }
 
@@ -294,14 +290,7 @@ mod tests {
 
     #[test]
     fn a_closed_connection_names_the_rank() {
-        let error = BootstrapError::PeerClosed {
-            peer: 3,
-            cause: None,
-        };
-        assert!(
-            error
-                .to_string()
-                .starts_with("rank 3 closed its bootstrap connection:")
-        );
+        let error = BootstrapError::PeerClosed { peer: 3, cause: None };
+        assert!(error.to_string().starts_with("rank 3 closed its bootstrap connection:"));
     }
 }

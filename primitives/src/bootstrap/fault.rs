@@ -12,66 +12,34 @@ use super::error::BootstrapError;
 /// Why a bootstrap failed, in a form that can be kept, sent and turned into an error more than once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    Missing {
-        ranks: Vec<usize>,
-        waited: Duration,
-    },
-    Closed {
-        peer: usize,
-        errno: Option<i32>,
-    },
-    Malformed {
-        peer: usize,
-    },
-    Duplicate {
-        rank: usize,
-        addr: Option<SocketAddr>,
-    },
-    OtherWorld {
-        rank: usize,
-        world: usize,
-        root_world: usize,
-    },
-    OutOfRange {
-        rank: usize,
-    },
-    Os {
-        rank: usize,
-        errno: i32,
-    },
+    Missing { ranks: Vec<usize>, waited: Duration },
+    Closed { peer: usize, errno: Option<i32> },
+    Malformed { peer: usize },
+    Duplicate { rank: usize, addr: Option<SocketAddr> },
+    OtherWorld { rank: usize, world: usize, root_world: usize },
+    OutOfRange { rank: usize },
+    Os { rank: usize, errno: i32 },
 }
 
 impl Fault {
     /// A connection to `peer` that broke with `cause`.
     pub(super) fn closed(peer: usize, cause: Option<&io::Error>) -> Self {
-        Self::Closed {
-            peer,
-            errno: cause.and_then(io::Error::raw_os_error),
-        }
+        Self::Closed { peer, errno: cause.and_then(io::Error::raw_os_error) }
     }
 
     pub(super) fn error(&self, world: usize) -> BootstrapError {
         match *self {
-            Self::Missing { ref ranks, waited } => BootstrapError::Missing {
-                missing: ranks.clone(),
-                world,
-                waited,
-            },
-            Self::Closed { peer, errno } => BootstrapError::PeerClosed {
-                peer,
-                cause: errno.map(io::Error::from_raw_os_error),
-            },
+            Self::Missing { ref ranks, waited } => {
+                BootstrapError::Missing { missing: ranks.clone(), world, waited }
+            }
+            Self::Closed { peer, errno } => {
+                BootstrapError::PeerClosed { peer, cause: errno.map(io::Error::from_raw_os_error) }
+            }
             Self::Malformed { peer } => BootstrapError::Malformed { peer },
             Self::Duplicate { rank, addr } => BootstrapError::DuplicateRank { rank, world, addr },
-            Self::OtherWorld {
-                rank,
-                world,
-                root_world,
-            } => BootstrapError::WorldMismatch {
-                rank,
-                world,
-                root_world,
-            },
+            Self::OtherWorld { rank, world, root_world } => {
+                BootstrapError::WorldMismatch { rank, world, root_world }
+            }
             Self::OutOfRange { rank } => BootstrapError::RankOutOfRange { rank, world },
             Self::Os { errno, .. } => BootstrapError::Os {
                 tried: "waiting for sockets",
@@ -90,11 +58,7 @@ impl Fault {
             Self::Closed { peer, .. } | Self::Os { rank: peer, .. } => vec![2, word(peer)],
             Self::Malformed { peer } => vec![3, word(peer)],
             Self::Duplicate { rank, .. } => vec![4, word(rank)],
-            Self::OtherWorld {
-                rank,
-                world,
-                root_world,
-            } => {
+            Self::OtherWorld { rank, world, root_world } => {
                 vec![5, word(rank), word(world), word(root_world)]
             }
             Self::OutOfRange { rank } => vec![6, word(rank)],
@@ -117,25 +81,15 @@ impl Fault {
                 ranks: ranks.iter().map(|&rank| rank as usize).collect(),
                 waited: Duration::from_millis(millis.into()),
             },
-            [2, peer] => Self::Closed {
-                peer: peer as usize,
-                errno: None,
-            },
-            [3, peer] => Self::Malformed {
-                peer: peer as usize,
-            },
-            [4, rank] => Self::Duplicate {
-                rank: rank as usize,
-                addr: None,
-            },
+            [2, peer] => Self::Closed { peer: peer as usize, errno: None },
+            [3, peer] => Self::Malformed { peer: peer as usize },
+            [4, rank] => Self::Duplicate { rank: rank as usize, addr: None },
             [5, rank, world, root_world] => Self::OtherWorld {
                 rank: rank as usize,
                 world: world as usize,
                 root_world: root_world as usize,
             },
-            [6, rank] => Self::OutOfRange {
-                rank: rank as usize,
-            },
+            [6, rank] => Self::OutOfRange { rank: rank as usize },
             _ => return None,
         })
     }
@@ -150,24 +104,11 @@ mod tests {
     #[test]
     fn faults_round_trip() {
         for fault in [
-            Fault::Missing {
-                ranks: vec![3, 9],
-                waited: Duration::from_millis(1500),
-            },
-            Fault::Closed {
-                peer: 3,
-                errno: None,
-            },
+            Fault::Missing { ranks: vec![3, 9], waited: Duration::from_millis(1500) },
+            Fault::Closed { peer: 3, errno: None },
             Fault::Malformed { peer: 4 },
-            Fault::Duplicate {
-                rank: 5,
-                addr: None,
-            },
-            Fault::OtherWorld {
-                rank: 6,
-                world: 7,
-                root_world: 8,
-            },
+            Fault::Duplicate { rank: 5, addr: None },
+            Fault::OtherWorld { rank: 6, world: 7, root_world: 8 },
             Fault::OutOfRange { rank: 9 },
         ] {
             assert_eq!(Fault::decode(&fault.encode()), Some(fault));

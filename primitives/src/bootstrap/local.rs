@@ -28,21 +28,9 @@ impl LocalBootstrap {
     /// [`BootstrapError::WorldOutOfRange`] for 0 or more than [`MAX_WORLD`](super::MAX_WORLD) ranks.
     pub fn create(world: usize, timeout: Duration) -> Result<Vec<Self>, BootstrapError> {
         check_world(world)?;
-        let state = State {
-            parts: vec![None; world],
-            ..State::default()
-        };
-        let room = Arc::new(Room {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        });
-        Ok((0..world)
-            .map(|rank| Self {
-                rank,
-                timeout,
-                room: Arc::clone(&room),
-            })
-            .collect())
+        let state = State { parts: vec![None; world], ..State::default() };
+        let room = Arc::new(Room { state: Mutex::new(state), changed: Condvar::new() });
+        Ok((0..world).map(|rank| Self { rank, timeout, room: Arc::clone(&room) }).collect())
     }
 }
 
@@ -76,20 +64,14 @@ impl Bootstrap for LocalBootstrap {
     fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, BootstrapError> {
         check_contribution(mine)?;
         let world = self.world();
-        let all = self
-            .room
-            .gather(self.rank, mine, self.timeout)
-            .map_err(|f| f.error(world))?;
+        let all = self.room.gather(self.rank, mine, self.timeout).map_err(|f| f.error(world))?;
         Ok(all.to_vec())
     }
 }
 
 impl Drop for LocalBootstrap {
     fn drop(&mut self) {
-        self.room
-            .lock()
-            .fault
-            .get_or_insert(Fault::closed(self.rank, None));
+        self.room.lock().fault.get_or_insert(Fault::closed(self.rank, None));
         self.room.changed.notify_all();
     }
 }
@@ -131,10 +113,7 @@ impl Room {
                 return Err(fault.clone());
             }
             if deadline.passed() {
-                state.fault = Some(Fault::Missing {
-                    ranks: state.missing(),
-                    waited: timeout,
-                });
+                state.fault = Some(Fault::Missing { ranks: state.missing(), waited: timeout });
                 self.changed.notify_all();
             }
             let woken = self.changed.wait_timeout(state, deadline.left());
@@ -150,9 +129,7 @@ impl Room {
 
 impl State {
     fn missing(&self) -> Vec<usize> {
-        (0..self.parts.len())
-            .filter(|&rank| self.parts[rank].is_none())
-            .collect()
+        (0..self.parts.len()).filter(|&rank| self.parts[rank].is_none()).collect()
     }
 }
 
@@ -176,12 +153,7 @@ mod tests {
                 let mine = vec![round; own.rank() * usize::from(round % 3)];
                 let all = own.all_gather(&mine).unwrap();
                 let lengths: Vec<usize> = all.iter().map(Vec::len).collect();
-                assert_eq!(
-                    lengths,
-                    (0..5)
-                        .map(|r| r * usize::from(round % 3))
-                        .collect::<Vec<_>>()
-                );
+                assert_eq!(lengths, (0..5).map(|r| r * usize::from(round % 3)).collect::<Vec<_>>());
                 assert!(all.iter().flatten().all(|&byte| byte == round));
                 own.barrier().unwrap();
             }
@@ -209,10 +181,7 @@ mod tests {
             for mut own in all {
                 s.spawn(move || {
                     let first = own.barrier().unwrap_err();
-                    let BootstrapError::Missing {
-                        missing, world: 4, ..
-                    } = &first
-                    else {
+                    let BootstrapError::Missing { missing, world: 4, .. } = &first else {
                         panic!("{first}");
                     };
                     // A rank that has named the missing one may be gone before another one looks.
@@ -230,10 +199,7 @@ mod tests {
         drop(all.remove(1));
         for own in &mut all {
             let error = own.barrier().unwrap_err();
-            assert!(
-                matches!(error, BootstrapError::PeerClosed { peer: 1, .. }),
-                "{error}"
-            );
+            assert!(matches!(error, BootstrapError::PeerClosed { peer: 1, .. }), "{error}");
         }
     }
 
@@ -254,10 +220,7 @@ mod tests {
         assert!(LocalBootstrap::create(usize::MAX, SOON).is_err());
         let mut own = ranks(1, SOON).remove(0);
         let big = vec![0; crate::bootstrap::MAX_CONTRIBUTION + 1];
-        assert!(matches!(
-            own.all_gather(&big),
-            Err(BootstrapError::TooLarge { .. })
-        ));
+        assert!(matches!(own.all_gather(&big), Err(BootstrapError::TooLarge { .. })));
         own.barrier().unwrap();
     }
 }

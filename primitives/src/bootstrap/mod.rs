@@ -89,20 +89,14 @@ pub trait Bootstrap: Send {
 /// Refuses a contribution that no rank would accept, while it can still be refused alone.
 fn check_contribution(mine: &[u8]) -> Result<(), BootstrapError> {
     if mine.len() > MAX_CONTRIBUTION {
-        return Err(BootstrapError::TooLarge {
-            bytes: mine.len(),
-            max: MAX_CONTRIBUTION,
-        });
+        return Err(BootstrapError::TooLarge { bytes: mine.len(), max: MAX_CONTRIBUTION });
     }
     Ok(())
 }
 
 fn check_world(world: usize) -> Result<(), BootstrapError> {
     if world == 0 || world > MAX_WORLD {
-        return Err(BootstrapError::WorldOutOfRange {
-            world,
-            max: MAX_WORLD,
-        });
+        return Err(BootstrapError::WorldOutOfRange { world, max: MAX_WORLD });
     }
     Ok(())
 }

@@ -65,17 +65,9 @@ impl TcpRoot {
             return Err(BootstrapError::NotConnectable { addr });
         }
         let listener = listen(addr).map_err(|cause| BootstrapError::Bind { addr, cause })?;
-        let bound = listener
-            .local_addr()
-            .map_err(|cause| BootstrapError::Bind { addr, cause })?;
+        let bound = listener.local_addr().map_err(|cause| BootstrapError::Bind { addr, cause })?;
         let id = UniqueId::new(bound)?;
-        Ok((
-            Self {
-                listener,
-                id: id.clone(),
-            },
-            id,
-        ))
+        Ok((Self { listener, id: id.clone() }, id))
     }
 
     /// Listens where `id` says.
@@ -85,19 +77,13 @@ impl TcpRoot {
         loop {
             match listen(id.addr()) {
                 Ok(listener) => {
-                    return Ok(Self {
-                        listener,
-                        id: id.clone(),
-                    });
+                    return Ok(Self { listener, id: id.clone() });
                 }
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse && !deadline.passed() => {
                     thread::sleep(Duration::from_millis(10));
                 }
                 Err(cause) => {
-                    return Err(BootstrapError::Bind {
-                        addr: id.addr(),
-                        cause,
-                    });
+                    return Err(BootstrapError::Bind { addr: id.addr(), cause });
                 }
             }
         }
@@ -128,13 +114,7 @@ impl TcpBootstrap {
             .map(Star::new)
             .and_then(|star| star.start(timeout).map(|()| star))
             .map_err(|fault| fault.error(world))?;
-        Ok(Self {
-            rank: 0,
-            world,
-            timeout,
-            place: Place::Root(star),
-            failed: None,
-        })
+        Ok(Self { rank: 0, world, timeout, place: Place::Root(star), failed: None })
     }
 
     /// As [`root`](Self::root), for an id that was made ahead of time: listens at the id's address, which
@@ -184,24 +164,12 @@ impl TcpBootstrap {
             return Err(BootstrapError::RootJoins);
         }
         let leaf = Leaf::join(id, rank, world, timeout)?;
-        Ok(Self {
-            rank,
-            world,
-            timeout,
-            place: Place::Leaf(leaf),
-            failed: None,
-        })
+        Ok(Self { rank, world, timeout, place: Place::Leaf(leaf), failed: None })
     }
 
     /// A job of one rank, without any socket.
     pub(super) fn alone(timeout: Duration) -> Self {
-        Self {
-            rank: 0,
-            world: 1,
-            timeout,
-            place: Place::Alone,
-            failed: None,
-        }
+        Self { rank: 0, world: 1, timeout, place: Place::Alone, failed: None }
     }
 }
 

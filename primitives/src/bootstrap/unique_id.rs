@@ -44,10 +44,7 @@ impl UniqueId {
         if addr.port() == 0 || addr.ip().is_unspecified() {
             return Err(BootstrapError::NotConnectable { addr });
         }
-        Ok(Self {
-            addr: plain(addr),
-            secret,
-        })
+        Ok(Self { addr: plain(addr), secret })
     }
 
     /// Where the root listens.
@@ -72,10 +69,7 @@ impl UniqueId {
     /// [`BootstrapError::InvalidId`] for bytes that are no id, [`BootstrapError::IdVersion`] for an id of
     /// another protocol version.
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Result<Self, BootstrapError> {
-        let end = bytes
-            .iter()
-            .position(|&byte| byte == 0)
-            .unwrap_or(bytes.len());
+        let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
         let (text, padding) = bytes.split_at(end);
         if padding.iter().any(|&byte| byte != 0) {
             return invalid("only zeros follow the text");
@@ -95,19 +89,14 @@ impl FromStr for UniqueId {
     type Err = BootstrapError;
 
     fn from_str(text: &str) -> Result<Self, BootstrapError> {
-        let Some((version, rest)) = text
-            .strip_prefix("wm")
-            .and_then(|rest| rest.split_once(':'))
+        let Some((version, rest)) = text.strip_prefix("wm").and_then(|rest| rest.split_once(':'))
         else {
             return invalid("it starts with \"wm1:\"");
         };
         match version.parse() {
             Ok(VERSION) => {}
             Ok(found) => {
-                return Err(BootstrapError::IdVersion {
-                    found,
-                    ours: VERSION,
-                });
+                return Err(BootstrapError::IdVersion { found, ours: VERSION });
             }
             Err(_) => return invalid("a version number follows \"wm\""),
         }
@@ -127,10 +116,7 @@ impl FromStr for UniqueId {
 impl fmt::Display for UniqueId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "wm{VERSION}:{}:", self.addr)?;
-        self.secret
-            .bytes()
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.secret.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -145,11 +131,7 @@ fn plain(addr: SocketAddr) -> SocketAddr {
     match addr.ip() {
         IpAddr::V4(_) => addr,
         IpAddr::V6(ip) => {
-            let scope = if let SocketAddr::V6(v6) = addr {
-                v6.scope_id()
-            } else {
-                0
-            };
+            let scope = if let SocketAddr::V6(v6) = addr { v6.scope_id() } else { 0 };
             SocketAddrV6::new(ip, addr.port(), 0, scope).into()
         }
     }
@@ -191,10 +173,7 @@ mod tests {
 
     #[test]
     fn debug_keeps_the_secret() {
-        assert_eq!(
-            format!("{:?}", id("10.0.0.1:4321")),
-            "UniqueId(wm1:10.0.0.1:4321:..)"
-        );
+        assert_eq!(format!("{:?}", id("10.0.0.1:4321")), "UniqueId(wm1:10.0.0.1:4321:..)");
     }
 
     #[test]
@@ -216,10 +195,7 @@ mod tests {
         says("nccl", "starts with");
         says(&good.replace("wm1", "wm7"), "version 7");
         says(&good.replace("wm1", "wmx"), "version number");
-        says(
-            &good.replace("10.0.0.1:4321", "localhost:1"),
-            "address is like",
-        );
+        says(&good.replace("10.0.0.1:4321", "localhost:1"), "address is like");
         says(&good.replace("4321", "70000"), "address is like");
         says(&good.replace("4321", "0"), "10.0.0.1:0");
         says(&good.replace("10.0.0.1", "0.0.0.0"), "0.0.0.0");
@@ -227,18 +203,8 @@ mod tests {
         says(&good.replace("c5c5c5", "c5+5c5"), "64 hexadecimal");
         let mut bytes = id("10.0.0.1:4321").to_bytes();
         bytes[127] = 1;
-        assert!(
-            UniqueId::from_bytes(&bytes)
-                .unwrap_err()
-                .to_string()
-                .contains("only zeros")
-        );
-        assert!(
-            UniqueId::from_bytes(&[0xff; 128])
-                .unwrap_err()
-                .to_string()
-                .contains("ASCII")
-        );
+        assert!(UniqueId::from_bytes(&bytes).unwrap_err().to_string().contains("only zeros"));
+        assert!(UniqueId::from_bytes(&[0xff; 128]).unwrap_err().to_string().contains("ASCII"));
     }
 
     proptest! {

@@ -102,21 +102,14 @@ pub(super) fn parts_of(body: &[u8], world: usize) -> Option<Vec<Vec<u8>>> {
 
 impl Kind {
     fn decode(word: u32) -> Option<Self> {
-        [Self::Part, Self::All, Self::Fault]
-            .into_iter()
-            .find(|&kind| kind as u32 == word)
+        [Self::Part, Self::All, Self::Fault].into_iter().find(|&kind| kind as u32 == word)
     }
 }
 
 impl FrameReader {
     /// A reader for one frame with a body of at most `longest` bytes.
     pub(super) fn new(longest: u64) -> Self {
-        Self {
-            longest,
-            header: [0; HEADER_BYTES],
-            have: 0,
-            body: Vec::new(),
-        }
+        Self { longest, header: [0; HEADER_BYTES], have: 0, body: Vec::new() }
     }
 
     /// Whether a byte of the frame has come.
@@ -132,10 +125,9 @@ impl FrameReader {
         let (kind, length) = self.checked_header().ok_or(ReadError::Malformed)?;
         let missing = length - self.body.len() as u64;
         match from.take(missing).read_to_end(&mut self.body) {
-            Ok(got) if got as u64 == missing => Ok(Some(Frame {
-                kind,
-                body: std::mem::take(&mut self.body),
-            })),
+            Ok(got) if got as u64 == missing => {
+                Ok(Some(Frame { kind, body: std::mem::take(&mut self.body) }))
+            }
             Ok(_) => Err(ReadError::Closed(None)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) => Err(ReadError::Closed(Some(e))),
@@ -189,10 +181,7 @@ impl Deadline {
     pub(super) fn after(timeout: Duration) -> Self {
         let now = Instant::now();
         // A timeout that no clock can hold is a wish to wait for ever: a year is as good.
-        Self(
-            now.checked_add(timeout)
-                .unwrap_or(now + Duration::from_secs(365 * 86_400)),
-        )
+        Self(now.checked_add(timeout).unwrap_or(now + Duration::from_secs(365 * 86_400)))
     }
 
     /// The time that is left; zero when it has passed.
@@ -238,11 +227,7 @@ pub(super) fn wait_for(stream: &TcpStream, write: bool, deadline: Deadline) -> i
     if deadline.passed() {
         return Ok(false);
     }
-    let flags = if write {
-        PollFlags::IN | PollFlags::OUT
-    } else {
-        PollFlags::IN
-    };
+    let flags = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
     wait(&mut [PollFd::new(stream, flags)], deadline.left())?;
     Ok(true)
 }
@@ -308,10 +293,7 @@ mod tests {
     fn a_close_inside_a_frame_is_a_close() {
         let bytes = frame(Kind::All, &[1, 2, 3]);
         for cut in 0..bytes.len() {
-            assert!(
-                matches!(read_all(&bytes[..cut], 2, 9), Err(ReadError::Closed(None))),
-                "{cut}"
-            );
+            assert!(matches!(read_all(&bytes[..cut], 2, 9), Err(ReadError::Closed(None))), "{cut}");
         }
     }
 

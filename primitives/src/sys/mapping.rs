@@ -24,9 +24,7 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above; no method of `&Mapping` reads or writes the mapped bytes.
 unsafe impl Sync for Mapping {}
 
-const SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
 impl Mapping {
     /// A new memfd of `len` bytes (rounded up to whole pages, all zero) and its first mapping.
@@ -74,13 +72,7 @@ impl Mapping {
     /// cannot, and then it costs only time later.
     pub fn populate(&self) {
         // SAFETY: our own mapping; populating changes no content.
-        let _ = unsafe {
-            madvise(
-                self.base.as_ptr().cast(),
-                self.len,
-                Advice::LinuxPopulateWrite,
-            )
-        };
+        let _ = unsafe { madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxPopulateWrite) };
     }
 
     /// First byte; page aligned. The pointer is good for `len` bytes while the mapping lives.
@@ -113,8 +105,7 @@ fn memfd_or_errno(flags: MemfdFlags) -> Result<OwnedFd, Errno> {
 }
 
 fn page_round(len: usize) -> Option<usize> {
-    len.max(1)
-        .checked_next_multiple_of(rustix::param::page_size())
+    len.max(1).checked_next_multiple_of(rustix::param::page_size())
 }
 
 #[cfg(test)]

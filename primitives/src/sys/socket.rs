@@ -24,11 +24,7 @@ pub(crate) fn send_with_fd(
     control.push(SendAncillaryMessage::ScmRights(&fds));
     let flags = SendFlags::NOSIGNAL;
     let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
-    if sent == bytes.len() {
-        Ok(())
-    } else {
-        Err(Errno::MSGSIZE)
-    }
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 
 /// Receives exactly `bytes.len()` bytes and the one descriptor that came with them, or fails with
@@ -52,11 +48,7 @@ pub(crate) fn recv_with_fd(
         _ => Vec::new(),
     });
     let fd = fds.next().ok_or(Errno::PROTO)?;
-    if got.bytes == expected {
-        Ok(fd)
-    } else {
-        Err(Errno::PROTO)
-    }
+    if got.bytes == expected { Ok(fd) } else { Err(Errno::PROTO) }
 }
 
 /// Waits until `socket` can be read (data, a connection, or its end); TIMEDOUT at `deadline`.
@@ -84,10 +76,7 @@ pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
 }
 
 pub(crate) fn timespec(time: Duration) -> Timespec {
-    Timespec {
-        tv_sec: time.as_secs() as i64,
-        tv_nsec: i64::from(time.subsec_nanos()),
-    }
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
 }
 
 #[cfg(test)]
@@ -110,20 +99,14 @@ mod tests {
         let (mut a, b) = UnixStream::pair().unwrap();
         std::io::Write::write_all(&mut a, b"hello").unwrap();
         let end = Instant::now() + Duration::from_secs(1);
-        assert_eq!(
-            recv_with_fd(&b, &mut [0; 5], end).unwrap_err(),
-            Errno::PROTO
-        );
+        assert_eq!(recv_with_fd(&b, &mut [0; 5], end).unwrap_err(), Errno::PROTO);
     }
 
     #[test]
     fn silence_times_out_and_a_closed_peer_shows() {
         let (a, b) = UnixStream::pair().unwrap();
         let end = Instant::now() + Duration::from_millis(10);
-        assert_eq!(
-            recv_with_fd(&b, &mut [0; 5], end).unwrap_err(),
-            Errno::TIMEDOUT
-        );
+        assert_eq!(recv_with_fd(&b, &mut [0; 5], end).unwrap_err(), Errno::TIMEDOUT);
         assert!(!hung_up(b.as_fd()));
         drop(a);
         assert!(hung_up(b.as_fd()));

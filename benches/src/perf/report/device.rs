@@ -28,10 +28,7 @@ impl Device {
             rank,
             group: 0,
             pid: std::process::id(),
-            hostname: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             device: 0,
             device_hex: "host".to_owned(),
             device_info: cpu_name(),
@@ -55,9 +52,7 @@ impl Device {
 
 fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     model.map_or("CPU", |(_, name)| name.trim()).to_owned()
 }
 
@@ -67,11 +62,7 @@ mod tests {
 
     #[test]
     fn the_line_is_that_of_nccl_tests() {
-        let device = Device {
-            hostname: "node1".into(),
-            pid: 12,
-            ..Device::host(3)
-        };
+        let device = Device { hostname: "node1".into(), pid: 12, ..Device::host(3) };
         let start = "#  Rank  3 Group  0 Pid     12 on      node1 device  0 [host] ";
         assert!(device.line().starts_with(start), "{}", device.line());
     }

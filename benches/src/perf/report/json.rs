@@ -127,13 +127,7 @@ impl Json {
                 Err(error) => return Err(error).context(format!("-J: cannot write {path}")),
             }
         };
-        Ok((
-            Self {
-                file,
-                document: Document::new(cli, devices),
-            },
-            path,
-        ))
+        Ok((Self { file, document: Document::new(cli, devices) }, path))
     }
 
     /// Adds a row of one backend.
@@ -168,22 +162,14 @@ impl Json {
         floor: Option<f64>,
         errors: Vec<String>,
     ) -> Result<()> {
-        self.document.out_of_bounds = OutOfBounds {
-            count: wrong,
-            okay: boolean(wrong == 0),
-        };
+        self.document.out_of_bounds = OutOfBounds { count: wrong, okay: boolean(wrong == 0) };
         let okay = floor.map_or("unchecked", |floor| boolean(bus >= 0.9 * floor));
-        self.document.average_bus_bandwidth = Average {
-            bandwidth: bus,
-            okay,
-        };
+        self.document.average_bus_bandwidth = Average { bandwidth: bus, okay };
         self.document.errors = errors;
         self.document.end_time = format::now();
         let mut text = serde_json::to_string(&self.document)?;
         text.push('\n');
-        self.file
-            .write_all(text.as_bytes())
-            .context("-J: writing the report")
+        self.file.write_all(text.as_bytes()).context("-J: writing the report")
     }
 }
 
@@ -193,9 +179,7 @@ impl Document {
         Self {
             version: 3,
             start_time: format::now(),
-            args: std::env::args_os()
-                .map(|arg| arg.to_string_lossy().into_owned())
-                .collect(),
+            args: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
             env: env.collect(),
             nccl_version: 0,
             config: Config::new(cli, devices),
@@ -298,36 +282,17 @@ mod tests {
         assert_eq!(second, format!("{first}.0"));
         let test = Test::from_name("broadcast").unwrap();
         let layout = test.layout(64, DataType::F32, 2);
-        let row = Row {
-            test,
-            dtype: DataType::F32,
-            op: Op::Sum,
-            root: 1,
-            layout,
-        };
+        let row = Row { test, dtype: DataType::F32, op: Op::Sum, root: 1, layout };
         let stats = Stats::new(vec![1e-6, 3e-6]);
-        let outcome = Outcome {
-            seconds: 2e-6,
-            iters: 2,
-            stats,
-            wrong: None,
-        };
-        json.row(
-            &cli,
-            &row,
-            "warpmesh",
-            &[Some(Half::new(&row, 2, outcome)), None],
-        );
+        let outcome = Outcome { seconds: 2e-6, iters: 2, stats, wrong: None };
+        json.row(&cli, &row, "warpmesh", &[Some(Half::new(&row, 2, outcome)), None]);
         json.finish(0, 1.5, None, vec![]).unwrap();
         let report = written(&second);
         assert_eq!(report["version"], 3);
         assert_eq!(report["config"]["step_factor"], 2);
         assert!(report["config"].get("step_bytes").is_none());
         let result = &report["results"][0];
-        assert_eq!(
-            (&result["root"], &result["redop"]),
-            (&"     1".into(), &"none".into())
-        );
+        assert_eq!((&result["root"], &result["redop"]), (&"     1".into(), &"none".into()));
         assert_eq!(result["out_of_place"]["time"], 2.0);
         assert!(result["out_of_place"]["nwrong"].is_null() && result["in_place"].is_null());
         assert_eq!(result["out_of_place_per_iter"]["p99_us"], 3.0);
@@ -339,10 +304,7 @@ mod tests {
     #[test]
     fn secrets_of_the_environment_stay_there() {
         let shown = |name: &str| variable(name.as_ref(), "abc".as_ref());
-        assert_eq!(
-            shown("WARPMESH_UNIQUE_ID"),
-            "WARPMESH_UNIQUE_ID=(not shown)"
-        );
+        assert_eq!(shown("WARPMESH_UNIQUE_ID"), "WARPMESH_UNIQUE_ID=(not shown)");
         assert_eq!(shown("HOME"), "HOME=abc");
     }
 }

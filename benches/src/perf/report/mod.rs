@@ -72,21 +72,9 @@ impl<'a> Report<'a> {
         };
         let json = cli.output_file.as_ref().map(open).transpose()?;
         let tables = libraries.into_iter().map(Table::new).collect();
-        let floor = std::env::var("NCCL_TESTS_MIN_BW")
-            .ok()
-            .and_then(|text| text.parse().ok());
+        let floor = std::env::var("NCCL_TESTS_MIN_BW").ok().and_then(|text| text.parse().ok());
         let (wrong, slow, bus) = (0, false, Mean::default());
-        let report = Self {
-            cli,
-            world,
-            tables,
-            json,
-            floor,
-            place,
-            wrong,
-            slow,
-            bus,
-        };
+        let report = Self { cli, world, tables, json, floor, place, wrong, slow, bus };
         report.introduce(&devices)?;
         Ok(report)
     }
@@ -124,16 +112,9 @@ impl<'a> Report<'a> {
     /// What is measured, and what differs from the plain table.
     fn modes(&self) -> Vec<String> {
         let cli = self.cli;
-        let libraries = self
-            .tables
-            .iter()
-            .map(|table| table.library.version.as_str());
+        let libraries = self.tables.iter().map(|table| table.library.version.as_str());
         let libraries = libraries.collect::<Vec<_>>().join(" and ");
-        let memory = if cli.local_register > 0 {
-            "registered"
-        } else {
-            "not registered"
-        };
+        let memory = if cli.local_register > 0 { "registered" } else { "not registered" };
         let Cores { cores, bound } = self.place;
         let mut lines = vec![format!(
             "# Measured: {libraries}; memory {memory}; {} ranks, {bound} of them bound to a core, \
@@ -148,21 +129,14 @@ impl<'a> Report<'a> {
         };
         lines.extend(blocking.map(|how| format!("# Blocking Enabled: {how}")));
         if cli.latency {
-            let when = if self.world <= cores {
-                "at the same instant"
-            } else {
-                "after a barrier"
-            };
+            let when = if self.world <= cores { "at the same instant" } else { "after a barrier" };
             lines.push(format!(
                 "# Latency: all ranks start each operation {when}, the slowest rank counts; time \
                  is the median, i_* are of single operations"
             ));
         }
         if cli.loops() > 1 {
-            lines.push(format!(
-                "# Rounds: {}, taking turns; the median is reported",
-                cli.loops()
-            ));
+            lines.push(format!("# Rounds: {}, taking turns; the median is reported", cli.loops()));
         }
         lines
     }
@@ -269,10 +243,7 @@ impl<'a> Report<'a> {
         let places = ["out-of-place", "in-place"].iter().zip(halves);
         let shares = places.filter_map(|(place, half)| {
             let seconds = half.as_ref()?.outcome.seconds;
-            Some(format!(
-                "{:.2} {place}",
-                machine.fraction(self.written(row), seconds)
-            ))
+            Some(format!("{:.2} {place}", machine.fraction(self.written(row), seconds)))
         });
         let shares = shares.collect::<Vec<_>>().join(", ");
         let (bytes, dtype, op) = (row.layout.bytes(), row.dtype, table::op_name(row));
@@ -350,13 +321,7 @@ fn ratio_line(row: &Row, halves: &[Option<Half>; 2], other: &Table) -> String {
 impl Table {
     fn new(library: Library) -> Self {
         let (waiting, rows) = (vec![], vec![]);
-        Self {
-            library,
-            waiting,
-            rows,
-            wrong: 0,
-            bus: Mean::default(),
-        }
+        Self { library, waiting, rows, wrong: 0, bus: Mean::default() }
     }
 
     fn add(&mut self, row: Row, halves: [Option<Half>; 2]) {
@@ -380,11 +345,7 @@ impl Mean {
     }
 
     fn value(self) -> f64 {
-        if self.count == 0 {
-            0.0
-        } else {
-            self.sum / self.count as f64
-        }
+        if self.count == 0 { 0.0 } else { self.sum / self.count as f64 }
     }
 }
 

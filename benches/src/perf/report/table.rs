@@ -9,10 +9,7 @@ use crate::layout::Test;
 pub fn header(cli: &Cli) -> Vec<String> {
     let blank = format!("# {:>10}  {:>12}  {:>8}  {:>6}  {:>6}", "", "", "", "", "");
     let places = if cli.per_iteration() {
-        let (out, in_place) = (
-            "out-of-place (+ per-iteration)",
-            "in-place (+ per-iteration)",
-        );
+        let (out, in_place) = ("out-of-place (+ per-iteration)", "in-place (+ per-iteration)");
         format!("{blank}              {out}                                {in_place}")
     } else {
         format!("{blank}           out-of-place                       in-place          ")
@@ -23,17 +20,10 @@ pub fn header(cli: &Cli) -> Vec<String> {
         ("", "")
     };
     let first = columns(["size", "count", "type", "redop", "root"]);
-    let names = group(
-        cli,
-        ["time", "algbw", "busbw", "#wrong"],
-        ["i_min", "i_max", "i_p99", "i_cv%"],
-    );
+    let names =
+        group(cli, ["time", "algbw", "busbw", "#wrong"], ["i_min", "i_max", "i_p99", "i_cv%"]);
     let second = columns(["(B)", "(elements)", "", "", ""]);
-    let units = group(
-        cli,
-        ["(us)", "(GB/s)", "(GB/s)", ""],
-        ["(us)", "(us)", "(us)", "(%)"],
-    );
+    let units = group(cli, ["(us)", "(GB/s)", "(GB/s)", ""], ["(us)", "(us)", "(us)", "(%)"]);
     vec![
         "#".to_owned(),
         places,
@@ -50,8 +40,7 @@ fn group(cli: &Cli, times: [&str; 4], each: [&str; 4]) -> String {
     let [time, alg, bus, wrong] = times;
     let mut text = format!("  {time:>7}  {alg:>6}  {bus:>6}  {wrong:>6}");
     if cli.per_iteration() {
-        each.iter()
-            .for_each(|name| text.push_str(&format!("  {name:>7}")));
+        each.iter().for_each(|name| text.push_str(&format!("  {name:>7}")));
     }
     text
 }
@@ -73,12 +62,7 @@ impl Half {
     /// Gives a measurement its bandwidths.
     pub fn new(row: &Row, world: usize, outcome: Outcome) -> Self {
         let (alg, bus) = row.test.bandwidth(&row.layout, world, outcome.seconds);
-        Self {
-            micros: outcome.seconds * 1e6,
-            alg,
-            bus,
-            outcome,
-        }
+        Self { micros: outcome.seconds * 1e6, alg, bus, outcome }
     }
 }
 
@@ -104,20 +88,12 @@ pub fn line(cli: &Cli, row: &Row, halves: &[Option<Half>; 2], now: &str) -> Stri
 
 /// The redop column.
 pub fn op_name(row: &Row) -> &'static str {
-    if row.test.reduces() {
-        row.op.name()
-    } else {
-        "none"
-    }
+    if row.test.reduces() { row.op.name() } else { "none" }
 }
 
 /// The root column.
 pub fn root_number(row: &Row) -> i64 {
-    if row.test.is_rooted() {
-        row.root as i64
-    } else {
-        -1
-    }
+    if row.test.is_rooted() { row.root as i64 } else { -1 }
 }
 
 fn columns_of(cli: &Cli, half: Option<&Half>) -> String {
@@ -133,20 +109,11 @@ fn columns_of(cli: &Cli, half: Option<&Half>) -> String {
         &format::fixed(half.bus, 6),
         &*wrong,
     ];
-    let each = half
-        .outcome
-        .stats
-        .as_ref()
-        .map_or_else(Default::default, |stats| {
-            let micros = |seconds: f64| format::fixed(seconds * 1e6, 7);
-            let variation = format::fixed(stats.variation(), 7);
-            [
-                micros(stats.min()),
-                micros(stats.max()),
-                micros(stats.percentile(99)),
-                variation,
-            ]
-        });
+    let each = half.outcome.stats.as_ref().map_or_else(Default::default, |stats| {
+        let micros = |seconds: f64| format::fixed(seconds * 1e6, 7);
+        let variation = format::fixed(stats.variation(), 7);
+        [micros(stats.min()), micros(stats.max()), micros(stats.percentile(99)), variation]
+    });
     group(cli, times, each.each_ref().map(String::as_str))
 }
 
@@ -156,11 +123,7 @@ pub fn footer(test: Test, wrong: u64, bus: f64, floor: Option<f64>) -> Vec<Strin
     let bandwidth = floor.map_or("", |floor| verdict(bus >= 0.9 * floor));
     let bus = format::general(bus);
     vec![
-        format!(
-            "# {:<20} : {wrong} {}",
-            "Out of bounds values",
-            verdict(wrong == 0)
-        ),
+        format!("# {:<20} : {wrong} {}", "Out of bounds values", verdict(wrong == 0)),
         format!("# {:<20} : {bus} {bandwidth}", "Avg bus bandwidth"),
         "#".to_owned(),
         format!("# Collective test concluded: {}", test.program()),
@@ -183,22 +146,11 @@ mod tests {
     fn row(bytes: usize) -> Row {
         let test = Test::from_name("all_reduce").unwrap();
         let layout = test.layout(bytes, DataType::F32, 2);
-        Row {
-            test,
-            dtype: DataType::F32,
-            op: Op::Sum,
-            root: 0,
-            layout,
-        }
+        Row { test, dtype: DataType::F32, op: Op::Sum, root: 0, layout }
     }
 
     fn half(seconds: f64, stats: Option<Stats>) -> Option<Half> {
-        let outcome = Outcome {
-            seconds,
-            iters: 20,
-            stats,
-            wrong: Some(0),
-        };
+        let outcome = Outcome { seconds, iters: 20, stats, wrong: Some(0) };
         Some(Half::new(&row(8192), 2, outcome))
     }
 
@@ -227,10 +179,7 @@ mod tests {
     fn columns_stay_under_their_names() {
         for flags in [&["-I", "1"][..], &["-I", "1", "-S", "1"], &["-S", "1"], &[]] {
             let cli = cli(flags);
-            let stats = || {
-                cli.per_iteration()
-                    .then(|| Stats::new(vec![1e-6, 2e-6]).unwrap())
-            };
+            let stats = || cli.per_iteration().then(|| Stats::new(vec![1e-6, 2e-6]).unwrap());
             let halves = [half(35e-6, stats()), None];
             let now = "2026-01-02 03:04:05";
             let line = line(&cli, &row(8192), &halves, now);

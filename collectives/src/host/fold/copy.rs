@@ -22,14 +22,7 @@ pub(crate) unsafe fn copy(to: &[*mut u8], from: *const u8, bytes: usize, streami
             }
         }
         // SAFETY: this machine has its best level; the rest is the caller's.
-        _ => unsafe {
-            Level::best().enter(&CopyKernel {
-                to,
-                from,
-                bytes,
-                streaming,
-            })
-        },
+        _ => unsafe { Level::best().enter(&CopyKernel { to, from, bytes, streaming }) },
     }
 }
 
@@ -84,10 +77,6 @@ pub(super) unsafe fn put<I: Isa>(to: *mut u8, from: *const u8, bytes: usize, str
                 at += REG;
             }
         }
-        I::store_some(
-            to.add(at),
-            I::load_some(from.add(at), bytes - at),
-            bytes - at,
-        );
+        I::store_some(to.add(at), I::load_some(from.add(at), bytes - at), bytes - at);
     }
 }

@@ -75,10 +75,7 @@ impl<E: Wire, C: Combine> Kernel for FoldKernel<'_, E, C> {
         let most = TILE / size_of::<E::Acc>();
         let mut at = 0;
         while at < self.count {
-            let span = Span {
-                at,
-                count: most.min(self.count - at),
-            };
+            let span = Span { at, count: most.min(self.count - at) };
             // SAFETY: the span lies within `count`, whose elements the caller vouches for.
             unsafe { self.tile::<I>(span) };
             at += span.count;
@@ -95,17 +92,11 @@ impl<E: Wire, C: Combine> FoldKernel<'_, E, C> {
         let (mut sums, mut left, mut right) = (Tile::new(), Tile::new(), Tile::new());
         // SAFETY: the span's elements are readable and writable, says the caller, and fit in tiles.
         unsafe {
-            let acc = if self.sums_in_place() {
-                self.first_dest(span)
-            } else {
-                sums.at()
-            };
+            let acc = if self.sums_in_place() { self.first_dest(span) } else { sums.at() };
             let mut result = self.read::<I>(&self.from[0], span, &mut left);
             for source in &self.from[1..] {
                 let next = self.read::<I>(source, span, &mut right);
-                update(span.count, acc, result, |number, k| {
-                    C::combine(number, at(next, k))
-                });
+                update(span.count, acc, result, |number, k| C::combine(number, at(next, k)));
                 result = acc;
             }
             if self.to[0].partial {
@@ -119,11 +110,7 @@ impl<E: Wire, C: Combine> FoldKernel<'_, E, C> {
                 return self.store::<I, E::Acc>(result, span);
             }
             // No source is read any more, so `right` is free; the result may still lie in `left`.
-            let elements = if self.streaming {
-                right.at()
-            } else {
-                self.first_dest(span)
-            };
+            let elements = if self.streaming { right.at() } else { self.first_dest(span) };
             self.narrow::<I>(result, elements, span.count);
             self.store::<I, E>(elements, span);
         }

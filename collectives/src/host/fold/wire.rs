@@ -36,10 +36,7 @@ pub(super) trait Wire: Copy {
     unsafe fn widen_all<I: Isa>(from: *const Self, to: *mut Self::Acc, count: usize) {
         for k in 0..count {
             // SAFETY: element k is one of them.
-            unsafe {
-                to.add(k)
-                    .write_unaligned(from.add(k).read_unaligned().widen())
-            }
+            unsafe { to.add(k).write_unaligned(from.add(k).read_unaligned().widen()) }
         }
     }
 
@@ -51,10 +48,7 @@ pub(super) trait Wire: Copy {
     unsafe fn narrow_all<I: Isa>(from: *const Self::Acc, to: *mut Self, count: usize) {
         for k in 0..count {
             // SAFETY: element k is one of them.
-            unsafe {
-                to.add(k)
-                    .write_unaligned(Self::narrow(from.add(k).read_unaligned()))
-            }
+            unsafe { to.add(k).write_unaligned(Self::narrow(from.add(k).read_unaligned())) }
         }
     }
 
@@ -164,18 +158,9 @@ struct Layout {
 }
 
 impl Layout {
-    const F16: Self = Self {
-        fraction: 10,
-        bias: 15,
-    };
-    const E4M3: Self = Self {
-        fraction: 3,
-        bias: 7,
-    };
-    const E5M2: Self = Self {
-        fraction: 2,
-        bias: 15,
-    };
+    const F16: Self = Self { fraction: 10, bias: 15 };
+    const E4M3: Self = Self { fraction: 3, bias: 7 };
+    const E5M2: Self = Self { fraction: 2, bias: 15 };
 
     /// 2^power, for a normal f32.
     #[inline(always)]
@@ -196,11 +181,7 @@ impl Layout {
         // A multiplication of small whole numbers: no subnormal f32 comes in, so neither the
         // machine's assist for them, nor a thread's flush-to-zero mode.
         let subnormal = magnitude as i32 as f32 * Self::power_of_two(self.least());
-        if magnitude >> self.fraction == 0 {
-            subnormal.to_bits()
-        } else {
-            normal
-        }
+        if magnitude >> self.fraction == 0 { subnormal.to_bits() } else { normal }
     }
 
     /// The nearest magnitude to a positive f32; what is beyond the range goes on counting.
@@ -210,14 +191,8 @@ impl Layout {
             round_off(bits, 23 - self.fraction).wrapping_sub((127 - self.bias) << self.fraction);
         // A number whose last bit is worth what a subnormal's is makes the addition round there.
         let unit = Self::power_of_two(self.least() + 23);
-        let subnormal = (f32::from_bits(bits) + unit)
-            .to_bits()
-            .wrapping_sub(unit.to_bits());
-        if bits < (128 - self.bias) << 23 {
-            subnormal
-        } else {
-            normal
-        }
+        let subnormal = (f32::from_bits(bits) + unit).to_bits().wrapping_sub(unit.to_bits());
+        if bits < (128 - self.bias) << 23 { subnormal } else { normal }
     }
 }
 
@@ -255,8 +230,7 @@ impl Wire for f16 {
                 done += F16_LANES;
             }
             for k in done..count {
-                to.add(k)
-                    .write_unaligned(from.add(k).read_unaligned().widen());
+                to.add(k).write_unaligned(from.add(k).read_unaligned().widen());
             }
         }
     }
@@ -271,8 +245,7 @@ impl Wire for f16 {
                 done += F16_LANES;
             }
             for k in done..count {
-                to.add(k)
-                    .write_unaligned(Self::narrow(from.add(k).read_unaligned()));
+                to.add(k).write_unaligned(Self::narrow(from.add(k).read_unaligned()));
             }
         }
     }

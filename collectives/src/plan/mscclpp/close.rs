@@ -23,9 +23,7 @@ pub(super) fn write(mut run: Run<'_, '_>, name: &str) -> Result<(Plan, Semaphore
         for (semaphore, from, to) in run.meetings.left.clone() {
             if to == id {
                 let (id, rank) = (semaphore, run.rank_of(to));
-                let index = run
-                    .semaphores
-                    .index(rank, rank, Use::Token { id, from, to })?;
+                let index = run.semaphores.index(rank, rank, Use::Token { id, from, to })?;
                 let (semaphore, from) = (index, vec![rank]);
                 list.push(Instruction::Wait { semaphore, from });
             }
@@ -77,25 +75,14 @@ fn write_item(
 /// A packet that nobody reads is not written: the format's executor leaves it behind, ours would
 /// have to be told that its slot is free again. One that goes to all ranks stays.
 fn without_unread(run: &Run<'_, '_>, instruction: Instruction) -> Option<Instruction> {
-    let Instruction::Move {
-        part,
-        mut to,
-        from,
-        reduce,
-    } = instruction
-    else {
+    let Instruction::Move { part, mut to, from, reduce } = instruction else {
         return Some(instruction);
     };
     to.retain(|place| match (place.buffer, place.whose) {
         (Buffer::Packets, Whose::Rank(rank)) => run.read_packets.contains(&(rank, place.index)),
         _ => true,
     });
-    (!to.is_empty()).then_some(Instruction::Move {
-        part,
-        to,
-        from,
-        reduce,
-    })
+    (!to.is_empty()).then_some(Instruction::Move { part, to, from, reduce })
 }
 
 /// In place, what stays where it is: out of place it has to be copied.
@@ -151,20 +138,10 @@ impl Arrivals {
                 continue;
             };
             let (from, peer, ordinal) = (put.rank, put.channel.peer, put.channel.ordinal);
-            let what = Use::PacketArrival {
-                ordinal,
-                sender: put.sender,
-                reader,
-            };
+            let what = Use::PacketArrival { ordinal, sender: put.sender, reader };
             let semaphore = run.semaphores.index(from, peer, what)?;
             let line = *lines.entry((from, peer, semaphore)).or_insert_with(|| {
-                arrivals.lines.push(ArrivalLine {
-                    semaphore,
-                    from,
-                    reader,
-                    signals: 0,
-                    waits: 0,
-                });
+                arrivals.lines.push(ArrivalLine { semaphore, from, reader, signals: 0, waits: 0 });
                 arrivals.lines.len() - 1
             });
             arrivals.lines[line].signals += 1;
@@ -213,13 +190,7 @@ pub(super) fn with_barriers(
     for (rank, program) in plan.programs.iter_mut().enumerate() {
         let others = program.workers.len() - 1;
         let within = semaphores.unused_within(rank, 2 * others)?;
-        let gate = Gate {
-            rank,
-            world,
-            between,
-            within,
-            others,
-        };
+        let gate = Gate { rank, world, between, within, others };
         for (worker, list) in program.workers.iter_mut().enumerate() {
             if before {
                 list.splice(0..0, gate.open(worker));
@@ -262,16 +233,11 @@ impl Gate {
     }
 
     fn peers(&self) -> Vec<Instruction> {
-        let peers: Vec<_> = (1..self.world)
-            .map(|step| (self.rank + step) % self.world)
-            .collect();
+        let peers: Vec<_> = (1..self.world).map(|step| (self.rank + step) % self.world).collect();
         let (semaphore, to, from) = (self.between, peers.clone(), peers);
         match self.world {
             1 => Vec::new(),
-            _ => vec![
-                Instruction::Signal { semaphore, to },
-                Instruction::Wait { semaphore, from },
-            ],
+            _ => vec![Instruction::Signal { semaphore, to }, Instruction::Wait { semaphore, from }],
         }
     }
 

@@ -50,9 +50,6 @@ fn each_place(plan: &mut Plan, buffer: Buffer, mut visit: impl FnMut(&mut Place)
             Instruction::Put { to, from, .. } => vec![to, from],
             _ => Vec::new(),
         };
-        places
-            .into_iter()
-            .filter(|place| place.buffer == buffer)
-            .for_each(&mut visit);
+        places.into_iter().filter(|place| place.buffer == buffer).for_each(&mut visit);
     }
 }

@@ -69,11 +69,7 @@ pub(super) fn decode<'a>(
 ) -> Result<Vec<Block<'a>>, MscclppError> {
     let count = document.gpus.iter().map(|gpu| gpu.threadblocks.len()).sum();
     bounded("thread blocks", count, MAX_THREADBLOCKS)?;
-    let mut decoder = Decoder {
-        layout,
-        operands: 0,
-        reduce_op: None,
-    };
+    let mut decoder = Decoder { layout, operands: 0, reduce_op: None };
     let mut blocks = Vec::with_capacity(count);
     for (rank, gpu) in document.gpus.iter().enumerate() {
         let names = RankNames::new(gpu, layout.world);
@@ -85,11 +81,7 @@ pub(super) fn decode<'a>(
                 return Err(MscclppError::Rank { rank, problem });
             }
             let names = BlockNames::new(&names, threadblock);
-            let here = Surroundings {
-                rank,
-                names: &names,
-                semaphores: gpu.semaphores.len(),
-            };
+            let here = Surroundings { rank, names: &names, semaphores: gpu.semaphores.len() };
             blocks.push(decoder.block(here, threadblock)?);
         }
     }
@@ -165,10 +157,7 @@ impl<'a> Decoder<'a, '_> {
                 self.op(Here { around, at, op }, &mut actions)?;
             }
         }
-        Ok(Block {
-            rank: around.rank,
-            actions,
-        })
+        Ok(Block { rank: around.rank, actions })
     }
 
     fn op(
@@ -299,10 +288,7 @@ impl<'a> Decoder<'a, '_> {
         to: Role,
     ) -> Result<Vec<Action>, MscclppError> {
         let pairs = self.each_pair(here, from, to)?;
-        Ok(pairs
-            .into_iter()
-            .map(|(_, to, from)| copy(vec![to], from))
-            .collect())
+        Ok(pairs.into_iter().map(|(_, to, from)| copy(vec![to], from)).collect())
     }
 
     /// For each chunk: which of the operands it belongs to, its destination, its source.
@@ -382,11 +368,7 @@ impl<'a> Decoder<'a, '_> {
             return here.refuse("it takes one source and one destination");
         };
         let pairs = self.each_pair(here, from, to)?;
-        let action = |(_, to, from)| Action::Move {
-            to: vec![to],
-            from: vec![from],
-            reduce,
-        };
+        let action = |(_, to, from)| Action::Move { to: vec![to], from: vec![from], reduce };
         Ok(pairs.into_iter().map(action).collect())
     }
 
@@ -509,31 +491,13 @@ impl<'a> Decoder<'a, '_> {
         chunks: &Chunks,
         role: Role,
     ) -> Result<(Option<usize>, BufferType), MscclppError> {
-        let packets = matches!(
-            role,
-            Role::LocalPacket | Role::RemotePacket | Role::GroupPacket
-        );
+        let packets = matches!(role, Role::LocalPacket | Role::RemotePacket | Role::GroupPacket);
         let (owner, buffer) = match (role, chunks) {
-            (
-                Role::Local | Role::LocalPacket,
-                Chunks {
-                    buffer: Some(b), ..
-                },
-            ) => (None, *b),
-            (
-                Role::Remote | Role::RemotePacket,
-                Chunks {
-                    buffer_id: Some(id),
-                    ..
-                },
-            ) => self.remote(here, *id)?,
-            (
-                Role::Group | Role::GroupPacket,
-                Chunks {
-                    switch_channel_id: Some(id),
-                    ..
-                },
-            ) => {
+            (Role::Local | Role::LocalPacket, Chunks { buffer: Some(b), .. }) => (None, *b),
+            (Role::Remote | Role::RemotePacket, Chunks { buffer_id: Some(id), .. }) => {
+                self.remote(here, *id)?
+            }
+            (Role::Group | Role::GroupPacket, Chunks { switch_channel_id: Some(id), .. }) => {
                 let buffer = here.around.names.switch(*id);
                 (None, buffer.map_err(|problem| here.at.wrong(problem))?)
             }
@@ -575,11 +539,7 @@ impl<'a> Decoder<'a, '_> {
 }
 
 fn copy(to: Vec<Operand>, from: Operand) -> Action {
-    Action::Move {
-        to,
-        from: vec![from],
-        reduce: false,
-    }
+    Action::Move { to, from: vec![from], reduce: false }
 }
 
 /// One action for each chunk; None if the ranges are not all of one length.

@@ -29,20 +29,9 @@ pub(super) struct Layout {
 /// A chunk of a rank's memory. In place, what is both input and output is called output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cell {
-    Input {
-        rank: usize,
-        block: usize,
-        part: usize,
-    },
-    Output {
-        rank: usize,
-        block: usize,
-        part: usize,
-    },
-    Scratch {
-        rank: usize,
-        chunk: usize,
-    },
+    Input { rank: usize, block: usize, part: usize },
+    Output { rank: usize, block: usize, part: usize },
+    Scratch { rank: usize, chunk: usize },
 }
 
 impl Cell {
@@ -85,9 +74,8 @@ impl Layout {
             if gpu.id != rank {
                 return Err(wrong(format!("entry {rank} of 'gpus' has id {}", gpu.id)));
             }
-            let parts = layout
-                .parts_of(rank, gpu.input_chunks, gpu.output_chunks)
-                .map_err(wrong)?;
+            let parts =
+                layout.parts_of(rank, gpu.input_chunks, gpu.output_chunks).map_err(wrong)?;
             if rank > 0 && parts != layout.parts {
                 return Err(wrong(format!(
                     "its blocks have {parts} chunks, those of rank 0 have {}",
@@ -186,9 +174,7 @@ fn collective(name: &str) -> Result<Collective, MscclppError> {
         "reducescatter" => Collective::ReduceScatter,
         "alltoall" => Collective::AllToAll,
         _ => {
-            return Err(MscclppError::Collective {
-                name: name.to_owned(),
-            });
+            return Err(MscclppError::Collective { name: name.to_owned() });
         }
     })
 }

@@ -46,11 +46,7 @@ impl Run<'_, '_> {
         signal: bool,
     ) -> Result<(), MscclppError> {
         let (from, to) = if signal { (id, other) } else { (other, id) };
-        let what = Use::Barrier {
-            id: barrier,
-            from,
-            to,
-        };
+        let what = Use::Barrier { id: barrier, from, to };
         let semaphore = self.semaphores.index(rank, rank, what)?;
         match signal {
             true => self.emit_signal(id, semaphore, rank),
@@ -69,11 +65,7 @@ impl Run<'_, '_> {
         let taker = self.meetings.taker(id, semaphore, *nth);
         *nth += 1;
         if let Some(to) = taker {
-            let what = Use::Token {
-                id: semaphore,
-                from: id,
-                to,
-            };
+            let what = Use::Token { id: semaphore, from: id, to };
             let index = self.semaphores.index(rank, rank, what)?;
             *self.tokens.entry((semaphore, id, to)).or_default() += 1;
             self.emit_signal(id, index, rank);
@@ -95,11 +87,7 @@ impl Run<'_, '_> {
                 return Ok(Turn::Blocked);
             }
             *tokens -= 1;
-            let what = Use::Token {
-                id: semaphore,
-                from,
-                to: id,
-            };
+            let what = Use::Token { id: semaphore, from, to: id };
             let index = self.semaphores.index(rank, rank, what)?;
             *nth += 1;
             self.emit_wait(id, index, rank);

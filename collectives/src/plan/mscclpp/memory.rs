@@ -124,10 +124,7 @@ impl<'l> Memory<'l> {
             return read.clone();
         }
         let rank = cell.rank();
-        let mut value = Value {
-            part: cell.part(),
-            ..Value::default()
-        };
+        let mut value = Value { part: cell.part(), ..Value::default() };
         let place = match self.layout.input_of(cell) {
             Some(block) => {
                 value.ranks = Rc::new([rank as u32]);
@@ -154,16 +151,8 @@ impl<'l> Memory<'l> {
     fn home(&mut self, cell: Cell, partial: bool) -> Place {
         let slot = match cell {
             Cell::Output { rank, block, .. } if !partial => return Place::output(rank, block),
-            Cell::Output { block, part, .. } => SlotUse::StandIn {
-                output: true,
-                block,
-                part,
-            },
-            Cell::Input { block, part, .. } => SlotUse::StandIn {
-                output: false,
-                block,
-                part,
-            },
+            Cell::Output { block, part, .. } => SlotUse::StandIn { output: true, block, part },
+            Cell::Input { block, part, .. } => SlotUse::StandIn { output: false, block, part },
             Cell::Scratch { chunk, .. } => SlotUse::Chunk(chunk),
         };
         self.slot(cell.rank(), slot, partial)
@@ -208,18 +197,11 @@ impl<'l> Memory<'l> {
     ) -> Place {
         let slot = self.packet_slots.of(slot);
         let form = |place: Place| {
-            if value.partial {
-                place.partial()
-            } else {
-                place
-            }
+            if value.partial { place.partial() } else { place }
         };
-        let read = Read {
-            place: form(Place::packets_from(rank, slot, writer)),
-            value: value.clone(),
-        };
-        self.packets
-            .insert((rank, chunk), Packet { read, put: None });
+        let read =
+            Read { place: form(Place::packets_from(rank, slot, writer)), value: value.clone() };
+        self.packets.insert((rank, chunk), Packet { read, put: None });
         form(Place::packets(rank, slot))
     }
 
@@ -234,10 +216,6 @@ impl<'l> Memory<'l> {
         }
         ranks.sort_unstable();
         let partial = self.layout.collective.reduces() && count < self.layout.world;
-        Ok(Value {
-            ranks: ranks.into(),
-            partial,
-            part: None,
-        })
+        Ok(Value { ranks: ranks.into(), partial, part: None })
     }
 }

@@ -32,11 +32,7 @@ impl RankNames {
             memory: Vec::new(),
             port: Vec::new(),
             switches: Vec::new(),
-            buffers: gpu
-                .remote_buffers
-                .iter()
-                .map(|b| (b.rank, b.buffer))
-                .collect(),
+            buffers: gpu.remote_buffers.iter().map(|b| (b.rank, b.buffer)).collect(),
         };
         let mut counts = HashMap::new();
         for channel in &gpu.channels {
@@ -57,11 +53,7 @@ impl RankNames {
                 let count: &mut usize = counts.entry((port, peer)).or_default();
                 let ordinal = *count;
                 *count += 1;
-                list.push(Channel {
-                    port,
-                    peer,
-                    ordinal,
-                });
+                list.push(Channel { port, peer, ordinal });
             }
         }
         names
@@ -95,14 +87,12 @@ impl<'a> BlockNames<'a> {
         let channels = |kind| {
             let refs = threadblock.channels.iter();
             let refs = refs.filter(|refs| refs.channel_type == kind);
-            refs.flat_map(|refs| refs.channel_ids.iter().copied())
-                .collect()
+            refs.flat_map(|refs| refs.channel_ids.iter().copied()).collect()
         };
         let buffers = |kind| {
             let refs = threadblock.remote_buffer_refs.iter();
             let refs = refs.filter(|refs| refs.access_channel_type == kind);
-            refs.flat_map(|refs| refs.remote_buffer_ids.iter().copied())
-                .collect()
+            refs.flat_map(|refs| refs.remote_buffer_ids.iter().copied()).collect()
         };
         Self {
             rank,

@@ -93,9 +93,7 @@ impl<'a, 'l> Run<'a, 'l> {
         let count = blocks.len();
         Self {
             blocks,
-            progress: std::iter::repeat_with(Progress::default)
-                .take(count)
-                .collect(),
+            progress: std::iter::repeat_with(Progress::default).take(count).collect(),
             meetings,
             memory,
             semaphores: Semaphores::default(),
@@ -168,10 +166,8 @@ impl<'a, 'l> Run<'a, 'l> {
 
     /// A signal, together with the one before if that is of the same semaphore.
     pub(super) fn emit_signal(&mut self, id: usize, semaphore: usize, peer: usize) {
-        if let Some(Item::Plain(Instruction::Signal {
-            semaphore: last,
-            to,
-        })) = self.lists[id].last_mut()
+        if let Some(Item::Plain(Instruction::Signal { semaphore: last, to })) =
+            self.lists[id].last_mut()
             && *last == semaphore
             && !to.contains(&peer)
         {
@@ -182,10 +178,8 @@ impl<'a, 'l> Run<'a, 'l> {
     }
 
     pub(super) fn emit_wait(&mut self, id: usize, semaphore: usize, peer: usize) {
-        if let Some(Item::Plain(Instruction::Wait {
-            semaphore: last,
-            from,
-        })) = self.lists[id].last_mut()
+        if let Some(Item::Plain(Instruction::Wait { semaphore: last, from })) =
+            self.lists[id].last_mut()
             && *last == semaphore
             && !from.contains(&peer)
         {
@@ -201,14 +195,7 @@ impl<'a, 'l> Run<'a, 'l> {
     }
 
     fn signal(&mut self, id: usize, at: At<'_>, channel: Channel) -> Result<Turn, MscclppError> {
-        let (
-            rank,
-            Channel {
-                port,
-                peer,
-                ordinal,
-            },
-        ) = (self.blocks[id].rank, channel);
+        let (rank, Channel { port, peer, ordinal }) = (self.blocks[id].rank, channel);
         let put = self.progress[id].unsignalled.remove(&channel);
         let what = match put {
             Some(_) => Use::Arrival { ordinal },
@@ -217,9 +204,9 @@ impl<'a, 'l> Run<'a, 'l> {
         let semaphore = self.semaphores.index(rank, peer, what)?;
         let line = self.line(rank, peer, channel);
         if *line.signaller.get_or_insert(id) != id {
-            return Err(at.wrong(format!(
-                "two thread blocks signal rank {peer} by the same channel"
-            )));
+            return Err(
+                at.wrong(format!("two thread blocks signal rank {peer} by the same channel"))
+            );
         }
         line.signals.push_back(semaphore);
         match put {
@@ -481,12 +468,7 @@ impl<'a, 'l> Run<'a, 'l> {
         if is_there {
             return staged;
         }
-        let copy = Instruction::Move {
-            part,
-            to: vec![staged],
-            from: vec![place],
-            reduce: false,
-        };
+        let copy = Instruction::Move { part, to: vec![staged], from: vec![place], reduce: false };
         self.emit(id, copy);
         staged
     }
@@ -494,11 +476,7 @@ impl<'a, 'l> Run<'a, 'l> {
     /// The number of the port that a transfer goes over.
     pub(super) fn port_of(&self, block: usize, put: usize) -> usize {
         let channel = &self.puts[put].channel;
-        self.progress[block]
-            .ports
-            .get(channel)
-            .copied()
-            .unwrap_or(0)
+        self.progress[block].ports.get(channel).copied().unwrap_or(0)
     }
 }
 
@@ -510,19 +488,10 @@ fn same_for_all(
     let Some(first) = places.next() else {
         return Err(at.wrong("the group is empty"));
     };
-    let alike = |place: Place| {
-        Place {
-            whose: first.whose,
-            ..place
-        } == first
-    };
+    let alike = |place: Place| Place { whose: first.whose, ..place } == first;
     if !places.all(alike) {
         return Err(at.wrong("the group's chunk is in different places at different ranks"));
     }
-    let place = Place {
-        whose: Whose::Group,
-        writer: None,
-        ..first
-    };
+    let place = Place { whose: Whose::Group, writer: None, ..first };
     Ok(place)
 }

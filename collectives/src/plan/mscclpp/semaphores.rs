@@ -25,11 +25,7 @@ pub(super) enum Use {
     /// The proxy of the n-th port channel.
     Arrival { ordinal: usize },
     /// The same, where the data is packets that one thread block sends and one reads.
-    PacketArrival {
-        ordinal: usize,
-        sender: usize,
-        reader: usize,
-    },
+    PacketArrival { ordinal: usize, sender: usize, reader: usize },
     /// A barrier's edge.
     Barrier { id: usize, from: usize, to: usize },
     /// A counting semaphore's tokens.
@@ -65,11 +61,7 @@ impl Semaphores {
         if index == next {
             bounded("semaphores between two ranks", all + 1, PLAN_SEMAPHORES)?;
         }
-        Ok(if proxy {
-            PLAN_SEMAPHORES - 1 - index
-        } else {
-            index
-        })
+        Ok(if proxy { PLAN_SEMAPHORES - 1 - index } else { index })
     }
 
     /// The first index that no worker uses between any two different ranks, if there is one.
@@ -130,13 +122,7 @@ impl Meetings {
         });
         for ((rank, id), takers) in acquired {
             let givers = released.remove(&(rank, id)).unwrap_or_default();
-            meetings.pass(
-                rank,
-                id,
-                initial[rank][id],
-                &in_turns(givers),
-                &in_turns(takers),
-            )?;
+            meetings.pass(rank, id, initial[rank][id], &in_turns(givers), &in_turns(takers))?;
         }
         match released.into_iter().next() {
             Some(((rank, id), givers)) => Err(unbalanced(rank, id, in_turns(givers).len(), 0)),
@@ -235,15 +221,10 @@ fn barriers(blocks: &[Block<'_>]) -> Result<HashMap<(usize, usize), Vec<usize>>,
             let mut counts = visits.values();
             let first = counts.next();
             if counts.any(|count| Some(count) != first) {
-                return Err(at.wrong(format!(
-                    "thread blocks come to barrier {id} unequally often"
-                )));
+                return Err(at.wrong(format!("thread blocks come to barrier {id} unequally often")));
             }
         }
     }
     let members = |visits: BTreeMap<usize, usize>| visits.into_keys().collect();
-    Ok(visits
-        .into_iter()
-        .map(|(barrier, visits)| (barrier, members(visits)))
-        .collect())
+    Ok(visits.into_iter().map(|(barrier, visits)| (barrier, members(visits))).collect())
 }

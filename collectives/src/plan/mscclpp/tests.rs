@@ -75,18 +75,14 @@ fn instructions(plan: &Plan, rank: usize) -> impl Iterator<Item = &Instruction> 
 
 fn texts(plan: &Plan, rank: usize, worker: usize) -> Vec<String> {
     let list = plan.programs[rank].workers[worker].iter();
-    list.map(|i| crate::plan::text::instruction_text(rank, i))
-        .collect()
+    list.map(|i| crate::plan::text::instruction_text(rank, i)).collect()
 }
 
 #[test]
 fn every_fixture_is_proven_with_these_claims() {
     let all = Claims::ALL;
     // What others have put into a rank's scratch memory does not say who it is of.
-    let put = Claims {
-        contributors: false,
-        ..all
-    };
+    let put = Claims { contributors: false, ..all };
     let expected = [
         ("allgather_get_4", all),
         ("allgather_packets_3", all.without_synchronising()),
@@ -105,14 +101,8 @@ fn every_fixture_is_proven_with_these_claims() {
         ("allreduce_simple_4", all),
         ("allreduce_steps_3", all.without_canonical()),
         ("allreduce_switch_4", all),
-        (
-            "allreduce_two_nodes_4",
-            all.without_canonical().without_synchronising(),
-        ),
-        (
-            "allreduce_two_nodes_8",
-            all.without_canonical().without_synchronising(),
-        ),
+        ("allreduce_two_nodes_4", all.without_canonical().without_synchronising()),
+        ("allreduce_two_nodes_8", all.without_canonical().without_synchronising()),
         ("allreduce_two_shot_2", all.without_synchronising()),
         ("allreduce_two_shot_4", all.without_synchronising()),
         ("alltoall_put_3", all.without_in_place()),
@@ -124,11 +114,7 @@ fn every_fixture_is_proven_with_these_claims() {
         let proof = verify(&plan).unwrap_or_else(|e| panic!("{name}: {e}\n{}", plan.to_text()));
         assert_eq!(proof.claims, claims, "{name}");
         assert_eq!(Plan::from_text(&plan.to_text()).unwrap(), plan, "{name}");
-        assert_eq!(
-            Plan::from_mscclpp(text(name)).unwrap(),
-            plan,
-            "{name}: read twice"
-        );
+        assert_eq!(Plan::from_mscclpp(text(name)).unwrap(), plan, "{name}: read twice");
     }
 }
 
@@ -222,26 +208,17 @@ fn slot_of(plan: &Plan, rank: usize, writer: usize) -> usize {
 fn packets_that_nobody_reads_are_not_written() {
     // recspkt also keeps its sum as packets, which no operation of these plans reads.
     let plan = plan("allreduce_two_shot_2");
-    assert_eq!(
-        texts(&plan, 0, 1),
-        ["reduce 0: out[0], r1.packets[1] = in[0], packets[0]<1"]
-    );
+    assert_eq!(texts(&plan, 0, 1), ["reduce 0: out[0], r1.packets[1] = in[0], packets[0]<1"]);
 }
 
 #[test]
 fn unfinished_sums_stay_out_of_users_buffers() {
     let plan = plan("allreduce_steps_3");
     let list = texts(&plan, 0, 0);
-    let sums: Vec<_> = list
-        .iter()
-        .filter(|text| text.starts_with("reduce"))
-        .collect();
+    let sums: Vec<_> = list.iter().filter(|text| text.starts_with("reduce")).collect();
     assert_eq!(
         sums,
-        [
-            "reduce 0: scratch[0]* = out[0], r1.in[0]",
-            "reduce 0: out[0] = scratch[0]*, r2.in[0]"
-        ]
+        ["reduce 0: scratch[0]* = out[0], r1.in[0]", "reduce 0: out[0] = scratch[0]*, r2.in[0]"]
     );
 }
 
@@ -314,20 +291,14 @@ fn packets_that_arrive_in_another_order_than_they_are_read_in_are_waited_for() {
         }
     });
     let plan = Plan::from_mscclpp(&json).unwrap();
-    let waits = texts(&plan, 0, 1)
-        .into_iter()
-        .filter(|text| text.starts_with("wait"));
+    let waits = texts(&plan, 0, 1).into_iter().filter(|text| text.starts_with("wait"));
     assert_eq!(waits.collect::<Vec<_>>(), ["wait 55: 2", "wait 55: 2"]);
     assert!(verify(&plan).is_ok());
 }
 
 #[test]
 fn a_switch_group_of_all_ranks_is_the_group() {
-    for name in [
-        "allreduce_switch_4",
-        "allgather_switch_4",
-        "allgather_switch_packets_4",
-    ] {
+    for name in ["allreduce_switch_4", "allgather_switch_4", "allgather_switch_packets_4"] {
         let plan = plan(name);
         let group = instructions(&plan, 0).any(|instruction| match instruction {
             Instruction::Move { to, .. } => to.iter().any(|place| place.whose == Whose::Group),
@@ -353,29 +324,21 @@ fn packet_and_plain_slots_are_apart() {
 #[test]
 fn in_place_what_stays_where_it_is_is_copied_out_of_place() {
     let plan = plan("allgather_put_4");
-    assert_eq!(
-        texts(&plan, 2, 0)[..2],
-        ["copy 0: out[2] = in[0]", "copy 1: out[2] = in[0]"]
-    );
+    assert_eq!(texts(&plan, 2, 0)[..2], ["copy 0: out[2] = in[0]", "copy 1: out[2] = in[0]"]);
 }
 
 #[test]
 fn a_range_of_chunks_is_a_move_for_each() {
     let plan = plan("allgather_put_4");
     let list = texts(&plan, 0, 1);
-    assert_eq!(
-        list[2..4],
-        ["copy 0: r2.out[0] = in[0]", "copy 1: r2.out[0] = in[0]"]
-    );
+    assert_eq!(list[2..4], ["copy 0: r2.out[0] = in[0]", "copy 1: r2.out[0] = in[0]"]);
 }
 
 /// A fixture of four ranks without the signals and waits before its first transfer.
 fn without_entry(name: &str) -> String {
     changed(name, |json| {
         for rank in 0..4 {
-            let blocks = json["gpus"][rank]["threadblocks"]
-                .as_array()
-                .map_or(0, Vec::len);
+            let blocks = json["gpus"][rank]["threadblocks"].as_array().map_or(0, Vec::len);
             for block in 0..blocks {
                 let list = ops(json, rank, block);
                 let is_sync = |op: &serde_json::Value| {
@@ -406,16 +369,8 @@ fn a_plan_that_needs_no_barrier_gets_none() {
 fn who_is_read_from_waits_for_his_readers() {
     let plan = proven(text("allgather_get_4"));
     let list = texts(&plan, 0, 0);
-    assert_eq!(
-        list[..2],
-        ["signal 0: 1 2 3", "wait 0: 1 2 3"],
-        "the plan's own"
-    );
-    assert_eq!(
-        list[list.len() - 2..],
-        ["signal 1: 1 2 3", "wait 1: 1 2 3"],
-        "added"
-    );
+    assert_eq!(list[..2], ["signal 0: 1 2 3", "wait 0: 1 2 3"], "the plan's own");
+    assert_eq!(list[list.len() - 2..], ["signal 1: 1 2 3", "wait 1: 1 2 3"], "added");
     assert_eq!(list.len(), 8);
 }
 
@@ -423,20 +378,8 @@ fn who_is_read_from_waits_for_his_readers() {
 fn who_is_written_to_is_waited_for() {
     let plan = proven(&without_entry("allgather_put_4"));
     let list = texts(&plan, 0, 0);
-    assert_eq!(
-        list[..4],
-        [
-            "signal 1: 1 2 3",
-            "wait 1: 1 2 3",
-            "signal 2: 0",
-            "signal 3: 0"
-        ]
-    );
-    assert_eq!(
-        list[list.len() - 2..],
-        ["signal 0: 1", "wait 0: 1"],
-        "the plan's own"
-    );
+    assert_eq!(list[..4], ["signal 1: 1 2 3", "wait 1: 1 2 3", "signal 2: 0", "signal 3: 0"]);
+    assert_eq!(list[list.len() - 2..], ["signal 0: 1", "wait 0: 1"], "the plan's own");
     assert_eq!(texts(&plan, 0, 1)[0], "wait 2: 0");
     assert_eq!(texts(&plan, 0, 2)[0], "wait 3: 0");
 }
@@ -448,10 +391,7 @@ fn a_plan_without_any_signal_gets_a_barrier_at_both_ends() {
     let barrier = ["signal 0: 1 2 3", "wait 0: 1 2 3"];
     assert_eq!(
         (&list[..2], &list[list.len() - 2..]),
-        (
-            &barrier.map(String::from)[..],
-            &barrier.map(String::from)[..]
-        )
+        (&barrier.map(String::from)[..], &barrier.map(String::from)[..])
     );
     assert_eq!(list.len(), 8);
 }
@@ -462,10 +402,7 @@ fn a_plan_that_is_wrong_is_read_and_not_proven() {
         ops(json, 0, 0)[1]["src_buff"].as_array_mut().unwrap().pop();
     });
     let plan = Plan::from_mscclpp(&json).unwrap();
-    assert!(matches!(
-        verify(&plan),
-        Err(Defect::WrongResult { rank: 0, .. })
-    ));
+    assert!(matches!(verify(&plan), Err(Defect::WrongResult { rank: 0, .. })));
 }
 
 #[test]

@@ -97,11 +97,7 @@ pub fn verify(plan: &Plan) -> Result<Proof, Defect> {
     check_shape(plan)?;
     let alone = Run::new(&[(plan, 1, false)], false).finish()?;
     let synchronises = alone.synchronises;
-    let sequence = [
-        (plan, 3, synchronises),
-        (plan, 1, synchronises),
-        (plan, 2, synchronises),
-    ];
+    let sequence = [(plan, 3, synchronises), (plan, 1, synchronises), (plan, 2, synchronises)];
     let found = Run::new(&sequence, false).finish()?;
     // What is claimed holds in place too, where some plans read what they have written.
     let in_place = Run::new(&sequence, true).finish();
@@ -238,22 +234,13 @@ impl fmt::Display for Site {
         write!(f, "rank {}", self.rank)?;
         match self.instruction {
             None => write!(f, ", {}", self.text),
-            Some(i) => write!(
-                f,
-                ", worker {}, instruction {i} ({})",
-                self.worker, self.text
-            ),
+            Some(i) => write!(f, ", worker {}, instruction {i} ({})", self.worker, self.text),
         }
     }
 }
 
 pub(super) fn site(rank: usize, worker: usize, index: usize, instruction: &Instruction) -> Site {
-    Site {
-        rank,
-        worker,
-        instruction: Some(index),
-        text: instruction_text(rank, instruction),
-    }
+    Site { rank, worker, instruction: Some(index), text: instruction_text(rank, instruction) }
 }
 
 /// Semaphores that plans may use between two ranks.
@@ -270,70 +257,24 @@ pub(crate) fn check_shape(plan: &Plan) -> Result<(), Defect> {
     let shape = &plan.shape;
     let (world, root) = (shape.world, shape.root);
     let within = |what, value, ok, must| {
-        if ok {
-            Ok(())
-        } else {
-            Err(Defect::Shape { what, value, must })
-        }
+        if ok { Ok(()) } else { Err(Defect::Shape { what, value, must }) }
     };
-    within(
-        "world",
-        world,
-        (1..=MAX_WORLD).contains(&world),
-        "1 to 4096",
-    )?;
+    within("world", world, (1..=MAX_WORLD).contains(&world), "1 to 4096")?;
     within("root", root, root < world, "below world")?;
-    within(
-        "programs",
-        plan.programs.len(),
-        plan.programs.len() == world,
-        "world",
-    )?;
-    within(
-        "parts",
-        shape.parts,
-        (1..=MAX_SLOTS).contains(&shape.parts),
-        "1 to 65536",
-    )?;
-    within(
-        "scratch",
-        shape.scratch,
-        shape.scratch <= MAX_SLOTS,
-        "at most 65536",
-    )?;
-    within(
-        "packets",
-        shape.packets,
-        shape.packets <= MAX_SLOTS,
-        "at most 65536",
-    )?;
+    within("programs", plan.programs.len(), plan.programs.len() == world, "world")?;
+    within("parts", shape.parts, (1..=MAX_SLOTS).contains(&shape.parts), "1 to 65536")?;
+    within("scratch", shape.scratch, shape.scratch <= MAX_SLOTS, "at most 65536")?;
+    within("packets", shape.packets, shape.packets <= MAX_SLOTS, "at most 65536")?;
     let (input, output) = shape.collective.blocks(world, root, root);
-    let chunks = world
-        .saturating_mul(input + output)
-        .saturating_mul(shape.parts);
-    within(
-        "world * blocks * parts",
-        chunks,
-        chunks <= MAX_CHUNKS,
-        "at most 1048576",
-    )?;
+    let chunks = world.saturating_mul(input + output).saturating_mul(shape.parts);
+    within("world * blocks * parts", chunks, chunks <= MAX_CHUNKS, "at most 1048576")?;
     for (rank, program) in plan.programs.iter().enumerate() {
         let workers = program.workers.len();
-        within(
-            "workers of a program",
-            workers,
-            (1..=1024).contains(&workers),
-            "1 to 1024",
-        )?;
+        within("workers of a program", workers, (1..=1024).contains(&workers), "1 to 1024")?;
         check_program(plan, rank, program)?;
     }
     let threads = plan.programs.iter().map(threads_of).sum();
-    within(
-        "workers and ports of all ranks",
-        threads,
-        threads <= MAX_THREADS,
-        "at most 8192",
-    )
+    within("workers and ports of all ranks", threads, threads <= MAX_THREADS, "at most 8192")
 }
 
 fn threads_of(program: &Program) -> usize {
@@ -368,9 +309,7 @@ fn check_instruction(plan: &Plan, rank: usize, instruction: &Instruction) -> Res
     };
     let peers_exist = |semaphore: usize, peers: &[usize]| {
         if semaphore >= PLAN_SEMAPHORES {
-            return Err(format!(
-                "semaphore {semaphore}: there are {PLAN_SEMAPHORES}"
-            ));
+            return Err(format!("semaphore {semaphore}: there are {PLAN_SEMAPHORES}"));
         }
         match peers.iter().find(|peer| **peer >= shape.world) {
             Some(peer) => Err(format!("there is no rank {peer}")),
@@ -378,34 +317,15 @@ fn check_instruction(plan: &Plan, rank: usize, instruction: &Instruction) -> Res
         }
     };
     match instruction {
-        Instruction::Move {
-            part,
-            to,
-            from,
-            reduce,
-        } => {
+        Instruction::Move { part, to, from, reduce } => {
             part_exists(*part)?;
             check_operands(to, from, *reduce)?;
-            to.iter()
-                .try_for_each(|place| check_place(plan, place, Access::Store))?;
-            from.iter()
-                .try_for_each(|place| check_place(plan, place, Access::Load))
+            to.iter().try_for_each(|place| check_place(plan, place, Access::Store))?;
+            from.iter().try_for_each(|place| check_place(plan, place, Access::Load))
         }
-        Instruction::Signal {
-            semaphore,
-            to: peers,
-        }
-        | Instruction::Wait {
-            semaphore,
-            from: peers,
-        } => peers_exist(*semaphore, peers),
-        Instruction::Put {
-            port: _,
-            part,
-            to,
-            from,
-            then_signal,
-        } => {
+        Instruction::Signal { semaphore, to: peers }
+        | Instruction::Wait { semaphore, from: peers } => peers_exist(*semaphore, peers),
+        Instruction::Put { port: _, part, to, from, then_signal } => {
             part_exists(*part)?;
             peers_exist(then_signal.unwrap_or(0), &[])?;
             if !from.is_of(rank) || from.buffer == Buffer::Packets {
@@ -468,10 +388,7 @@ fn check_place(plan: &Plan, place: &Place, access: Access) -> Result<(), String>
             Buffer::Packets => ("packet slot", shape.packets),
         };
         if place.index >= count {
-            return Err(format!(
-                "rank {owner} has no {what} {}, only {count}",
-                place.index
-            ));
+            return Err(format!("rank {owner} has no {what} {}, only {count}", place.index));
         }
     }
     if place.partial && place.is_user() {

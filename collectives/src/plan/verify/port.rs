@@ -20,9 +20,7 @@ impl Run<'_> {
         then_signal: Option<usize>,
         at: &Site,
     ) -> Result<(), Defect> {
-        let port = self
-            .port(id, port)
-            .expect("ports were counted before the run");
+        let port = self.port(id, port).expect("ports were counted before the run");
         let (read, written) = self.proxy(port);
         self.tick(id);
         let past = self.threads[id].clock.clone();

@@ -113,12 +113,7 @@ enum Turn {
 impl<'a> Run<'a> {
     pub(super) fn new(steps: &'a [Step<'a>], in_place: bool) -> Self {
         let world = steps[0].0.shape.world;
-        let most = |rank: usize| {
-            steps
-                .iter()
-                .map(|(p, ..)| p.programs[rank].workers.len())
-                .max()
-        };
+        let most = |rank: usize| steps.iter().map(|(p, ..)| p.programs[rank].workers.len()).max();
         let (mut threads, mut workers_of) = (Vec::new(), Vec::new());
         for rank in 0..world {
             let workers = most(rank).unwrap_or(1);
@@ -136,9 +131,7 @@ impl<'a> Run<'a> {
         }
         let ports = ports_of(steps);
         let width = threads.len() + 2 * ports.len();
-        threads
-            .iter_mut()
-            .for_each(|thread| thread.clock = vec![0; width]);
+        threads.iter_mut().for_each(|thread| thread.clock = vec![0; width]);
         let clocks_of_ports = vec![vec![0; width]; ports.len()];
         let found = Findings {
             same_bits: true,
@@ -177,11 +170,7 @@ impl<'a> Run<'a> {
                     progress = true;
                 }
             }
-            if self
-                .threads
-                .iter()
-                .all(|thread| thread.call == self.steps.len())
-            {
+            if self.threads.iter().all(|thread| thread.call == self.steps.len()) {
                 break;
             }
             if !progress {
@@ -228,11 +217,7 @@ impl<'a> Run<'a> {
         let thread = &self.threads[id];
         let (rank, call, round) = (thread.rank, thread.call, thread.round);
         let epoch = self.epoch(call, round);
-        let previous = if round > 0 {
-            Some(call)
-        } else {
-            call.checked_sub(1)
-        };
+        let previous = if round > 0 { Some(call) } else { call.checked_sub(1) };
         let synchronised = previous.is_none_or(|call| self.steps[call].2);
         if epoch > 2 && !synchronised {
             let needed = epoch as usize - 3;
@@ -269,10 +254,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         self.threads[id].done = true;
-        if self.workers_of[rank]
-            .iter()
-            .all(|worker| self.threads[*worker].done)
-        {
+        if self.workers_of[rank].iter().all(|worker| self.threads[*worker].done) {
             self.end_call(rank, call)?;
         }
         Ok(())
@@ -306,37 +288,17 @@ impl<'a> Run<'a> {
         for round in 0..rounds {
             for part in 0..shape.parts {
                 for index in 0..outputs {
-                    let location = Location {
-                        rank,
-                        buffer: Buffer::Output,
-                        window: round,
-                        index,
-                        part,
-                    };
+                    let location =
+                        Location { rank, buffer: Buffer::Output, window: round, index, part };
                     self.write(id, location, None, &at)?;
                 }
                 for block in 0..inputs {
-                    let value = Value::Input {
-                        call,
-                        round,
-                        rank,
-                        block,
-                        part,
-                    };
+                    let value = Value::Input { call, round, rank, block, part };
                     let value = self.values.intern(value);
-                    let location = Location {
-                        rank,
-                        buffer: Buffer::Input,
-                        window: round,
-                        index: block,
-                        part,
-                    };
+                    let location =
+                        Location { rank, buffer: Buffer::Input, window: round, index: block, part };
                     let location = self.alias(call, location);
-                    let held = Held {
-                        value,
-                        part,
-                        partial: false,
-                    };
+                    let held = Held { value, part, partial: false };
                     self.write(id, location, Some(held), &at)?;
                 }
             }
@@ -357,31 +319,14 @@ impl<'a> Run<'a> {
         let at = application(rank, "the application after the call");
         for round in 0..rounds {
             for (block, part) in (0..outputs).flat_map(|b| (0..shape.parts).map(move |p| (b, p))) {
-                let location = Location {
-                    rank,
-                    buffer: Buffer::Output,
-                    window: round,
-                    index: block,
-                    part,
-                };
-                let wrong = |problem| Defect::WrongResult {
-                    rank,
-                    block,
-                    part,
-                    round,
-                    problem,
-                };
+                let location =
+                    Location { rank, buffer: Buffer::Output, window: round, index: block, part };
+                let wrong = |problem| Defect::WrongResult { rank, block, part, round, problem };
                 self.read(id, location, &at)?;
                 let Some(held) = self.cells[&location].held else {
                     return Err(wrong("was never written".into()));
                 };
-                let chunk = Chunk {
-                    call,
-                    round,
-                    rank,
-                    block,
-                    part,
-                };
+                let chunk = Chunk { call, round, rank, block, part };
                 let (canonical, once) =
                     self.values.check(shape, held.value, chunk).map_err(wrong)?;
                 self.found.canonical &= canonical;
@@ -406,29 +351,17 @@ impl<'a> Run<'a> {
             index: chunk.block,
             part: chunk.part,
         };
-        let held = Held {
-            value,
-            part: chunk.part,
-            partial: false,
-        };
-        let first = *self
-            .cells
-            .entry(location)
-            .or_default()
-            .held
-            .get_or_insert(held);
+        let held = Held { value, part: chunk.part, partial: false };
+        let first = *self.cells.entry(location).or_default().held.get_or_insert(held);
         self.found.same_bits &= first.value == value;
     }
 
     /// Executes an instruction, if it can be executed now.
     fn execute(&mut self, id: usize, instruction: &Instruction, at: &Site) -> Result<bool, Defect> {
         match instruction {
-            Instruction::Move {
-                part,
-                to,
-                from,
-                reduce,
-            } => self.move_part(id, *part, to, from, *reduce, at),
+            Instruction::Move { part, to, from, reduce } => {
+                self.move_part(id, *part, to, from, *reduce, at)
+            }
             Instruction::Signal { semaphore, to } => {
                 self.tick(id);
                 let clock = Rc::new(self.threads[id].clock.clone());
@@ -438,13 +371,7 @@ impl<'a> Run<'a> {
                 Ok(true)
             }
             Instruction::Wait { semaphore, from } => self.wait(id, *semaphore, from, at),
-            Instruction::Put {
-                port,
-                part,
-                to,
-                from,
-                then_signal,
-            } => {
+            Instruction::Put { port, part, to, from, then_signal } => {
                 self.put(id, *port, *part, to, from, *then_signal, at)?;
                 Ok(true)
             }
@@ -465,10 +392,7 @@ impl<'a> Run<'a> {
         at: &Site,
     ) -> Result<bool, Defect> {
         let epoch = self.epoch(self.threads[id].call, self.threads[id].round);
-        let sources: Vec<_> = from
-            .iter()
-            .flat_map(|p| self.locations(id, p, part))
-            .collect();
+        let sources: Vec<_> = from.iter().flat_map(|p| self.locations(id, p, part)).collect();
         for (location, place) in &sources {
             if place.buffer == Buffer::Packets && !self.packet_ready(id, *location, epoch) {
                 return Ok(false);
@@ -491,21 +415,11 @@ impl<'a> Run<'a> {
             loaded[0].0
         };
         let partial = to[0].partial;
-        let value = if reduce && !partial {
-            self.values.intern(Value::Finished(value))
-        } else {
-            value
-        };
-        let held = Held {
-            value,
-            part,
-            partial,
-        };
+        let value =
+            if reduce && !partial { self.values.intern(Value::Finished(value)) } else { value };
+        let held = Held { value, part, partial };
         let clock = self.clock_for_packets(id, to, at)?;
-        let targets: Vec<_> = to
-            .iter()
-            .flat_map(|p| self.locations(id, p, part))
-            .collect();
+        let targets: Vec<_> = to.iter().flat_map(|p| self.locations(id, p, part)).collect();
         for (location, place) in targets {
             // In place, a copy onto itself does nothing.
             if !reduce && sources.iter().any(|(source, _)| *source == location) {
@@ -560,28 +474,15 @@ impl<'a> Run<'a> {
         if let Some(packet) = &cell.packet
             && Some(packet.writer) != place.writer
         {
-            return Err(problem(format!(
-                "{} is written by rank {}",
-                name(),
-                packet.writer
-            )));
+            return Err(problem(format!("{} is written by rank {}", name(), packet.writer)));
         }
-        let held = cell
-            .held
-            .ok_or_else(|| problem(format!("{} holds nothing yet", name())))?;
+        let held = cell.held.ok_or_else(|| problem(format!("{} holds nothing yet", name())))?;
         if held.part != part {
-            return Err(problem(format!(
-                "{} holds part {}, not part {part}",
-                name(),
-                held.part
-            )));
+            return Err(problem(format!("{} holds part {}, not part {part}", name(), held.part)));
         }
         if held.partial != place.partial {
-            let (is, wants) = if held.partial {
-                ("partial", "not")
-            } else {
-                ("not partial", "as such")
-            };
+            let (is, wants) =
+                if held.partial { ("partial", "not") } else { ("not partial", "as such") };
             return Err(problem(format!("{} is {is}, but is read {wants}", name())));
         }
         Ok(held)
@@ -599,10 +500,7 @@ impl<'a> Run<'a> {
         self.write(id, location, Some(held), at)?;
         if self.cells.entry(location).or_default().unread {
             let place = place_text(location.rank, place);
-            return Err(Defect::UnreadPacket {
-                at: at.clone(),
-                place,
-            });
+            return Err(Defect::UnreadPacket { at: at.clone(), place });
         }
         Ok(())
     }
@@ -620,11 +518,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let cell = self.cells.entry(location).or_default();
-        let packet = Packet {
-            epoch,
-            writer: self.threads[id].rank,
-            clock: clock.clone(),
-        };
+        let packet = Packet { epoch, writer: self.threads[id].rank, clock: clock.clone() };
         if let Some(old) = cell.packet.replace(packet) {
             // Both have the same flag: a reader of the second could take the first.
             if old.epoch == epoch {
@@ -641,10 +535,7 @@ impl<'a> Run<'a> {
 
     /// Whether the packet of this epoch is there; if so, its writer's past is now the reader's.
     fn packet_ready(&mut self, id: usize, location: Location, epoch: u64) -> bool {
-        let packet = self
-            .cells
-            .get(&location)
-            .and_then(|cell| cell.packet.as_ref());
+        let packet = self.cells.get(&location).and_then(|cell| cell.packet.as_ref());
         let Some(packet) = packet.filter(|packet| packet.epoch == epoch) else {
             return false;
         };
@@ -692,10 +583,8 @@ impl<'a> Run<'a> {
     ) -> Result<bool, Defect> {
         let call = self.threads[id].call;
         while let Some(peer) = from.get(self.threads[id].waited) {
-            let word = self
-                .semaphores
-                .entry((semaphore, *peer, self.threads[id].rank))
-                .or_default();
+            let word =
+                self.semaphores.entry((semaphore, *peer, self.threads[id].rank)).or_default();
             let other = |(last, waiter): (usize, usize)| last == call && waiter != id;
             if word.waiter.replace((call, id)).is_some_and(other) {
                 let problem =
@@ -728,18 +617,9 @@ impl<'a> Run<'a> {
         };
         let half = (self.epoch(thread.call, thread.round) % 2) as usize;
         let locate = |rank| {
-            let (window, part) = if place.is_user() {
-                (thread.round, part)
-            } else {
-                (half, 0)
-            };
-            let location = Location {
-                rank,
-                buffer: place.buffer,
-                window,
-                index: place.index,
-                part,
-            };
+            let (window, part) = if place.is_user() { (thread.round, part) } else { (half, 0) };
+            let location =
+                Location { rank, buffer: place.buffer, window, index: place.index, part };
             (self.alias(thread.call, location), *place)
         };
         owners.map(locate).collect()
@@ -751,15 +631,8 @@ impl<'a> Run<'a> {
         if !self.in_place || location.buffer != Buffer::Input {
             return location;
         }
-        match shape
-            .collective
-            .alias(shape.root, location.rank, location.index)
-        {
-            Some(index) => Location {
-                buffer: Buffer::Output,
-                index,
-                ..location
-            },
+        match shape.collective.alias(shape.root, location.rank, location.index) {
+            Some(index) => Location { buffer: Buffer::Output, index, ..location },
             None => location,
         }
     }
@@ -816,13 +689,7 @@ impl<'a> Run<'a> {
             None => "a port's transfer".to_owned(),
         };
         let place = place_text(usize::MAX, &place);
-        Defect::Race {
-            at: at.clone(),
-            access,
-            place,
-            other,
-            others_access,
-        }
+        Defect::Race { at: at.clone(), access, place, other, others_access }
     }
 
     pub(super) fn tick(&mut self, id: usize) {
@@ -830,10 +697,7 @@ impl<'a> Run<'a> {
     }
 
     fn deadlock(&self) -> Defect {
-        let stuck = self
-            .threads
-            .iter()
-            .filter(|t| t.call < self.steps.len() && !t.done);
+        let stuck = self.threads.iter().filter(|t| t.call < self.steps.len() && !t.done);
         let describe = |thread: &Thread| {
             let program = &self.steps[thread.call].0.programs[thread.rank];
             match thread
@@ -841,15 +705,10 @@ impl<'a> Run<'a> {
                 .and_then(|next| Some((next, program.workers.get(thread.worker)?.get(next)?)))
             {
                 Some((next, instruction)) => site_of(thread, next, instruction).to_string(),
-                None => format!(
-                    "rank {} waits for a former epoch to be finished",
-                    thread.rank
-                ),
+                None => format!("rank {} waits for a former epoch to be finished", thread.rank),
             }
         };
-        Defect::Deadlock {
-            waiting: stuck.map(describe).take(16).collect(),
-        }
+        Defect::Deadlock { waiting: stuck.map(describe).take(16).collect() }
     }
 
     fn check_unmatched(&self) -> Result<(), Defect> {
@@ -877,9 +736,7 @@ impl<'a> Run<'a> {
         let start = |thread: &Thread| if thread.worker == 0 { 2 } else { 1 };
         let starts: Vec<u32> = self.threads.iter().map(start).collect();
         let knows = |clock: &Clock| starts.iter().zip(clock).all(|(start, seen)| seen >= start);
-        self.workers_of
-            .iter()
-            .all(|workers| knows(&self.threads[workers[0]].clock))
+        self.workers_of.iter().all(|workers| knows(&self.threads[workers[0]].clock))
     }
 }
 
@@ -893,12 +750,7 @@ fn site_of(thread: &Thread, next: usize, instruction: &Instruction) -> Site {
 }
 
 fn application(rank: usize, text: &str) -> Site {
-    Site {
-        rank,
-        worker: 0,
-        instruction: None,
-        text: text.to_owned(),
-    }
+    Site { rank, worker: 0, instruction: None, text: text.to_owned() }
 }
 
 pub(super) fn join(clock: &mut Clock, other: &Clock) {

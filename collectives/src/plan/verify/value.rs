@@ -11,13 +11,7 @@ pub(super) struct ValueId(u32);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Value {
     /// A part of a rank's input block, in one round of one call.
-    Input {
-        call: usize,
-        round: usize,
-        rank: usize,
-        block: usize,
-        part: usize,
-    },
+    Input { call: usize, round: usize, rank: usize, block: usize, part: usize },
     /// A left fold, in the accumulation type.
     Sum(Vec<ValueId>),
     /// A sum rounded to the element type.
@@ -104,9 +98,7 @@ impl Values {
         let (contributions, depth) =
             extents.fold((0, 0), |all, one| (all.0 + one.0, all.1.max(one.1)));
         if contributions > world {
-            return Err(format!(
-                "reduces {contributions} contributions; there are {world} ranks"
-            ));
+            return Err(format!("reduces {contributions} contributions; there are {world} ranks"));
         }
         if self.terms > MAX_TERMS || depth > MAX_DEPTH {
             return Err("the plan's sums are too long, or too deep, to be verified".into());
@@ -156,32 +148,19 @@ impl Values {
     ) -> Result<(bool, bool), String> {
         let mut expected = Vec::new();
         for (rank, block) in sources_of(shape, chunk) {
-            let Chunk {
-                call, round, part, ..
-            } = chunk;
-            expected.push(self.intern(Value::Input {
-                call,
-                round,
-                rank,
-                block,
-                part,
-            }));
+            let Chunk { call, round, part, .. } = chunk;
+            expected.push(self.intern(Value::Input { call, round, rank, block, part }));
         }
         if !shape.collective.reduces() {
             return match seen == expected[0] {
                 true => Ok((true, true)),
-                false => Err(format!(
-                    "holds {} instead of {}",
-                    self.show(seen),
-                    self.show(expected[0])
-                )),
+                false => {
+                    Err(format!("holds {} instead of {}", self.show(seen), self.show(expected[0])))
+                }
             };
         }
         let Value::Finished(sum) = *self.get(seen) else {
-            return Err(format!(
-                "holds {}, which is not a finished reduction",
-                self.show(seen)
-            ));
+            return Err(format!("holds {}, which is not a finished reduction", self.show(seen)));
         };
         let canonical = self.intern(Value::Sum(expected.clone()));
         let mut leaves = Vec::new();
@@ -189,11 +168,7 @@ impl Values {
         leaves.sort_unstable();
         expected.sort_unstable();
         if leaves != expected {
-            return Err(format!(
-                "holds {} instead of {}",
-                self.show(sum),
-                self.show(canonical)
-            ));
+            return Err(format!("holds {} instead of {}", self.show(sum), self.show(canonical)));
         }
         Ok((sum == canonical, !self.contains_finished(sum)))
     }
@@ -201,13 +176,7 @@ impl Values {
     /// For messages: `in0 + in1`, with blocks and parts where they matter.
     pub(super) fn show(&self, id: ValueId) -> String {
         match self.get(id) {
-            Value::Input {
-                call,
-                round,
-                rank,
-                block,
-                part,
-            } => {
+            Value::Input { call, round, rank, block, part } => {
                 format!("rank {rank}'s in[{block}].{part} of call {call} round {round}")
             }
             Value::Finished(inner) => self.show(*inner),

@@ -113,9 +113,7 @@ impl<'a> Door<'a> {
             }
             let ready = self.wait(deadline).map_err(|e| failed_wait(&e))?;
             for at in ready.members {
-                self.members[at]
-                    .as_ref()
-                    .map_or(Ok(()), |peer| check_quiet(peer, at + 1))?;
+                self.members[at].as_ref().map_or(Ok(()), |peer| check_quiet(peer, at + 1))?;
             }
             // Those who are inside first: it makes room.
             self.hear_candidates(&ready.candidates)?;
@@ -128,11 +126,7 @@ impl<'a> Door<'a> {
 
     fn wait(&self, deadline: Deadline) -> io::Result<Ready> {
         let listens = self.can_take();
-        let listen = if listens {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
+        let listen = if listens { PollFlags::IN } else { PollFlags::empty() };
         let present = (0..self.members.len()).filter(|&at| self.members[at].is_some());
         let present: Vec<usize> = present.collect();
         let mut fds = vec![PollFd::new(self.listener, listen)];
@@ -140,44 +134,24 @@ impl<'a> Door<'a> {
         let streams = candidates.chain(self.members.iter().flatten());
         fds.extend(streams.map(|stream| PollFd::new(stream, PollFlags::IN)));
         let idle = listens && self.candidates.is_empty();
-        wait(
-            &mut fds,
-            if idle {
-                deadline.left()
-            } else {
-                deadline.left().min(TICK)
-            },
-        )?;
+        wait(&mut fds, if idle { deadline.left() } else { deadline.left().min(TICK) })?;
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         Ok(Ready {
             listener: listens && ready.next() == Some(true),
             candidates: ready.by_ref().take(self.candidates.len()).collect(),
-            members: present
-                .into_iter()
-                .zip(ready)
-                .filter_map(|(at, r)| r.then_some(at))
-                .collect(),
+            members: present.into_iter().zip(ready).filter_map(|(at, r)| r.then_some(at)).collect(),
         })
     }
 
     fn can_take(&self) -> bool {
-        let open = self
-            .closed_until
-            .is_none_or(|until| until <= Instant::now());
-        let oldest = self
-            .candidates
-            .first()
-            .map_or(Duration::MAX, |c| c.since.elapsed());
+        let open = self.closed_until.is_none_or(|until| until <= Instant::now());
+        let oldest = self.candidates.first().map_or(Duration::MAX, |c| c.since.elapsed());
         open && (self.candidates.len() < MAX_CANDIDATES || oldest >= MIN_STAY)
     }
 
     fn hear_candidates(&mut self, ready: &[bool]) -> Result<(), Fault> {
         for (mut candidate, &ready) in std::mem::take(&mut self.candidates).into_iter().zip(ready) {
-            let heard = if ready {
-                candidate.hear(self.secret)
-            } else {
-                Heard::Nothing
-            };
+            let heard = if ready { candidate.hear(self.secret) } else { Heard::Nothing };
             match heard {
                 Heard::Proved(handshake) => self.judge(candidate, handshake)?,
                 Heard::Stranger(why) => candidate.drop_because(why),
@@ -206,27 +180,12 @@ impl<'a> Door<'a> {
         let (root_world, rank) = (self.world, hello.rank as usize);
         if hello.world != root_world {
             let (world, root_world) = (hello.world as usize, root_world as usize);
-            let fault = Fault::OtherWorld {
-                rank,
-                world,
-                root_world,
-            };
-            (
-                Verdict::OtherWorld {
-                    root_world: self.world,
-                },
-                Some(fault),
-            )
+            let fault = Fault::OtherWorld { rank, world, root_world };
+            (Verdict::OtherWorld { root_world: self.world }, Some(fault))
         } else if hello.rank >= root_world {
             (Verdict::OutOfRange, Some(Fault::OutOfRange { rank }))
         } else if rank == 0 || self.members[rank - 1].is_some() {
-            (
-                Verdict::Duplicate,
-                Some(Fault::Duplicate {
-                    rank,
-                    addr: Some(addr),
-                }),
-            )
+            (Verdict::Duplicate, Some(Fault::Duplicate { rank, addr: Some(addr) }))
         } else {
             (Verdict::Accepted, None)
         }
@@ -264,13 +223,7 @@ impl<'a> Door<'a> {
             oldest.drop_because("64 newer connections wait to prove the secret");
         }
         let stage = Stage::Hello([0; HELLO_BYTES]);
-        let candidate = Candidate {
-            stream,
-            addr,
-            since: Instant::now(),
-            stage,
-            have: 0,
-        };
+        let candidate = Candidate { stream, addr, since: Instant::now(), stage, have: 0 };
         let set = candidate.stream.set_nonblocking(true);
         match set.and_then(|()| candidate.stream.set_nodelay(true)) {
             Ok(()) => self.candidates.push(candidate),
@@ -333,9 +286,6 @@ impl Candidate {
     }
 
     fn drop_because(self, why: &str) {
-        tracing::warn!(
-            "dropped a connection to the bootstrap from {}: {why}",
-            self.addr
-        );
+        tracing::warn!("dropped a connection to the bootstrap from {}: {why}", self.addr);
     }
 }

@@ -49,19 +49,9 @@ impl Leaf {
         timeout: Duration,
     ) -> Result<Self, BootstrapError> {
         let (begin, deadline) = (Instant::now(), Deadline::after(timeout));
-        let stream = Knock {
-            id,
-            rank,
-            world,
-            timeout,
-            begin,
-            deadline,
-        }
-        .until_in()?;
+        let stream = Knock { id, rank, world, timeout, begin, deadline }.until_in()?;
         let leaf = Self { world, stream };
-        let start = leaf
-            .exchange(&[], timeout)
-            .map_err(|fault| fault.error(world))?;
+        let start = leaf.exchange(&[], timeout).map_err(|fault| fault.error(world))?;
         if !start.is_empty() {
             return Err(BootstrapError::Malformed { peer: 0 });
         }
@@ -75,8 +65,7 @@ impl Leaf {
 
     /// Sends `bytes` and waits for what the root sends to all.
     fn exchange(&self, bytes: &[u8], timeout: Duration) -> Result<Vec<u8>, Fault> {
-        self.answer(bytes, timeout)
-            .map_err(|fault| self.hang_up(fault))
+        self.answer(bytes, timeout).map_err(|fault| self.hang_up(fault))
     }
 
     fn answer(&self, bytes: &[u8], timeout: Duration) -> Result<Vec<u8>, Fault> {
@@ -98,10 +87,7 @@ impl Leaf {
             }
             let waited = wait_for(&self.stream, !out.is_done(), deadline);
             if !waited.map_err(|e| Fault::closed(0, Some(&e)))? {
-                return Err(Fault::Missing {
-                    ranks: vec![0],
-                    waited: timeout,
-                });
+                return Err(Fault::Missing { ranks: vec![0], waited: timeout });
             }
         }
     }
@@ -140,13 +126,7 @@ impl Knock<'_> {
             };
             if self.deadline.passed() || !may_pass(cause.kind()) {
                 let (rank, addr, waited) = (self.rank, self.id.addr(), self.begin.elapsed());
-                return Err(BootstrapError::Unreachable {
-                    rank,
-                    addr,
-                    attempts,
-                    waited,
-                    cause,
-                });
+                return Err(BootstrapError::Unreachable { rank, addr, attempts, waited, cause });
             }
             thread::sleep(pause.min(self.deadline.left()));
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -178,17 +158,11 @@ impl Knock<'_> {
         let Knock { rank, world, .. } = *self;
         Err(match verdict {
             Verdict::Accepted => return Ok(()),
-            Verdict::OtherWorld { root_world } => BootstrapError::WorldMismatch {
-                rank,
-                world,
-                root_world: root_world as usize,
-            },
+            Verdict::OtherWorld { root_world } => {
+                BootstrapError::WorldMismatch { rank, world, root_world: root_world as usize }
+            }
             Verdict::OutOfRange => BootstrapError::RankOutOfRange { rank, world },
-            Verdict::Duplicate => BootstrapError::DuplicateRank {
-                rank,
-                world,
-                addr: None,
-            },
+            Verdict::Duplicate => BootstrapError::DuplicateRank { rank, world, addr: None },
         })
     }
 
@@ -199,11 +173,9 @@ impl Knock<'_> {
         }
         match Reply::decode(&bytes) {
             Some(Reply::Busy) => Err(Setback::Again(io::ErrorKind::ResourceBusy.into())),
-            Some(Reply::Refused) => Err(BootstrapError::Refused {
-                rank: self.rank,
-                addr: self.id.addr(),
+            Some(Reply::Refused) => {
+                Err(BootstrapError::Refused { rank: self.rank, addr: self.id.addr() }.into())
             }
-            .into()),
             Some(reply) => Ok(reply),
             None => Err(self.impostor()),
         }
@@ -225,19 +197,11 @@ impl Knock<'_> {
             return Ok(());
         }
         let (world, waited) = (self.world, self.timeout);
-        Err(BootstrapError::Missing {
-            missing: vec![0],
-            world,
-            waited,
-        }
-        .into())
+        Err(BootstrapError::Missing { missing: vec![0], world, waited }.into())
     }
 
     fn impostor(&self) -> Setback {
-        BootstrapError::Impostor {
-            addr: self.id.addr(),
-        }
-        .into()
+        BootstrapError::Impostor { addr: self.id.addr() }.into()
     }
 }
 
@@ -261,10 +225,7 @@ fn connect(addr: SocketAddr, deadline: Deadline) -> Result<TcpStream, Setback> {
     if stream.local_addr().is_ok_and(|own| own == addr) {
         return Err(Setback::Again(io::ErrorKind::ConnectionRefused.into()));
     }
-    stream
-        .set_nonblocking(true)
-        .and_then(|()| stream.set_nodelay(true))
-        .map_err(Setback::Again)?;
+    stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).map_err(Setback::Again)?;
     Ok(stream)
 }
 

@@ -31,9 +31,8 @@ impl Star {
 
     /// Collects every rank's part and sends all to all; each of the two may take `timeout`.
     pub(super) fn all_gather(&self, mine: &[u8], timeout: Duration) -> Result<Vec<Vec<u8>>, Fault> {
-        let parts = self
-            .collect(mine, timeout)
-            .inspect_err(|fault| announce(&self.peers, fault))?;
+        let parts =
+            self.collect(mine, timeout).inspect_err(|fault| announce(&self.peers, fault))?;
         self.deliver(&frame_of_all(&parts), timeout)?;
         Ok(parts)
     }
@@ -41,18 +40,10 @@ impl Star {
     fn collect(&self, mine: &[u8], timeout: Duration) -> Result<Vec<Vec<u8>>, Fault> {
         let deadline = Deadline::after(timeout);
         let mut inbox = Inbox::new(&self.peers);
-        let mut fds: Vec<_> = self
-            .peers
-            .iter()
-            .map(|p| PollFd::new(p, PollFlags::IN))
-            .collect();
+        let mut fds: Vec<_> = self.peers.iter().map(|p| PollFd::new(p, PollFlags::IN)).collect();
         loop {
             wait(&mut fds, deadline.left()).map_err(|e| failed_wait(&e))?;
-            for (at, _) in fds
-                .iter()
-                .enumerate()
-                .filter(|(_, fd)| !fd.revents().is_empty())
-            {
+            for (at, _) in fds.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()) {
                 inbox.hear(at)?;
             }
             if inbox.missing == 0 {
@@ -60,10 +51,7 @@ impl Star {
                 return Ok(std::iter::once(mine.to_vec()).chain(others).collect());
             }
             if deadline.passed() {
-                return Err(Fault::Missing {
-                    ranks: inbox.missing(),
-                    waited: timeout,
-                });
+                return Err(Fault::Missing { ranks: inbox.missing(), waited: timeout });
             }
         }
     }
@@ -75,15 +63,10 @@ impl Star {
         let mut gone = None;
         loop {
             gone = gone.or(self.send(&mut outbox));
-            let slow: Vec<_> = (0..outbox.len())
-                .filter(|&at| !outbox[at].is_done())
-                .collect();
+            let slow: Vec<_> = (0..outbox.len()).filter(|&at| !outbox[at].is_done()).collect();
             if !slow.is_empty() && deadline.passed() {
                 let ranks = slow.iter().map(|at| at + 1).collect();
-                gone = gone.or(Some(Fault::Missing {
-                    ranks,
-                    waited: timeout,
-                }));
+                gone = gone.or(Some(Fault::Missing { ranks, waited: timeout }));
             } else if !slow.is_empty() {
                 let out = |&at: &usize| PollFd::new(&self.peers[at], PollFlags::OUT);
                 let mut fds: Vec<_> = slow.iter().map(out).collect();
@@ -109,11 +92,8 @@ impl Star {
     }
 
     fn give_up(&self, outbox: &[Outgoing<'_>], fault: Fault) -> Fault {
-        let (torn, whole): (Vec<_>, Vec<_>) = self
-            .peers
-            .iter()
-            .zip(outbox)
-            .partition(|(_, out)| out.is_torn());
+        let (torn, whole): (Vec<_>, Vec<_>) =
+            self.peers.iter().zip(outbox).partition(|(_, out)| out.is_torn());
         announce(whole.into_iter().map(|(peer, _)| peer), &fault);
         // After half a frame a fault would be taken for its other half.
         for (peer, _) in torn {
@@ -160,11 +140,7 @@ impl<'a> Inbox<'a> {
     }
 
     fn missing(&self) -> Vec<usize> {
-        let missing = self
-            .parts
-            .iter()
-            .enumerate()
-            .filter(|(_, part)| part.is_none());
+        let missing = self.parts.iter().enumerate().filter(|(_, part)| part.is_none());
         missing.map(|(at, _)| at + 1).collect()
     }
 }
@@ -174,12 +150,7 @@ pub(super) fn check_quiet(stream: &TcpStream, peer: usize) -> Result<(), Fault> 
     match stream.peek(&mut [0]) {
         Ok(0) => Err(Fault::closed(peer, None)),
         Ok(_) => Err(Fault::Malformed { peer }),
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-            ) =>
-        {
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
             Ok(())
         }
         Err(e) => Err(Fault::closed(peer, Some(&e))),
@@ -197,8 +168,5 @@ pub(super) fn announce<'a>(peers: impl IntoIterator<Item = &'a TcpStream>, fault
 }
 
 pub(super) fn failed_wait(cause: &io::Error) -> Fault {
-    Fault::Os {
-        rank: 0,
-        errno: cause.raw_os_error().unwrap_or(0),
-    }
+    Fault::Os { rank: 0, errno: cause.raw_os_error().unwrap_or(0) }
 }

@@ -5,9 +5,8 @@ use super::*;
 fn check(bytes: usize, dests: usize, shift: usize, skew: usize, streaming: bool) {
     let contents: Vec<u8> = (0..bytes).map(|i| (i * 7 + i / 256) as u8).collect();
     let mut source = Buffer::new(&contents, shift);
-    let mut targets: Vec<Buffer> = (1..=dests)
-        .map(|i| Buffer::new(&vec![0; bytes], shift + i * skew))
-        .collect();
+    let mut targets: Vec<Buffer> =
+        (1..=dests).map(|i| Buffer::new(&vec![0; bytes], shift + i * skew)).collect();
     let mut to: Vec<*mut u8> = targets.iter_mut().map(Buffer::at).collect();
     // SAFETY: distinct buffers of as many bytes.
     unsafe { copy(&to, source.at(), bytes, streaming) };
@@ -17,11 +16,7 @@ fn check(bytes: usize, dests: usize, shift: usize, skew: usize, streaming: bool)
     unsafe { copy(&to, source.at(), bytes, streaming) };
     assert_eq!(source.bytes(), contents);
     for target in &targets {
-        assert_eq!(
-            target.bytes(),
-            contents,
-            "{bytes} bytes, {shift}+{skew}, {streaming}"
-        );
+        assert_eq!(target.bytes(), contents, "{bytes} bytes, {shift}+{skew}, {streaming}");
     }
 }
 

@@ -2,9 +2,7 @@
 
 use super::*;
 
-const COUNTS: [usize; 14] = [
-    0, 1, 2, 15, 16, 17, 63, 64, 65, 1000, 1023, 1024, 1025, 5000,
-];
+const COUNTS: [usize; 14] = [0, 1, 2, 15, 16, 17, 63, 64, 65, 1000, 1023, 1024, 1025, 5000];
 
 /// The layouts, one after the other: the grid goes through all of them many times, out of step with
 /// its own dimensions.
@@ -16,12 +14,7 @@ impl Layouts {
         let size = case.dtype.size();
         let (shift, skew) = [(0, 0), (size, 0), (0, size), (1, 0), (size, 3)][self.0 % 5];
         let in_place = [None, Some(0), Some(case.from.len() - 1)][self.0 % 3];
-        Layout {
-            shift,
-            skew,
-            in_place,
-            streaming: self.0.is_multiple_of(2),
-        }
+        Layout { shift, skew, in_place, streaming: self.0.is_multiple_of(2) }
     }
 }
 
@@ -69,23 +62,13 @@ grids! {
 #[test]
 fn sums_of_two_in_every_layout() {
     let mut random = Random(77);
-    for dtype in [
-        DataType::F32,
-        DataType::Bf16,
-        DataType::F8E4M3,
-        DataType::I64,
-    ] {
+    for dtype in [DataType::F32, DataType::Bf16, DataType::F8E4M3, DataType::I64] {
         for shift in [0, 1, 4, 32, 60] {
             for skew in [0, 1, 16] {
                 for in_place in [None, Some(0), Some(1)] {
                     for streaming in [false, true] {
                         let case = random.case(dtype, OpKind::Sum, (2, 1 + shift % 3, 1200));
-                        case.check(Layout {
-                            shift,
-                            skew,
-                            in_place,
-                            streaming,
-                        });
+                        case.check(Layout { shift, skew, in_place, streaming });
                     }
                 }
             }
@@ -107,12 +90,7 @@ fn a_result_does_not_depend_on_the_place() {
                 *bytes = bytes.repeat(many.count);
             }
             for level in Level::here() {
-                let layout = Layout {
-                    shift: 4,
-                    skew: 8,
-                    in_place: None,
-                    streaming: false,
-                };
+                let layout = Layout { shift: 4, skew: 8, in_place: None, streaming: false };
                 let found = many.run(level, layout).swap_remove(0);
                 many.compare(&element.repeat(many.count), &found, &format!("{level:?}"));
             }
@@ -129,22 +107,12 @@ fn nothing_is_touched_beyond_the_operands() {
             for count in [1, 7, 16, 33, 64, 100, 513, 1025] {
                 for streaming in [false, true] {
                     let bytes = count * dtype.size();
-                    for at in [
-                        |p: &memory::Page, _| p.start(),
-                        |p: &memory::Page, b| p.last(b),
-                    ] {
+                    for at in [|p: &memory::Page, _| p.start(), |p: &memory::Page, b| p.last(b)] {
                         let from: Vec<Source> = pages[..2]
                             .iter()
-                            .map(|page| Source {
-                                at: at(page, bytes),
-                                partial: false,
-                                scale: 0,
-                            })
+                            .map(|page| Source { at: at(page, bytes), partial: false, scale: 0 })
                             .collect();
-                        let to = [Dest {
-                            at: at(&pages[2], bytes),
-                            partial: false,
-                        }];
+                        let to = [Dest { at: at(&pages[2], bytes), partial: false }];
                         let args = FoldArgs { world: 1 };
                         // SAFETY: three pages that hold as many bytes.
                         unsafe { fold(&to, &from, count, &args, streaming) };

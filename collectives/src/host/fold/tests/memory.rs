@@ -18,11 +18,7 @@ impl Buffer {
         let mut whole = vec![FILL; bytes.len() + 3 * GUARD];
         let start = whole.as_ptr().align_offset(64) + 64 + shift;
         whole[start..start + bytes.len()].copy_from_slice(bytes);
-        Self {
-            whole,
-            start,
-            len: bytes.len(),
-        }
+        Self { whole, start, len: bytes.len() }
     }
 
     pub(super) fn at(&mut self) -> *mut u8 {
@@ -33,10 +29,7 @@ impl Buffer {
     pub(super) fn bytes(&self) -> Vec<u8> {
         let (before, rest) = self.whole.split_at(self.start);
         let (bytes, after) = rest.split_at(self.len);
-        assert!(
-            before.iter().chain(after).all(|&byte| byte == FILL),
-            "written out of bounds"
-        );
+        assert!(before.iter().chain(after).all(|&byte| byte == FILL), "written out of bounds");
         bytes.to_vec()
     }
 }
@@ -53,12 +46,7 @@ impl Page {
         let flags = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, where the system likes.
         let base = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                3 * Self::SIZE,
-                flags,
-                MapFlags::PRIVATE,
-            )
+            mmap_anonymous(std::ptr::null_mut(), 3 * Self::SIZE, flags, MapFlags::PRIVATE)
         };
         let base: *mut u8 = base.expect("a mapping").cast();
         for guard in [base, base.wrapping_add(2 * Self::SIZE)] {

@@ -37,11 +37,7 @@ struct Layout {
 
 impl Case {
     fn width(&self, partial: bool) -> usize {
-        if partial {
-            self.dtype.accumulator_size()
-        } else {
-            self.dtype.size()
-        }
+        if partial { self.dtype.accumulator_size() } else { self.dtype.size() }
     }
 
     /// Calls the fold and returns what is at each destination, having checked that nothing around
@@ -56,26 +52,15 @@ impl Case {
         let from: Vec<Source> = sources
             .iter_mut()
             .zip(self.from.iter().zip(&self.scales))
-            .map(|(buffer, (&(_, partial), &scale))| Source {
-                at: buffer.at(),
-                partial,
-                scale,
-            })
+            .map(|(buffer, (&(_, partial), &scale))| Source { at: buffer.at(), partial, scale })
             .collect();
-        let dest = |buffer: &mut Buffer| Dest {
-            at: buffer.at(),
-            partial: self.partial,
-        };
+        let dest = |buffer: &mut Buffer| Dest { at: buffer.at(), partial: self.partial };
         let mut to: Vec<Dest> = dests.iter_mut().map(dest).collect();
         // The first destination or the last: what comes before the others, and after them.
         let shared = layout
             .in_place
             .filter(|&source| self.width(self.from[source].1) == self.width(self.partial));
-        let in_place = if layout.shift.is_multiple_of(2) {
-            0
-        } else {
-            self.dests - 1
-        };
+        let in_place = if layout.shift.is_multiple_of(2) { 0 } else { self.dests - 1 };
         if let Some(source) = shared {
             to[in_place].at = from[source].at.cast_mut();
         }
@@ -94,11 +79,7 @@ impl Case {
         let expected = oracle::expected(self);
         for level in Level::here() {
             for (i, found) in self.run(level, layout).iter().enumerate() {
-                self.compare(
-                    &expected,
-                    found,
-                    &format!("{level:?}, {layout:?}, destination {i}"),
-                );
+                self.compare(&expected, found, &format!("{level:?}, {layout:?}, destination {i}"));
             }
         }
     }
@@ -106,11 +87,7 @@ impl Case {
     fn compare(&self, expected: &[u8], found: &[u8], what: &str) {
         let width = self.width(self.partial).max(1);
         let differs = |(a, b): (&[u8], &[u8])| a != b;
-        let Some(i) = expected
-            .chunks(width)
-            .zip(found.chunks(width))
-            .position(differs)
-        else {
+        let Some(i) = expected.chunks(width).zip(found.chunks(width)).position(differs) else {
             assert_eq!(expected.len(), found.len());
             return;
         };
@@ -153,11 +130,7 @@ impl Random {
     /// Bytes of `count` elements, or of as many accumulators: a third any bits, the others numbers
     /// that meet: small ones, and the special ones of floats.
     fn numbers(&mut self, dtype: DataType, partial: bool, count: usize) -> Vec<u8> {
-        let dtype = if partial && dtype.is_narrow_float() {
-            DataType::F32
-        } else {
-            dtype
-        };
+        let dtype = if partial && dtype.is_narrow_float() { DataType::F32 } else { dtype };
         let mut bytes = Vec::with_capacity(count * dtype.size());
         for _ in 0..count {
             let any = self.next();
@@ -188,15 +161,6 @@ impl Random {
             .collect();
         let world = [1, 2, 3, 8, 1000, u32::MAX][self.below(6)];
         let partial = self.below(3) == 0;
-        Case {
-            dtype,
-            op,
-            count,
-            from,
-            dests,
-            partial,
-            scales,
-            args: FoldArgs { world },
-        }
+        Case { dtype, op, count, from, dests, partial, scales, args: FoldArgs { world } }
     }
 }

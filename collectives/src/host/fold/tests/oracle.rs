@@ -174,14 +174,8 @@ fn expect<M: Model>(case: &Case) -> Vec<u8> {
         }
     };
     let element = |i| {
-        let operands = case
-            .from
-            .iter()
-            .zip(&case.scales)
-            .map(|source| operand(source, i));
-        let acc = operands
-            .reduce(|a, b| a.combine(case.op, b))
-            .expect("a source");
+        let operands = case.from.iter().zip(&case.scales).map(|source| operand(source, i));
+        let acc = operands.reduce(|a, b| a.combine(case.op, b)).expect("a source");
         match (case.partial, case.op) {
             (true, _) => acc.bytes(),
             (false, OpKind::Avg) => M::narrow(acc.over(case.args.world)),

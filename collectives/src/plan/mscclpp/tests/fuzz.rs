@@ -16,10 +16,7 @@ fn read(text: &str) {
 
 /// The small fixtures: a proof of a large one for each case takes too long.
 fn fixture(index: Index) -> &'static str {
-    let small: Vec<_> = FIXTURES
-        .iter()
-        .filter(|(_, text)| text.len() < 8000)
-        .collect();
+    let small: Vec<_> = FIXTURES.iter().filter(|(_, text)| text.len() < 8000).collect();
     small[index.index(small.len())].1
 }
 
@@ -42,13 +39,7 @@ fn paths(value: &Value, path: &str, into: &mut Vec<String>) {
 }
 
 fn replacement() -> impl Strategy<Value = Value> {
-    let numbers = prop_oneof![
-        0_u64..6,
-        Just(55),
-        Just(65_536),
-        Just(1 << 20),
-        Just(u64::MAX)
-    ];
+    let numbers = prop_oneof![0_u64..6, Just(55), Just(65_536), Just(1 << 20), Just(u64::MAX)];
     let names = prop::sample::select(vec![
         "i",
         "o",

@@ -23,21 +23,11 @@ fn assert_refused(
     let MscclppError::Operation { at, .. } = &error else {
         panic!("{error}");
     };
-    assert_eq!(
-        (at.rank, at.threadblock, at.op),
-        (rank, threadblock, op),
-        "{error}"
-    );
+    assert_eq!((at.rank, at.threadblock, at.op), (rank, threadblock, op), "{error}");
     assert_eq!(at.name, name, "{error}");
     let text = error.to_string();
-    assert!(
-        text.contains(&format!("rank {rank}, thread block {threadblock}, op {op}")),
-        "{text}"
-    );
-    assert!(
-        text.contains(&format!("({name})")) && text.contains(why),
-        "{text}"
-    );
+    assert!(text.contains(&format!("rank {rank}, thread block {threadblock}, op {op}")), "{text}");
+    assert!(text.contains(&format!("({name})")) && text.contains(why), "{text}");
 }
 
 /// A fixture with an operation of one rank's thread block 0 changed.
@@ -60,26 +50,15 @@ fn names_that_do_not_run() {
 
 #[test]
 fn pipelines_do_not_nest() {
-    let json = with_op("allreduce_pipeline_2", 0, |op| {
-        op["ops"][1] = json!({"name": "pipeline"})
-    });
+    let json = with_op("allreduce_pipeline_2", 0, |op| op["ops"][1] = json!({"name": "pipeline"}));
     assert_refused(&json, (1, 0, 0), "pipeline", "op 0.1");
 }
 
 #[test]
 fn a_switch_group_must_be_all_ranks() {
     for fixture in ["allreduce_switch_4", "allgather_switch_4"] {
-        let (index, name) = if fixture.contains("reduce") {
-            (2, "glres")
-        } else {
-            (2, "gstore")
-        };
-        for ranks in [
-            json!([0, 1, 2]),
-            json!([0, 1, 2, 2]),
-            json!([0, 1, 2, 4]),
-            json!([]),
-        ] {
+        let (index, name) = if fixture.contains("reduce") { (2, "glres") } else { (2, "gstore") };
+        for ranks in [json!([0, 1, 2]), json!([0, 1, 2, 2]), json!([0, 1, 2, 4]), json!([])] {
             let json = changed(fixture, |json| {
                 let channels = json["gpus"][1]["channels"].as_array_mut().unwrap();
                 let switch = channels.iter_mut().find(|c| c["channel_type"] == "switch");
@@ -112,13 +91,7 @@ fn a_port_only_puts() {
 }
 
 /// A fixture, an operation of it, a change to that, its name then, and a word of the reason.
-type Case = (
-    &'static str,
-    usize,
-    fn(&mut Value),
-    &'static str,
-    &'static str,
-);
+type Case = (&'static str, usize, fn(&mut Value), &'static str, &'static str);
 
 #[test]
 fn operands_must_be_where_the_operation_has_them() {
@@ -137,48 +110,12 @@ fn operands_must_be_where_the_operation_has_them() {
             "get",
             "no remote buffer",
         ),
-        (
-            "allgather_get_4",
-            3,
-            |op| op["dst_buff"][0]["index"] = 4.into(),
-            "get",
-            "no chunk 4",
-        ),
-        (
-            "allgather_get_4",
-            3,
-            |op| op["dst_buff"][0]["size"] = 2.into(),
-            "get",
-            "chunks",
-        ),
-        (
-            "allgather_get_4",
-            3,
-            |op| op["dst_buff"] = json!([]),
-            "get",
-            "1 sources for 0",
-        ),
-        (
-            "allgather_get_4",
-            2,
-            |op| op["src_buff"][0]["type"] = Value::Null,
-            "copy",
-            "'type'",
-        ),
-        (
-            "allgather_get_4",
-            0,
-            |op| op["channel_ids"][1] = 8.into(),
-            "signal",
-            "no channel",
-        ),
-        (
-            "allgather_get_4",
-            0,
-            |op| op["channel_type"] = Value::Null,
-            "signal",
-            "neither",
-        ),
+        ("allgather_get_4", 3, |op| op["dst_buff"][0]["index"] = 4.into(), "get", "no chunk 4"),
+        ("allgather_get_4", 3, |op| op["dst_buff"][0]["size"] = 2.into(), "get", "chunks"),
+        ("allgather_get_4", 3, |op| op["dst_buff"] = json!([]), "get", "1 sources for 0"),
+        ("allgather_get_4", 2, |op| op["src_buff"][0]["type"] = Value::Null, "copy", "'type'"),
+        ("allgather_get_4", 0, |op| op["channel_ids"][1] = 8.into(), "signal", "no channel"),
+        ("allgather_get_4", 0, |op| op["channel_type"] = Value::Null, "signal", "neither"),
         (
             "allreduce_switch_4",
             2,
@@ -186,13 +123,7 @@ fn operands_must_be_where_the_operation_has_them() {
             "glres",
             "switch_channel_id",
         ),
-        (
-            "allreduce_one_shot_4",
-            0,
-            |op| op["name"] = "rppkt".into(),
-            "rppkt",
-            "one source",
-        ),
+        ("allreduce_one_shot_4", 0, |op| op["name"] = "rppkt".into(), "rppkt", "one source"),
         (
             "allreduce_one_shot_4",
             1,
@@ -200,13 +131,7 @@ fn operands_must_be_where_the_operation_has_them() {
             "repkt",
             "scratch memory only",
         ),
-        (
-            "allreduce_one_shot_4",
-            1,
-            |op| op["dst_buff"] = json!([]),
-            "repkt",
-            "missing",
-        ),
+        ("allreduce_one_shot_4", 1, |op| op["dst_buff"] = json!([]), "repkt", "missing"),
     ];
     for (fixture, index, change, name, why) in cases {
         assert_refused(&with_op(fixture, index, change), (1, 0, index), name, why);
@@ -225,30 +150,21 @@ fn a_chunk_keeps_its_place_in_its_block() {
 
 #[test]
 fn a_port_leads_where_its_put_goes() {
-    let json = with_op("allgather_port_3", 3, |op| {
-        op["channel_ids"] = json!([1, 0])
-    });
+    let json = with_op("allgather_port_3", 3, |op| op["channel_ids"] = json!([1, 0]));
     assert_refused(&json, (1, 0, 3), "pwsf", "leads to rank");
 }
 
 #[test]
 fn two_reductions_are_not_one_plan() {
-    let json = with_op("allreduce_one_shot_2", 1, |op| {
-        op["reduce_op"] = "min".into()
-    });
+    let json = with_op("allreduce_one_shot_2", 1, |op| op["reduce_op"] = "min".into());
     assert_refused(&json, (1, 0, 1), "repkt", "the plan before by sum");
-    let json = with_op("allreduce_one_shot_2", 1, |op| {
-        op["reduce_op"] = "avg".into()
-    });
+    let json = with_op("allreduce_one_shot_2", 1, |op| op["reduce_op"] = "avg".into());
     assert_refused(&json, (1, 0, 1), "repkt", "'avg'");
 }
 
 #[test]
 fn a_channel_is_signalled_and_waited_for_by_one_thread_block() {
-    for (name, op) in [
-        ("two thread blocks signal", "signal"),
-        ("two thread blocks wait", "wait"),
-    ] {
+    for (name, op) in [("two thread blocks signal", "signal"), ("two thread blocks wait", "wait")] {
         let json = changed("allreduce_simple_2", |json| {
             let channels = json["gpus"][1]["threadblocks"][0]["channels"].clone();
             json["gpus"][1]["threadblocks"][1]["channels"] = channels;
@@ -261,15 +177,8 @@ fn a_channel_is_signalled_and_waited_for_by_one_thread_block() {
 
 #[test]
 fn a_barrier_is_of_the_thread_blocks_that_come() {
-    let json = with_op("allreduce_simple_2", 2, |op| {
-        op["num_threadblocks"] = 3.into()
-    });
-    assert_refused(
-        &json,
-        (1, 0, 2),
-        "barrier",
-        "is of 3 thread blocks, but 2 come",
-    );
+    let json = with_op("allreduce_simple_2", 2, |op| op["num_threadblocks"] = 3.into());
+    assert_refused(&json, (1, 0, 2), "barrier", "is of 3 thread blocks, but 2 come");
     let json = changed("allreduce_simple_2", |json| {
         ops(json, 1, 1).pop();
     });
@@ -284,17 +193,9 @@ fn a_semaphore_must_not_drift() {
         ops(json, 1, 0).remove(0);
     });
     let text = error(&json).to_string();
-    assert!(
-        text.contains("rank 1") && text.contains("sem_release"),
-        "{text}"
-    );
-    assert!(
-        text.contains("released 2 times and acquired 1 times"),
-        "{text}"
-    );
-    let json = with_op("allreduce_semaphores_3", 0, |op| {
-        op["semaphore_ids"] = json!([7])
-    });
+    assert!(text.contains("rank 1") && text.contains("sem_release"), "{text}");
+    assert!(text.contains("released 2 times and acquired 1 times"), "{text}");
+    let json = with_op("allreduce_semaphores_3", 0, |op| op["semaphore_ids"] = json!([7]));
     assert_refused(&json, (1, 0, 0), "sem_acquire", "no semaphore 7");
 }
 
@@ -314,11 +215,7 @@ fn who_waits_for_ever_is_named() {
 fn packets_of_one_transfer_have_one_reader() {
     let json = changed("allreduce_two_nodes_4", |json| {
         // Thread block 2 reads thread block 1's half as well.
-        let first = ops(json, 0, 1)
-            .iter()
-            .find(|op| op["name"] == "respkt")
-            .unwrap()
-            .clone();
+        let first = ops(json, 0, 1).iter().find(|op| op["name"] == "respkt").unwrap().clone();
         ops(json, 0, 2).push(first);
     });
     assert_refused(&json, (0, 2, 4), "respkt", "two thread blocks read packets");
@@ -372,9 +269,5 @@ fn what_is_too_large_is_refused_before_it_is_made() {
             }
         }
     });
-    assert!(
-        error(&many)
-            .to_string()
-            .contains("semaphores between two ranks")
-    );
+    assert!(error(&many).to_string().contains("semaphores between two ranks"));
 }

@@ -41,13 +41,7 @@ struct Mutant {
 
 impl fmt::Display for Mutant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            rank,
-            index,
-            other,
-            plan,
-        } = self;
+        let Self { kind, rank, index, other, plan } = self;
         let shape = &plan.shape;
         write!(
             f,
@@ -66,18 +60,11 @@ fn changed(plan: &Plan, rank: usize, index: usize, change: impl FnOnce(&mut Inst
 
 /// All instructions, with their rank and index.
 fn instructions(plan: &Plan) -> impl Iterator<Item = (usize, usize, &Instruction)> {
-    plan.programs
-        .iter()
-        .enumerate()
-        .flat_map(|(rank, program)| {
-            assert_eq!(
-                program.workers.len(),
-                1,
-                "the built-in plans are of one worker"
-            );
-            let list = program.workers[0].iter().enumerate();
-            list.map(move |(index, instruction)| (rank, index, instruction))
-        })
+    plan.programs.iter().enumerate().flat_map(|(rank, program)| {
+        assert_eq!(program.workers.len(), 1, "the built-in plans are of one worker");
+        let list = program.workers[0].iter().enumerate();
+        list.map(move |(index, instruction)| (rank, index, instruction))
+    })
 }
 
 fn peers_mut(instruction: &mut Instruction) -> &mut Vec<usize> {
@@ -139,13 +126,7 @@ fn mutants(plan: &Plan) -> Vec<Mutant> {
     let mut mutants = Vec::new();
     for (rank, index, instruction) in instructions(plan) {
         let mut plant = |kind, other, plan| {
-            mutants.push(Mutant {
-                kind,
-                rank,
-                index,
-                other,
-                plan,
-            });
+            mutants.push(Mutant { kind, rank, index, other, plan });
         };
         let at = (rank, index);
         match instruction {
@@ -159,9 +140,7 @@ fn mutants(plan: &Plan) -> Vec<Mutant> {
                     plant(Kind::DropSignal, *peer, without(plan, at, nth, peers_mut));
                 }
             }
-            Instruction::Move {
-                to, from, reduce, ..
-            } => {
+            Instruction::Move { to, from, reduce, .. } => {
                 for nth in 0..to.len() {
                     plant(Kind::DropTarget, nth, without(plan, at, nth, targets_mut));
                 }
@@ -251,10 +230,9 @@ fn swapped_targets(plan: &Plan) -> Vec<Mutant> {
 /// Two slots of a rank's memory that are both in use, made one.
 fn merged_slots(plan: &Plan) -> Vec<Mutant> {
     let mut mutants = Vec::new();
-    for (buffer, slots) in [
-        (Buffer::Scratch, plan.shape.scratch),
-        (Buffer::Packets, plan.shape.packets),
-    ] {
+    for (buffer, slots) in
+        [(Buffer::Scratch, plan.shape.scratch), (Buffer::Packets, plan.shape.packets)]
+    {
         for rank in 0..plan.shape.world {
             let is = |place: &Place, slot| {
                 place.whose == Whose::Rank(rank) && place.buffer == buffer && place.index == slot
@@ -321,13 +299,7 @@ fn sources(instruction: &Instruction) -> &[Place] {
 
 /// Whether a rejection is the one for this mistake, and says where it is.
 fn is_to_the_point(mutant: &Mutant, defect: &Defect) -> bool {
-    let Mutant {
-        kind,
-        rank,
-        index,
-        other,
-        ..
-    } = mutant;
+    let Mutant { kind, rank, index, other, .. } = mutant;
     let is_there = |at: &Site| at.rank == *rank && at.instruction == Some(*index);
     let is_of =
         |at: &Site, with: &str| at.rank == *rank || *with == format!("rank {rank} worker 0");
@@ -337,9 +309,7 @@ fn is_to_the_point(mutant: &Mutant, defect: &Defect) -> bool {
         (Kind::DropWait, Defect::UnmatchedSignal { from, to, .. }) => from == other && to == rank,
         (
             Kind::DropWait | Kind::MoveBeforeWait | Kind::SignalBeforeMove,
-            Defect::Race {
-                at, other: with, ..
-            },
+            Defect::Race { at, other: with, .. },
         ) => is_of(at, with),
         // The simulation came to the move before the one that should come first.
         (Kind::MoveBeforeWait, Defect::Instruction { at, problem }) => {
@@ -352,9 +322,9 @@ fn is_to_the_point(mutant: &Mutant, defect: &Defect) -> bool {
                 || problem.contains("holds nothing")
                 || problem.contains("is written")
         }
-        (Kind::DropSignal, Defect::Deadlock { waiting }) => waiting
-            .iter()
-            .any(|one| one.starts_with(&format!("rank {other}, "))),
+        (Kind::DropSignal, Defect::Deadlock { waiting }) => {
+            waiting.iter().any(|one| one.starts_with(&format!("rank {other}, ")))
+        }
         (Kind::DoubleSource, Defect::Instruction { problem, .. }) => {
             problem.contains("contributions")
         }
@@ -400,11 +370,7 @@ fn every_mutant_is_found(
     let mut complaints = Vec::new();
     let mut reasons = BTreeSet::new();
     for algorithm in algorithms {
-        let roots = if algorithm.collective.is_rooted() {
-            2
-        } else {
-            1
-        };
+        let roots = if algorithm.collective.is_rooted() { 2 } else { 1 };
         for (world, root) in (2..=5).flat_map(|world| (0..roots).map(move |root| (world, root))) {
             let plan = algorithm.plan(world, root);
             let claims = verify(&plan).unwrap().claims;
@@ -427,20 +393,12 @@ fn every_mutant_is_found(
 fn every_mutant_of_an_all_reduce_is_found() {
     let all = ALL.iter();
     let reasons = every_mutant_is_found(all.filter(|a| a.collective == Collective::AllReduce));
-    assert_eq!(
-        reasons.len(),
-        2,
-        "each rule for right mutants is needed: {reasons:?}"
-    );
+    assert_eq!(reasons.len(), 2, "each rule for right mutants is needed: {reasons:?}");
 }
 
 #[test]
 fn every_mutant_of_another_collective_is_found() {
     let all = ALL.iter();
     let reasons = every_mutant_is_found(all.filter(|a| a.collective != Collective::AllReduce));
-    assert_eq!(
-        reasons.len(),
-        1,
-        "each rule for right mutants is needed: {reasons:?}"
-    );
+    assert_eq!(reasons.len(), 1, "each rule for right mutants is needed: {reasons:?}");
 }

@@ -7,10 +7,7 @@ use crate::plan::verify::{Claims, Defect, verify, verify_sequence};
 /// and the ranks.
 fn plan(header: &str, ranks: &str) -> Plan {
     let header = header.replace(", ", "\n");
-    let text = format!(
-        "warpmesh plan 1\nname test\n{header}\n{}",
-        ranks.replace(';', "\n")
-    );
+    let text = format!("warpmesh plan 1\nname test\n{header}\n{}", ranks.replace(';', "\n"));
     Plan::from_text(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
@@ -30,10 +27,7 @@ fn defect(header: &str, ranks: &str) -> Defect {
 
 #[track_caller]
 fn assert_race(defect: &Defect, rank: usize, instruction: Option<usize>, place: &str) {
-    let Defect::Race {
-        at, place: found, ..
-    } = defect
-    else {
+    let Defect::Race { at, place: found, .. } = defect else {
         panic!("not a race: {defect}");
     };
     assert_eq!((at.rank, at.instruction), (rank, instruction), "{defect}");
@@ -77,19 +71,9 @@ fn workers_of_a_rank_are_ordered_by_semaphores_only() {
     let header = "collective all_gather, world 2, scratch 1, packets 1";
     assert!(claims(header, &two_workers(true, true)).same_bits);
     // In the order of the simulation it is right all the same.
-    assert_race(
-        &defect(header, &two_workers(false, true)),
-        0,
-        Some(0),
-        "r0.scratch[0]",
-    );
+    assert_race(&defect(header, &two_workers(false, true)), 0, Some(0), "r0.scratch[0]");
     // Nothing keeps worker 0 from being two rounds ahead, in the same half of scratch memory.
-    assert_race(
-        &defect(header, &two_workers(true, false)),
-        0,
-        Some(1),
-        "r0.scratch[0]",
-    );
+    assert_race(&defect(header, &two_workers(true, false)), 0, Some(1), "r0.scratch[0]");
 }
 
 #[test]
@@ -125,28 +109,16 @@ fn a_sequence_is_of_one_world() {
     let two = plan("collective barrier, world 2", "rank 0; rank 1;");
     let one = plan("collective barrier, world 1", "rank 0;");
     let mixed = verify_sequence(&[(&two, 1), (&one, 1)]);
-    assert!(matches!(
-        mixed,
-        Err(Defect::Shape {
-            what: "world",
-            value: 1,
-            ..
-        })
-    ));
+    assert!(matches!(mixed, Err(Defect::Shape { what: "world", value: 1, .. })));
     verify_sequence(&[]).unwrap();
 }
 
 /// Both ranks put their input to the other's output, over a port.
 fn puts(enter: bool, put: &str, after: &str) -> String {
     let rank = |me: usize, peer: usize| {
-        let enter = if enter {
-            format!("signal 7: {peer}; wait 7: {peer};")
-        } else {
-            String::new()
-        };
-        let put = put
-            .replace("ME", &me.to_string())
-            .replace("PEER", &peer.to_string());
+        let enter =
+            if enter { format!("signal 7: {peer}; wait 7: {peer};") } else { String::new() };
+        let put = put.replace("ME", &me.to_string()).replace("PEER", &peer.to_string());
         let after = after.replace("PEER", &peer.to_string());
         format!("rank {me}; {enter} copy 0: out[{me}] = in[0]; {put}; {after};")
     };
@@ -162,10 +134,7 @@ fn the_signal_of_a_put_says_that_it_has_arrived() {
     assert_eq!(claims(GATHER, &good), Claims::ALL);
     // Two puts by one port arrive in order: one signal is for both.
     let twice = format!("{PUT}; {PUT_THEN}");
-    assert_eq!(
-        claims(GATHER, &puts(true, &twice, "flush 0; wait 0: PEER")),
-        Claims::ALL
-    );
+    assert_eq!(claims(GATHER, &puts(true, &twice, "flush 0; wait 0: PEER")), Claims::ALL);
 }
 
 #[test]
@@ -231,11 +200,7 @@ fn no_signal_overtakes_that_of_a_put_of_the_call_before() {
     };
     assert_instruction(&overtaken, 0, 0, "may still be under way");
     // An answer shows that the put's signal has come.
-    let ranks = puts(
-        true,
-        PUT_THEN,
-        "flush 0; wait 0: PEER; signal 7: PEER; wait 7: PEER",
-    );
+    let ranks = puts(true, PUT_THEN, "flush 0; wait 0: PEER; signal 7: PEER; wait 7: PEER");
     let answered = plan(GATHER, &ranks);
     verify_sequence(&[(&answered, 1), (&by_hand, 1)]).unwrap();
 }
@@ -253,23 +218,12 @@ fn switched(enter: &str, leave: &str) -> String {
 #[test]
 fn the_group_reaches_all_ranks() {
     let header = "collective all_reduce, world 2, parts 2";
-    let (enter, leave) = (
-        "signal 0: PEER; wait 0: PEER;",
-        "signal 1: PEER; wait 1: PEER;",
-    );
+    let (enter, leave) = ("signal 0: PEER; wait 0: PEER;", "signal 1: PEER; wait 1: PEER;");
     assert_eq!(claims(header, &switched(enter, leave)), Claims::ALL);
-    assert_race(
-        &defect(header, &switched("", leave)),
-        0,
-        Some(0),
-        "r1.in[0]",
-    );
+    assert_race(&defect(header, &switched("", leave)), 0, Some(0), "r1.in[0]");
     let open = defect(header, &switched(enter, ""));
     // Rank 1 has left, and rank 0 has not yet written its part.
-    assert!(
-        matches!(open, Defect::WrongResult { rank: 1, .. }),
-        "{open}"
-    );
+    assert!(matches!(open, Defect::WrongResult { rank: 1, .. }), "{open}");
 }
 
 #[test]
@@ -286,10 +240,7 @@ fn packets_for_the_group_need_not_be_read_by_all_of_it() {
     let Defect::UnreadPacket { at, place } = &unread else {
         panic!("{unread}");
     };
-    assert_eq!(
-        (at.rank, at.instruction, place.as_str()),
-        (0, Some(0), "packets[0]")
-    );
+    assert_eq!((at.rank, at.instruction, place.as_str()), (0, Some(0), "packets[0]"));
 }
 
 #[test]
@@ -350,10 +301,7 @@ fn in_place_a_copy_onto_itself_is_nothing() {
                  copy 0: out[1] = packets[0]<1; \
                  rank 1; copy 0: out[1] = in[0]; copy 0: r0.packets[0] = in[0]; \
                  copy 0: out[0] = packets[0]<0;";
-    assert_eq!(
-        claims("collective all_gather, world 2, packets 1", ranks),
-        Claims::ALL
-    );
+    assert_eq!(claims("collective all_gather, world 2, packets 1", ranks), Claims::ALL);
 }
 
 #[test]
@@ -384,12 +332,8 @@ fn sums_of_sums_stay_small() {
 
 #[test]
 fn there_are_not_more_workers_than_can_be_verified() {
-    let workers: String = (0..1000)
-        .map(|worker| format!("worker {worker};"))
-        .collect();
-    let ranks: String = (0..9)
-        .map(|rank| format!("rank {rank}; {workers}"))
-        .collect();
+    let workers: String = (0..1000).map(|worker| format!("worker {worker};")).collect();
+    let ranks: String = (0..9).map(|rank| format!("rank {rank}; {workers}")).collect();
     let many = defect("collective barrier, world 9", &ranks);
     assert!(matches!(many, Defect::Shape { value: 9000, .. }), "{many}");
 }
@@ -397,23 +341,14 @@ fn there_are_not_more_workers_than_can_be_verified() {
 #[test]
 fn a_claim_that_does_not_hold_is_not_covered() {
     let lesser = [
-        Claims {
-            same_bits: false,
-            ..Claims::ALL
-        },
+        Claims { same_bits: false, ..Claims::ALL },
         Claims::ALL.without_canonical(),
-        Claims {
-            finishes_once: false,
-            ..Claims::ALL
-        },
+        Claims { finishes_once: false, ..Claims::ALL },
         Claims::ALL.without_synchronising(),
         Claims::ALL.without_in_place(),
     ];
     for found in lesser {
-        assert!(
-            Claims::ALL.cover(&found) && !found.cover(&Claims::ALL),
-            "{found:?}"
-        );
+        assert!(Claims::ALL.cover(&found) && !found.cover(&Claims::ALL), "{found:?}");
     }
     for algorithm in crate::algorithms::ALL {
         let found = verify(&algorithm.plan(4, 0)).unwrap().claims;
