@@ -1,7 +1,7 @@
 //! Collective communication written as plans.
 //!
 //! Ranks (processes or threads) form a [`Communicator`] and call collectives on their buffers. Every
-//! collective is run by a [plan](plan) that is chosen for the call and the machine; plans are data
+//! collective is run by a [plan] that is chosen for the call and the machine; plans are data
 //! that the [verifier](plan::verify) proves.
 //!
 //! ```

@@ -78,8 +78,9 @@ struct Slow {
 }
 
 impl Patience {
-    /// Waits a little after a look that found nothing. Fails when the wait is over: see
-    /// [`Node::look_around`] for the reasons. `seen` is the count or epoch that is there.
+    /// Waits a little after a look that found nothing. Fails when the wait is pointless: someone
+    /// posted a failure, a peer is gone or makes another call, or the time is over. `seen` is the
+    /// count or epoch that is there.
     #[inline]
     pub fn pause(&mut self, node: &Node, on: WaitingFor, seen: u64) -> Result<(), Failure> {
         if self.looks < node.policy().spins {
