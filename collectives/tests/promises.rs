@@ -225,6 +225,20 @@ fn a_receive_of_another_length_names_both() {
 }
 
 #[test]
+fn a_mixture_of_registered_and_other_memory_is_named() {
+    let errors = common::ranks(3, |mut comm| {
+        let mut registered = comm.alloc::<f32>(60_000).unwrap();
+        let mut plain = vec![0.0_f32; 60_000];
+        let data = if comm.rank() == 1 { &mut plain[..] } else { &mut registered[..] };
+        comm.all_reduce(data, ReduceOp::Sum).unwrap_err().to_string()
+    });
+    for error in errors {
+        assert!(error.contains("made different calls"), "{error}");
+        assert!(error.contains(", not registered)") && error.contains(", registered)"), "{error}");
+    }
+}
+
+#[test]
 fn split_makes_independent_communicators() {
     common::ranks(5, |mut comm| {
         let me = comm.rank();

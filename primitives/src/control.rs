@@ -13,6 +13,8 @@
 
 use std::sync::Arc;
 
+use crossbeam_utils::CachePadded;
+
 use crate::semaphore::SemaphoreWord;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sys::Mapping;
@@ -109,10 +111,6 @@ pub enum State {
 }
 
 #[derive(Debug)]
-#[repr(C, align(128))]
-struct Aligned<T>(T);
-
-#[derive(Debug)]
 #[repr(C)]
 struct ProgressWords {
     /// state << 56 | peer << 32 | place
@@ -128,13 +126,13 @@ struct Head {
     magic: AtomicU64,
     version: AtomicU32,
     world: AtomicU32,
-    abort: Aligned<AtomicU64>,
-    board: Aligned<[BoardEntry; BOARD]>,
-    finished_epoch: Aligned<AtomicU64>,
+    abort: CachePadded<AtomicU64>,
+    board: CachePadded<[BoardEntry; BOARD]>,
+    finished_epoch: CachePadded<AtomicU64>,
     finished_call: AtomicU64,
-    progress: Aligned<ProgressWords>,
-    sleeping: Aligned<AtomicU32>,
-    doorbell: Aligned<AtomicU32>,
+    progress: CachePadded<ProgressWords>,
+    sleeping: CachePadded<AtomicU32>,
+    doorbell: CachePadded<AtomicU32>,
 }
 
 /// Bytes of the words of one semaphore, for all peers: whole pairs of cache lines, so that two
@@ -203,31 +201,31 @@ impl Control {
     /// Announces a call. Only the owner calls this.
     #[inline]
     pub fn announce(&self, call: &Call) {
-        self.head().board.0[call.sequence as usize % BOARD].write(call);
+        self.head().board[call.sequence as usize % BOARD].write(call);
     }
 
     /// The owner's call number `sequence`, if the board holds it now. Does not block.
     #[inline]
     pub fn call(&self, sequence: u64) -> Option<Call> {
-        self.head().board.0[sequence as usize % BOARD].read(sequence)
+        self.head().board[sequence as usize % BOARD].read(sequence)
     }
 
     /// The newest call on the board, for a diagnosis.
     pub fn latest_call(&self) -> Option<Call> {
-        let newest = self.head().board.0.iter().map(|e| e.sequence.load(Ordering::Acquire)).max();
+        let newest = self.head().board.iter().map(|e| e.sequence.load(Ordering::Acquire)).max();
         newest.filter(|sequence| *sequence > 0).and_then(|sequence| self.call(sequence))
     }
 
     /// Says that the owner is done with all memory of `epoch` and before. Only the owner calls it.
     #[inline]
     pub fn finish_epoch(&self, epoch: u64) {
-        self.head().finished_epoch.0.store(epoch, Ordering::Release);
+        self.head().finished_epoch.store(epoch, Ordering::Release);
     }
 
     /// The last epoch that the owner has finished.
     #[inline]
     pub fn finished_epoch(&self) -> u64 {
-        self.head().finished_epoch.0.load(Ordering::Acquire)
+        self.head().finished_epoch.load(Ordering::Acquire)
     }
 
     /// Says that the owner returned from call `sequence`. Only the owner calls it.
@@ -244,19 +242,19 @@ impl Control {
     /// The abort word: 0, or the first failure that anyone posted here.
     #[inline]
     pub(crate) fn abort_word(&self) -> u64 {
-        self.head().abort.0.load(Ordering::Acquire)
+        self.head().abort.load(Ordering::Acquire)
     }
 
     /// Posts a failure and returns what the word holds now: the first one stays.
     pub(crate) fn post_abort(&self, word: u64) -> u64 {
-        let abort = &self.head().abort.0;
+        let abort = &self.head().abort;
         let posted = abort.compare_exchange(0, word, Ordering::AcqRel, Ordering::Acquire);
         posted.map_or_else(|earlier| earlier, |_| word)
     }
 
     /// Writes the progress record. Only the owner calls it; the heartbeat counts by itself.
     pub fn set_progress(&self, progress: &Progress) {
-        let words = &self.head().progress.0;
+        let words = &self.head().progress;
         let place = (progress.state as u64) << 56
             | (progress.peer as u64 & 0xff_ffff) << 32
             | u64::from(progress.place);
@@ -269,7 +267,7 @@ impl Control {
 
     /// The progress record, for a diagnosis.
     pub fn progress(&self) -> Progress {
-        let words = &self.head().progress.0;
+        let words = &self.head().progress;
         let place = words.place.load(Ordering::Relaxed);
         Progress {
             state: match place >> 56 {
@@ -289,24 +287,24 @@ impl Control {
     /// cached line unless the owner sleeps.
     #[inline]
     pub fn ring(&self) {
-        if self.head().sleeping.0.load(Ordering::Relaxed) != 0 {
+        if self.head().sleeping.load(Ordering::Relaxed) != 0 {
             self.wake();
         }
     }
 
     #[cold]
     pub(crate) fn wake(&self) {
-        let doorbell = &self.head().doorbell.0;
+        let doorbell = &self.head().doorbell;
         doorbell.fetch_add(1, Ordering::Release);
         crate::sys::futex_wake(doorbell);
     }
 
     pub(crate) fn sleeping(&self) -> &AtomicU32 {
-        &self.head().sleeping.0
+        &self.head().sleeping
     }
 
     pub(crate) fn doorbell(&self) -> &AtomicU32 {
-        &self.head().doorbell.0
+        &self.head().doorbell
     }
 }
 

@@ -93,7 +93,8 @@ fn process() -> [u8; 16] {
 
 impl Communicator {
     /// Allocates `len` elements of registered memory, all zero. A collective call: every rank makes
-    /// it, with the same or another length. Blocks until all have.
+    /// it, with the same or another length. Blocks until all have. With a rank's own part it lets go
+    /// of its peers' parts, so drop it on all ranks, or on none.
     pub fn alloc<T: Element>(&mut self, len: usize) -> Result<Buffer<T>, Error> {
         let bytes = len.checked_mul(size_of::<T>());
         let bytes = bytes.ok_or_else(|| argument("alloc", "len", "is too large"))?;
