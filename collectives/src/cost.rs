@@ -132,8 +132,10 @@ pub struct Machine {
     pub uncached: f64,
     /// Moving a byte as a packet.
     pub packet: f64,
-    /// Moving a cached byte of memory that another core uses, too, on top.
+    /// What a byte costs on top when another core uses its memory, too: in small blocks.
     pub shared: f64,
+    /// The same in large blocks.
+    pub shared_far: f64,
 }
 
 impl Machine {
@@ -146,18 +148,18 @@ impl Machine {
         uncached: 0.12,
         packet: 0.25,
         shared: 0.08,
+        shared_far: 0.04,
     };
 
     /// Predicted nanoseconds of a call: `work` per round, for blocks of `bytes`, in `rounds`
     /// rounds, with `load` ranks on each core.
     pub(crate) fn predict(&self, work: &Work, bytes: usize, rounds: usize, load: f64) -> f64 {
         let bytes = bytes as f64;
-        // Beyond what a core's share of the cache holds, all moves go to memory.
-        let beyond = bytes * work.plain > CACHED_BYTES;
-        let moved = match beyond {
-            true => work.plain * self.uncached,
-            false => work.plain * self.cached + work.shared * self.shared,
-        };
+        // The message's size decides, not the plan's traffic: plans for one message are compared
+        // on the same footing.
+        let plain = if bytes > CACHED_BYTES { self.uncached } else { self.cached };
+        let shared = if bytes > NEAR_BYTES { self.shared_far } else { self.shared };
+        let moved = work.plain * plain + work.shared * shared;
         let hop = if load > 1.0 { self.switch * load } else { self.hop };
         let hops = work.phases * hop + work.signalled * self.hop;
         let waits = hops + work.messages * self.message * load;
@@ -165,7 +167,10 @@ impl Machine {
     }
 }
 
-const CACHED_BYTES: f64 = 2_097_152.0;
+/// Larger blocks do not stay in a core's cache.
+const CACHED_BYTES: f64 = 1_048_576.0;
+/// Larger blocks travel between cores as streams, which the prefetchers follow.
+const NEAR_BYTES: f64 = 32_768.0;
 
 #[cfg(test)]
 mod tests {
