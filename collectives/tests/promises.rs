@@ -257,6 +257,45 @@ fn split_makes_independent_communicators() {
     });
 }
 
+/// Collectives in which some ranks only send: the fast ones must not overrun the slow ones'
+/// scratch memory, which is used again every other round.
+#[test]
+fn fast_ranks_do_not_overrun_slow_ones() {
+    for name in ["packet", "staged", "direct"] {
+        common::ranks_with(common::settings().algorithm(name), 3, |mut comm| {
+            let me = comm.rank();
+            // Several rounds of staged memory, one of packets.
+            let count = if name == "packet" { 100 } else { 200_000 };
+            let mut data = comm.alloc::<u32>(count).unwrap();
+            let mut all = comm.alloc::<u32>(3 * count).unwrap();
+            for call in 0..12_u32 {
+                let slow = Duration::from_millis(3 * u64::from(me == call as usize % 3));
+                std::thread::sleep(slow);
+                data.fill(call * 10);
+                comm.broadcast(&mut data, 0).unwrap();
+                assert!(data.iter().all(|x| *x == call * 10), "{name}, broadcast {call}");
+                std::thread::sleep(slow);
+                data.fill(call + me as u32);
+                comm.reduce(&mut data, ReduceOp::Sum, 1).unwrap();
+                assert!(
+                    me != 1 || data.iter().all(|x| *x == 3 * call + 3),
+                    "{name}, reduce {call}"
+                );
+                std::thread::sleep(slow);
+                data.fill(call + me as u32);
+                comm.gather(&data, &mut all, 2).unwrap();
+                let blocks = all.chunks(count).enumerate();
+                let right = blocks.map(|(r, block)| block.iter().all(|x| *x == call + r as u32));
+                assert!(me != 2 || right.fold(true, |a, b| a & b), "{name}, gather {call}");
+                std::thread::sleep(slow);
+                all.iter_mut().enumerate().for_each(|(i, x)| *x = call + (i / count) as u32);
+                comm.scatter(&all, &mut data, 0).unwrap();
+                assert!(data.iter().all(|x| *x == call + me as u32), "{name}, scatter {call}");
+            }
+        });
+    }
+}
+
 #[test]
 fn two_communicators_do_not_disturb_each_other() {
     let mut first = common::settings().local(2).unwrap();
