@@ -69,8 +69,15 @@ fn benchmark() -> Result<()> {
     Ok(())
 }
 
-/// Counts the table's rows as tools for nccl-tests read them: 13 columns, no wrong values.
+/// Counts the table's rows as tools for nccl-tests read them: 13 columns, and the words that they
+/// look for (SuperBench: the rows stand between the last line with `out-of-place` and the last with
+/// `Out of bounds values`) where they look for them.
 fn rows(text: &str) -> Result<usize> {
+    let last = |words: &str| text.lines().enumerate().filter(|(_, l)| l.contains(words)).last();
+    let (head, foot) = (last("out-of-place"), last("Out of bounds values"));
+    if head.zip(foot).is_none_or(|((head, _), (foot, _))| head >= foot) {
+        bail!("'out-of-place' stands behind the table:\n{text}");
+    }
     let mut rows = 0;
     for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         let columns: Vec<&str> = line.split_whitespace().collect();

@@ -240,7 +240,7 @@ impl<'a> Report<'a> {
         row: &Row,
         halves: &[Option<Half>; 2],
     ) -> String {
-        let places = ["out-of-place", "in-place"].iter().zip(halves);
+        let places = ["out of place", "in place"].iter().zip(halves);
         let shares = places.filter_map(|(place, half)| {
             let seconds = half.as_ref()?.outcome.seconds;
             Some(format!("{:.2} {place}", machine.fraction(self.written(row), seconds)))
@@ -273,7 +273,7 @@ impl<'a> Report<'a> {
             ));
             lines.push(format!(
                 "# {:>10}  {:>8}  {:>6}  {:>6}  {:>12}  {:>8}",
-                "size", "type", "redop", "root", "out-of-place", "in-place"
+                "size", "type", "redop", "root", "out_of_place", "in_place"
             ));
             for (row, halves) in &first.rows {
                 lines.push(ratio_line(row, halves, other));
