@@ -1,8 +1,9 @@
 //! Registered memory: ranks read and write each other's buffers where they are, nothing is staged.
 //!
-//! All of these begin with a barrier (everyone's input is complete, everyone's output may be
-//! written) and end with one (nobody touches it any more). That is what makes it safe to hand out
-//! the user's own memory.
+//! All of these begin with signals (the input that is read is complete, the output that is written
+//! may be) and end with signals back (nobody touches it any more): between all ranks, or where only
+//! the root's memory is reached, between it and each other rank. That is what makes it safe to hand
+//! out the user's own memory.
 
 use super::{Algorithm, none, one, world};
 use crate::plan::verify::Claims;
