@@ -1,2 +1,5 @@
-//! warpmesh-perf.
-fn main() {}
+//! `warpmesh-perf`: see `warpmesh-perf --help`.
+
+fn main() -> std::process::ExitCode {
+    warpmesh_benches::perf::main()
+}

@@ -13,37 +13,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, track, size) in [
         ("SC, 1 MB", None, 1 << 20),
         ("SC, 64 MB", None, 64 << 20),
-        (
-            "weak + race",
-            Some(Config {
-                weak: true,
-                race: true,
-                seed: 1,
-            }),
-            4 << 20,
-        ),
+        ("weak + race", Some(Config { weak: true, race: true, seed: 1 }), 4 << 20),
     ] {
         println!("{name}:");
         measure(
             &text,
-            MachineConfig {
-                devices: 2,
-                workers: 1,
-                track,
-                ..MachineConfig::default()
-            },
+            MachineConfig { devices: 2, workers: 1, track, ..MachineConfig::default() },
             size,
         )?;
     }
     println!("SC, two workers:");
-    ping_pong(
-        &text,
-        MachineConfig {
-            devices: 2,
-            workers: 2,
-            ..MachineConfig::default()
-        },
-    )?;
+    ping_pong(&text, MachineConfig { devices: 2, workers: 2, ..MachineConfig::default() })?;
     Ok(())
 }
 
@@ -84,9 +64,7 @@ fn measure(text: &str, config: MachineConfig, size: u64) -> Res {
     };
     let n = size / 16;
     let copy = best(5, || run("copy16", 8, 256, &[buffers[0], buffers[1], n]))?;
-    let add = best(5, || {
-        run("add4", 8, 256, &[buffers[0], buffers[1], buffers[2], n])
-    })?;
+    let add = best(5, || run("add4", 8, 256, &[buffers[0], buffers[1], buffers[2], n]))?;
     let empty = best(10, || run("empty", 64, 512, &[]))?;
     let mb = size as f64 / 1e6;
     println!(
@@ -102,23 +80,15 @@ fn ping_pong(text: &str, config: MachineConfig) -> Res {
     let machine = Machine::new(config)?;
     let module = machine.load(text)?;
     let space = machine.space();
-    let flags = [
-        space.alloc(0, Kind::Device, 4)?,
-        space.alloc(1, Kind::Device, 4)?,
-    ];
-    let (data, errors) = (
-        space.alloc(0, Kind::Device, 4)?,
-        space.alloc(1, Kind::Device, 4)?,
-    );
+    let flags = [space.alloc(0, Kind::Device, 4)?, space.alloc(1, Kind::Device, 4)?];
+    let (data, errors) = (space.alloc(0, Kind::Device, 4)?, space.alloc(1, Kind::Device, 4)?);
     let rounds = 200_000u32;
     let t = Instant::now();
     let mut launches = Vec::new();
     for d in 0..2usize {
         let kernel = module.kernel(space, d as u32, "ping_pong")?;
-        let mut params: Vec<u8> = [flags[d], flags[1 - d], data, errors]
-            .iter()
-            .flat_map(|x| x.to_le_bytes())
-            .collect();
+        let mut params: Vec<u8> =
+            [flags[d], flags[1 - d], data, errors].iter().flat_map(|x| x.to_le_bytes()).collect();
         params.extend(rounds.to_le_bytes());
         params.extend(u32::from(d == 0).to_le_bytes());
         let spec = LaunchSpec {

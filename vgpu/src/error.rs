@@ -32,10 +32,7 @@ pub enum LoadError {
 
 impl LoadError {
     pub(crate) fn syntax(line: u32, what: impl Into<String>) -> Self {
-        LoadError::Syntax {
-            line,
-            what: what.into(),
-        }
+        LoadError::Syntax { line, what: what.into() }
     }
 }
 

@@ -40,9 +40,7 @@ impl Default for MachineConfig {
         MachineConfig {
             devices: 1,
             sms: 132,
-            workers: std::thread::available_parallelism()
-                .map_or(2, usize::from)
-                .max(2),
+            workers: std::thread::available_parallelism().map_or(2, usize::from).max(2),
             track: None,
             watchdog: Duration::from_secs(10),
         }
@@ -187,11 +185,7 @@ impl Machine {
             ));
         }
         let n = config.devices as usize;
-        let workers = if config.track.is_some() {
-            0
-        } else {
-            config.workers.max(1)
-        };
+        let workers = if config.track.is_some() { 0 } else { config.workers.max(1) };
         let sched = Sched {
             ready: VecDeque::new(),
             sms: vec![vec![Sm::default(); config.sms as usize]; n],
@@ -216,16 +210,10 @@ impl Machine {
         });
         let spawn = |n| {
             let s = shared.clone();
-            std::thread::Builder::new()
-                .name(format!("vgpu-{n}"))
-                .spawn(move || s.work())
+            std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work())
         };
         let threads = (0..workers).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Machine {
-            shared,
-            threads,
-            runner: Mutex::new(()),
-        })
+        Ok(Machine { shared, threads, runner: Mutex::new(()) })
     }
 
     /// The memory of all devices.
@@ -245,19 +233,14 @@ impl Machine {
 
     /// The races found so far.
     pub fn races(&self) -> Vec<RaceReport> {
-        self.shared
-            .tracked
-            .as_ref()
-            .map_or_else(Vec::new, |t| t.races())
+        self.shared.tracked.as_ref().map_or_else(Vec::new, |t| t.races())
     }
 
     /// Blocks of this shape that one multiprocessor holds.
     pub fn occupancy(&self, kernel: &Kernel, threads: u32, dynamic_shared: u32) -> u32 {
         let shared = kernel.shared_bytes + dynamic_shared + RESERVED_SHARED;
         let threads = threads.next_multiple_of(32).max(1);
-        (SM_THREADS / threads)
-            .min(SM_BLOCKS)
-            .min(SM_SHARED / shared)
+        (SM_THREADS / threads).min(SM_BLOCKS).min(SM_SHARED / shared)
     }
 
     /// Starts a kernel; its blocks run beside everything else that runs.
@@ -286,11 +269,7 @@ impl Machine {
             state: Mutex::default(),
             done: Condvar::new(),
         });
-        s.writers
-            .names
-            .lock()
-            .unwrap()
-            .push((spec.kernel.name.clone(), spec.device));
+        s.writers.names.lock().unwrap().push((spec.kernel.name.clone(), spec.device));
         let mut sched = s.sched.lock().unwrap();
         s.progress.store(now_ms(), Ordering::Relaxed);
         sched.live += 1;
@@ -301,12 +280,7 @@ impl Machine {
 
     /// Whether a launch is possible, without launching.
     pub fn check(&self, spec: &LaunchSpec<'_>) -> Result<(), Fault> {
-        let bad = |what: String| {
-            Err(Fault::BadLaunch {
-                kernel: spec.kernel.name.clone(),
-                what,
-            })
-        };
+        let bad = |what: String| Err(Fault::BadLaunch { kernel: spec.kernel.name.clone(), what });
         let product = |d: [u32; 3]| d.iter().map(|&x| u64::from(x)).product::<u64>();
         let threads = product(spec.block);
         if spec.device >= self.shared.config.devices {
@@ -421,9 +395,7 @@ impl Shared {
                 && s.shared + need.shared <= SM_SHARED
         };
         let sms = sched.sms[launch.device as usize].iter().enumerate();
-        sms.filter(|(_, s)| fits(s))
-            .min_by_key(|(_, s)| (s.threads, s.blocks))
-            .map(|(n, _)| n)
+        sms.filter(|(_, s)| fits(s)).min_by_key(|(_, s)| (s.threads, s.blocks)).map(|(n, _)| n)
     }
 
     fn occupy(&self, sched: &mut Sched, launch: &Launch, sm: usize, sign: i32) {
@@ -540,11 +512,7 @@ impl Shared {
                 sched.running += 1;
                 return Some(b);
             }
-            sched = self
-                .wake
-                .wait_timeout(sched, Duration::from_millis(50))
-                .unwrap()
-                .0;
+            sched = self.wake.wait_timeout(sched, Duration::from_millis(50)).unwrap().0;
         }
     }
 
@@ -561,11 +529,7 @@ impl Shared {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         self.hang.store(true, Ordering::SeqCst);
         while sched.running > 0 {
-            sched = self
-                .wake
-                .wait_timeout(sched, Duration::from_millis(1))
-                .unwrap()
-                .0;
+            sched = self.wake.wait_timeout(sched, Duration::from_millis(1)).unwrap().0;
         }
         let blocks: Vec<_> = sched.ready.drain(..).collect();
         self.waiting.store(0, Ordering::Relaxed);

@@ -73,18 +73,16 @@ fn main() -> ExitCode {
             eprintln!("vgpu run: {e}");
             ExitCode::FAILURE
         }),
-        Command::Litmus {
-            files,
-            seeds,
-            expected,
-        } => match litmus(&files, seeds, expected.as_deref()) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(e) => {
-                eprintln!("{e}");
-                ExitCode::FAILURE
+        Command::Litmus { files, seeds, expected } => {
+            match litmus(&files, seeds, expected.as_deref()) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(e) => {
+                    eprintln!("{e}");
+                    ExitCode::FAILURE
+                }
             }
-        },
+        }
     }
 }
 
@@ -96,11 +94,7 @@ fn check(files: &[PathBuf]) -> ExitCode {
             eprintln!("{}: {e}", file.display());
         }
     }
-    if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn check_one(file: &PathBuf) -> Result<(), Box<dyn std::error::Error>> {
@@ -138,16 +132,9 @@ fn litmus(
         }
     }
     let (mut fine, mut allowed, mut found) = (true, 0, 0);
-    println!(
-        "{:<48} {:>9} {:>9} {:>9}  verdict",
-        "test", "seen", "runs", "hung"
-    );
+    println!("{:<48} {:>9} {:>9} {:>9}  verdict", "test", "seen", "runs", "hung");
     for file in files {
-        let name = file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let test = match litmus::parse(&std::fs::read_to_string(file)?) {
             Ok(t) => t,
             Err(e) => {
@@ -173,13 +160,8 @@ fn litmus(
                 }
             }
         };
-        let seed = o
-            .first_seed
-            .map_or(String::new(), |s| format!(" (seed {s})"));
-        println!(
-            "{name:<48} {:>9} {:>9} {:>9}  {says}{seed}",
-            o.seen, o.runs, o.unfinished
-        );
+        let seed = o.first_seed.map_or(String::new(), |s| format!(" (seed {s})"));
+        println!("{name:<48} {:>9} {:>9} {:>9}  {says}{seed}", o.seen, o.runs, o.unfinished);
     }
     if !verdicts.is_empty() {
         println!("allowed states seen: {found} of {allowed}");
@@ -189,26 +171,15 @@ fn litmus(
 
 /// Runs a program with the library of this crate in place of the CUDA driver.
 fn run(command: &Command) -> std::io::Result<ExitCode> {
-    let Command::Run {
-        devices,
-        arch,
-        sms,
-        weak,
-        races,
-        seed,
-        watchdog,
-        counters,
-        program,
-    } = command
+    let Command::Run { devices, arch, sms, weak, races, seed, watchdog, counters, program } =
+        command
     else {
         return Ok(ExitCode::FAILURE);
     };
     let library = std::env::current_exe()?.with_file_name("libvgpu.so");
     if !library.exists() {
-        let what = format!(
-            "{} is not there: build it with `cargo build -p vgpu`",
-            library.display()
-        );
+        let what =
+            format!("{} is not there: build it with `cargo build -p vgpu`", library.display());
         return Err(std::io::Error::new(std::io::ErrorKind::NotFound, what));
     }
     // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
@@ -231,15 +202,11 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
     child
         .env("VGPU_MODE", if *weak { "weak" } else { "sc" })
         .env("VGPU_RACES", u32::from(*races).to_string());
-    child
-        .env("VGPU_SEED", seed.to_string())
-        .env("VGPU_WATCHDOG", watchdog.to_string());
+    child.env("VGPU_SEED", seed.to_string()).env("VGPU_WATCHDOG", watchdog.to_string());
     if let Some(file) = counters {
         child.env("VGPU_COUNTERS", std::path::absolute(file)?);
     }
     let status = child.status();
     std::fs::remove_dir_all(folder)?;
-    Ok(status?
-        .code()
-        .map_or(ExitCode::FAILURE, |c| ExitCode::from(c as u8)))
+    Ok(status?.code().map_or(ExitCode::FAILURE, |c| ExitCode::from(c as u8)))
 }

@@ -33,12 +33,7 @@ impl LoadedModule {
             }
             Ok(())
         })?;
-        Ok(LoadedModule {
-            module,
-            tracked,
-            symbols: Mutex::default(),
-            kernels: Mutex::default(),
-        })
+        Ok(LoadedModule { module, tracked, symbols: Mutex::default(), kernels: Mutex::default() })
     }
 
     /// The parsed text.
@@ -72,10 +67,7 @@ impl LoadedModule {
                 std::ptr::copy_nonoverlapping(v.init.as_ptr(), base as *mut u8, v.init.len())
             };
             for (at, name, addend) in &v.relocations {
-                let target = symbols
-                    .get(name)
-                    .map_or(0, |s| s.1)
-                    .wrapping_add(*addend as u64);
+                let target = symbols.get(name).map_or(0, |s| s.1).wrapping_add(*addend as u64);
                 // SAFETY: the relocation's eight bytes are inside the initializer.
                 unsafe { ((base + at) as *mut u64).write_unaligned(target) };
             }

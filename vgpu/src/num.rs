@@ -22,11 +22,7 @@ pub fn f16_to_f32(h: u16) -> f32 {
         normal
     };
     // A NaN loses its sign and payload, as on the device.
-    f32::from_bits(if em > 0x7c00 {
-        magnitude
-    } else {
-        sign | magnitude
-    })
+    f32::from_bits(if em > 0x7c00 { magnitude } else { sign | magnitude })
 }
 
 /// Rounds f32 to f16, ties to even.
@@ -35,9 +31,7 @@ pub fn f32_to_f16(x: f32) -> u16 {
     let bits = x.to_bits();
     let sign = ((bits >> 16) & 0x8000) as u16;
     let m = bits & 0x7fff_ffff;
-    let tiny = (f32::from_bits(m) + 0.5)
-        .to_bits()
-        .wrapping_sub(0x3f00_0000);
+    let tiny = (f32::from_bits(m) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
     let normal = (m.wrapping_add(0xc800_0fff).wrapping_add((m >> 13) & 1)) >> 13;
     let r = if m >= 0x4780_0000 {
         0x7c00
@@ -46,11 +40,7 @@ pub fn f32_to_f16(x: f32) -> u16 {
     } else {
         normal
     };
-    if m > 0x7f80_0000 {
-        0x7fff
-    } else {
-        sign | r as u16
-    }
+    if m > 0x7f80_0000 { 0x7fff } else { sign | r as u16 }
 }
 
 /// Rounds f32 to f16 towards zero.
@@ -73,21 +63,13 @@ pub fn bf16_to_f32(h: u16) -> f32 {
 pub fn f32_to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let r = (bits.wrapping_add(0x7fff).wrapping_add((bits >> 16) & 1) >> 16) as u16;
-    if bits & 0x7fff_ffff > 0x7f80_0000 {
-        0x7fff
-    } else {
-        r
-    }
+    if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff } else { r }
 }
 
 /// Rounds f32 to bf16 towards zero.
 #[inline(always)]
 pub fn f32_to_bf16_rz(x: f32) -> u16 {
-    if x.is_nan() {
-        0x7fff
-    } else {
-        (x.to_bits() >> 16) as u16
-    }
+    if x.is_nan() { 0x7fff } else { (x.to_bits() >> 16) as u16 }
 }
 
 /// Rounds f64 to f32 "to odd": towards zero, then the last bit is set if anything was lost.
@@ -125,11 +107,7 @@ fn add_odd(a: f64, b: f64) -> f64 {
         return s;
     }
     let away = (err > 0.0) == (s > 0.0);
-    f64::from_bits(if away {
-        s.to_bits() + 1
-    } else {
-        s.to_bits() - 1
-    })
+    f64::from_bits(if away { s.to_bits() + 1 } else { s.to_bits() - 1 })
 }
 
 /// Converts an integer to f64, rounded to odd, so that a second rounding is harmless.
@@ -140,11 +118,7 @@ pub fn i128_to_f64_odd(x: i128) -> f64 {
         return near;
     }
     let bits = near.to_bits();
-    let down = if (near as i128).unsigned_abs() > x.unsigned_abs() {
-        bits - 1
-    } else {
-        bits
-    };
+    let down = if (near as i128).unsigned_abs() > x.unsigned_abs() { bits - 1 } else { bits };
     f64::from_bits(down | 1)
 }
 
@@ -168,10 +142,7 @@ macro_rules! half_arithmetic {
         /// a * b + c, rounded once.
         #[inline(always)]
         pub fn $fma(a: u16, b: u16, c: u16) -> u16 {
-            $narrow64(add_odd(
-                f64::from($wide(a)) * f64::from($wide(b)),
-                f64::from($wide(c)),
-            ))
+            $narrow64(add_odd(f64::from($wide(a)) * f64::from($wide(b)), f64::from($wide(c))))
         }
         /// The smaller one; a number wins over NaN, -0 is below +0.
         #[inline(always)]
@@ -266,31 +237,19 @@ fn ordered32(x: f32) -> i32 {
 /// f64 forms of the two above.
 #[inline(always)]
 pub fn min_f64(a: f64, b: f64) -> f64 {
-    if a == b {
-        if a.is_sign_negative() { a } else { b }
-    } else {
-        a.min(b)
-    }
+    if a == b { if a.is_sign_negative() { a } else { b } } else { a.min(b) }
 }
 
 /// The larger f64; a number wins over NaN.
 #[inline(always)]
 pub fn max_f64(a: f64, b: f64) -> f64 {
-    if a == b {
-        if a.is_sign_negative() { b } else { a }
-    } else {
-        a.max(b)
-    }
+    if a == b { if a.is_sign_negative() { b } else { a } } else { a.max(b) }
 }
 
 /// The NaN that the device's f32 arithmetic produces.
 #[inline(always)]
 pub fn canon32(x: f32) -> f32 {
-    if x.is_nan() {
-        f32::from_bits(0x7fff_ffff)
-    } else {
-        x
-    }
+    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
 }
 
 /// An 8-bit format: bits of exponent and mantissa, and what the top codes mean.
@@ -304,19 +263,9 @@ pub struct Fp8 {
 }
 
 /// e4m3: no infinities, one NaN, largest value 448.
-pub const E4M3: Fp8 = Fp8 {
-    mantissa: 3,
-    bias: 7,
-    max: 0x7e,
-    infinities: false,
-};
+pub const E4M3: Fp8 = Fp8 { mantissa: 3, bias: 7, max: 0x7e, infinities: false };
 /// e5m2: infinities and NaNs, largest value 57344.
-pub const E5M2: Fp8 = Fp8 {
-    mantissa: 2,
-    bias: 15,
-    max: 0x7b,
-    infinities: true,
-};
+pub const E5M2: Fp8 = Fp8 { mantissa: 2, bias: 15, max: 0x7b, infinities: true };
 
 impl Fp8 {
     /// The exact value of a code, as f16 bits (every fp8 value is an f16 value).
@@ -385,11 +334,7 @@ mod tests {
                 assert_eq!((f32_to_f16(x), f32_to_bf16(x)), (0x7fff, 0x7fff));
             } else {
                 assert_eq!(f32_to_f16(x), half::f16::from_f32(x).to_bits(), "{bits:#x}");
-                assert_eq!(
-                    f32_to_bf16(x),
-                    half::bf16::from_f32(x).to_bits(),
-                    "{bits:#x}"
-                );
+                assert_eq!(f32_to_bf16(x), half::bf16::from_f32(x).to_bits(), "{bits:#x}");
             }
         }
     }

@@ -54,11 +54,8 @@ impl Shared {
                 }
             }
             // Every warp has had its turn many times over and all poll or wait.
-            let warps: usize = if idle > 1000 {
-                resident.iter().map(|b| b.warps()).sum()
-            } else {
-                0
-            };
+            let warps: usize =
+                if idle > 1000 { resident.iter().map(|b| b.warps()).sum() } else { 0 };
             if warps > 0 && idle > 2000 * warps as u64 && resident.iter().all(|b| b.is_quiet()) {
                 let fault = self.hang_fault(&resident, &[]);
                 for b in resident.drain(..) {

@@ -11,13 +11,8 @@ pub struct Writers {
 
 impl Default for Writers {
     fn default() -> Self {
-        let slots = (0..4096)
-            .map(|_| (AtomicU64::new(0), AtomicU64::new(0)))
-            .collect();
-        Writers {
-            slots,
-            names: Mutex::default(),
-        }
+        let slots = (0..4096).map(|_| (AtomicU64::new(0), AtomicU64::new(0))).collect();
+        Writers { slots, names: Mutex::default() }
     }
 }
 

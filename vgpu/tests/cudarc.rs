@@ -25,11 +25,7 @@ DONE:
 
 #[test]
 fn vgpu_a_cudarc_program_runs_unchanged() {
-    let library = std::env::current_exe()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("libvgpu.so");
+    let library = std::env::current_exe().unwrap().parent().unwrap().join("libvgpu.so");
     assert!(library.exists(), "{} was not built", library.display());
     let folder = std::env::temp_dir().join(format!("vgpu-cudarc-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -50,10 +46,7 @@ fn vgpu_a_cudarc_program_runs_unchanged() {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-        assert!(
-            child.status.success() && text.contains("1 passed"),
-            "{mode}:\n{text}"
-        );
+        assert!(child.status.success() && text.contains("1 passed"), "{mode}:\n{text}");
         assert!(!text.contains("race on"), "{text}");
         // 2 devices x 3 launches of 1000 floats: 8000 bytes loaded, 4000 stored.
         let lines = std::fs::read_to_string(&counters).unwrap();
@@ -62,11 +55,7 @@ fn vgpu_a_cudarc_program_runs_unchanged() {
                 && l.contains("\"loaded\":{\"own\":8000,")
                 && l.contains("\"stored\":{\"own\":4000,")
         };
-        assert_eq!(
-            (lines.lines().count(), lines.lines().filter(right).count()),
-            (6, 6),
-            "{lines}"
-        );
+        assert_eq!((lines.lines().count(), lines.lines().filter(right).count()), (6, 6), "{lines}");
         std::fs::remove_file(&counters).unwrap();
     }
     let _ = std::fs::remove_dir_all(folder);
@@ -105,11 +94,7 @@ fn program() {
     // A wrong address is the driver's error, and stays.
     let ctx = CudaContext::new(0).unwrap();
     let stream = ctx.default_stream();
-    let saxpy = ctx
-        .load_module(Ptx::from_src(PTX))
-        .unwrap()
-        .load_function("saxpy")
-        .unwrap();
+    let saxpy = ctx.load_module(Ptx::from_src(PTX)).unwrap().load_function("saxpy").unwrap();
     let xs = stream.alloc_zeros::<f32>(4).unwrap();
     let mut launch = stream.launch_builder(&saxpy);
     let (nowhere, a, n) = (16u64, 1.0f32, 4u32);
@@ -117,9 +102,6 @@ fn program() {
     // SAFETY: the virtual device checks addresses; that it does is what is tested.
     unsafe { launch.launch(LaunchConfig::for_num_elems(4)) }.unwrap();
     let error = stream.synchronize().unwrap_err();
-    assert!(
-        format!("{error:?}").contains("ILLEGAL_ADDRESS"),
-        "{error:?}"
-    );
+    assert!(format!("{error:?}").contains("ILLEGAL_ADDRESS"), "{error:?}");
     std::mem::forget(xs);
 }

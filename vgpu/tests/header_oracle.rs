@@ -21,18 +21,11 @@ fn oracle(names: &[&str]) -> Option<Vec<Vec<u32>>> {
         .arg(&exe)
         .arg(&source)
         .status();
-    assert!(
-        built.is_ok_and(|s| s.success()),
-        "g++ cannot build {}",
-        source.display()
-    );
+    assert!(built.is_ok_and(|s| s.success()), "g++ cannot build {}", source.display());
     let table = |name: &&str| {
         let out = Command::new(&exe).arg(name).output().unwrap();
         assert!(out.status.success(), "the oracle does not know {name}");
-        out.stdout
-            .chunks(4)
-            .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
-            .collect()
+        out.stdout.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect()
     };
     let tables = names.iter().map(table).collect();
     let _ = std::fs::remove_file(exe);
@@ -44,10 +37,7 @@ struct Patterns(u64);
 
 impl Patterns {
     fn next(&mut self) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let x = (self.0 >> 32) as u32;
         if x >> 31 == 1 { x } else { x & !0xfff }
     }
@@ -72,22 +62,14 @@ const CASES: &[Case] = &[
     ("bf16_to_f32", |i, _, _, _| bf16_to_f32(i as u16).to_bits()),
     ("e4m3_to_f16", |i, _, _, _| E4M3.to_f16(i as u8).into()),
     ("e5m2_to_f16", |i, _, _, _| E5M2.to_f16(i as u8).into()),
-    ("f16_to_e4m3", |i, _, _, _| {
-        E4M3.from_f64_satfinite(f16_to_f32(i as u16).into()).into()
-    }),
-    ("f16_to_e5m2", |i, _, _, _| {
-        E5M2.from_f64_satfinite(f16_to_f32(i as u16).into()).into()
-    }),
+    ("f16_to_e4m3", |i, _, _, _| E4M3.from_f64_satfinite(f16_to_f32(i as u16).into()).into()),
+    ("f16_to_e5m2", |i, _, _, _| E5M2.from_f64_satfinite(f16_to_f32(i as u16).into()).into()),
     ("f32_to_f16", |_, r, _, _| f32_to_f16(f(r)).into()),
     ("f32_to_f16_rz", |_, r, _, _| f32_to_f16_rz(f(r)).into()),
     ("f32_to_bf16", |_, r, _, _| f32_to_bf16(f(r)).into()),
     ("f32_to_bf16_rz", |_, r, _, _| f32_to_bf16_rz(f(r)).into()),
-    ("f32_to_e4m3", |_, r, _, _| {
-        E4M3.from_f64_satfinite(f(r).into()).into()
-    }),
-    ("f32_to_e5m2", |_, r, _, _| {
-        E5M2.from_f64_satfinite(f(r).into()).into()
-    }),
+    ("f32_to_e4m3", |_, r, _, _| E4M3.from_f64_satfinite(f(r).into()).into()),
+    ("f32_to_e5m2", |_, r, _, _| E5M2.from_f64_satfinite(f(r).into()).into()),
     ("f16_add", |_, r, q, _| f16_add(hi(r), hi(q)).into()),
     ("f16_mul", |_, r, q, _| f16_mul(hi(r), hi(q)).into()),
     ("f16_min", |_, r, q, _| f16_min(hi(r), hi(q)).into()),

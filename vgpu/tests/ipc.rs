@@ -21,10 +21,7 @@ macro_rules! ok {
 /// Starts the driver and loads `ping_pong`.
 fn start(ptx: &str) -> usize {
     let (mut ctx, mut module, mut function) = (0, 0, 0);
-    let (text, name) = (
-        CString::new(ptx).unwrap(),
-        CString::new("ping_pong").unwrap(),
-    );
+    let (text, name) = (CString::new(ptx).unwrap(), CString::new("ping_pong").unwrap());
     ok!(cuInit(0));
     ok!(cuDevicePrimaryCtxRetain(&mut ctx, 0));
     ok!(cuCtxSetCurrent(ctx));
@@ -88,10 +85,7 @@ fn vgpu_processes_share_device_memory() {
     // SAFETY: as in `ok!`. A handle of this process, and one that is none, are refused.
     unsafe {
         assert_eq!(cuIpcOpenMemHandle_v2(&mut other, handle, 1), 201);
-        assert_eq!(
-            cuIpcOpenMemHandle_v2(&mut other, MemHandle { bytes: [7; 64] }, 1),
-            1
-        );
+        assert_eq!(cuIpcOpenMemHandle_v2(&mut other, MemHandle { bytes: [7; 64] }, 1), 1);
     }
     let mut importer = child(&handle, "play");
     assert_eq!(play(function, memory, true), 0);

@@ -9,22 +9,11 @@ use vgpu::track::model::Config;
 use vgpu::{Fault, MachineConfig};
 
 fn sc(devices: u32) -> MachineConfig {
-    MachineConfig {
-        devices,
-        sms: 4,
-        ..MachineConfig::default()
-    }
+    MachineConfig { devices, sms: 4, ..MachineConfig::default() }
 }
 
 fn weak(devices: u32, seed: u64) -> MachineConfig {
-    MachineConfig {
-        track: Some(Config {
-            weak: true,
-            race: true,
-            seed,
-        }),
-        ..sc(devices)
-    }
+    MachineConfig { track: Some(Config { weak: true, race: true, seed }), ..sc(devices) }
 }
 
 /// SC mode, and two seeds of weak mode with race detection, which must find nothing.
@@ -66,23 +55,13 @@ fn vgpu_a_missing_release_is_found_both_ways() {
         .filter(|&s| cases::ping_pong(&Rig::new(&ptx, weak(2, s)), "ping_pong_relaxed", 20) > 0)
         .count();
     assert!(stale >= 10, "stale data in only {stale} of 20 seeds");
-    let race_only = MachineConfig {
-        track: Some(Config {
-            weak: false,
-            race: true,
-            seed: 1,
-        }),
-        ..sc(2)
-    };
+    let race_only =
+        MachineConfig { track: Some(Config { weak: false, race: true, seed: 1 }), ..sc(2) };
     let rig = Rig::new(&ptx, race_only);
     cases::ping_pong(&rig, "ping_pong_relaxed", 5);
     let races = rig.machine.races();
     assert!(!races.is_empty());
-    assert!(
-        races
-            .iter()
-            .all(|r| r.first.0.kernel == "ping_pong_relaxed" && r.first.0.line > 0)
-    );
+    assert!(races.iter().all(|r| r.first.0.kernel == "ping_pong_relaxed" && r.first.0.line > 0));
 }
 
 #[test]
@@ -91,10 +70,7 @@ fn vgpu_same_seed_same_run() {
     let run = |seed| cases::ping_pong(&Rig::new(&ptx, weak(2, seed)), "ping_pong_relaxed", 40);
     let first: Vec<u32> = (0..6).map(run).collect();
     assert_eq!(first, (0..6).map(run).collect::<Vec<_>>());
-    assert!(
-        first.iter().any(|x| *x != first[0]),
-        "seeds make no difference: {first:?}"
-    );
+    assert!(first.iter().any(|x| *x != first[0]), "seeds make no difference: {first:?}");
 }
 
 #[test]
@@ -131,13 +107,7 @@ fn vgpu_lanes_of_a_warp_make_progress_by_themselves() {
 fn vgpu_the_watchdog_says_who_waits_for_what() {
     let Some(ptx) = kernels_ptx() else { return };
     for config in [sc(1), weak(1, 3)] {
-        let rig = Rig::new(
-            &ptx,
-            MachineConfig {
-                watchdog: Duration::from_millis(300),
-                ..config
-            },
-        );
+        let rig = Rig::new(&ptx, MachineConfig { watchdog: Duration::from_millis(300), ..config });
         let flag = rig.alloc::<u32>(0, 1);
         let Err(Fault::Hang { report, .. }) =
             rig.run("waits_for_ever", 0, 2, 1, 0, &Params::new().u64(flag))
@@ -159,19 +129,10 @@ fn vgpu_the_watchdog_says_who_waits_for_what() {
 #[test]
 fn vgpu_blocks_that_do_not_fit_deadlock_as_on_hardware() {
     let Some(ptx) = kernels_ptx() else { return };
-    let rig = Rig::new(
-        &ptx,
-        MachineConfig {
-            sms: 1,
-            watchdog: Duration::from_millis(300),
-            ..sc(1)
-        },
-    );
-    let (data, counter, errors) = (
-        rig.alloc::<u32>(0, 3 * 1024),
-        rig.alloc::<u32>(0, 1),
-        rig.alloc::<u32>(0, 1),
-    );
+    let rig =
+        Rig::new(&ptx, MachineConfig { sms: 1, watchdog: Duration::from_millis(300), ..sc(1) });
+    let (data, counter, errors) =
+        (rig.alloc::<u32>(0, 3 * 1024), rig.alloc::<u32>(0, 1), rig.alloc::<u32>(0, 1));
     let p = Params::new().all(&[data, counter, errors]).u32(1);
     // Two blocks of 1024 threads fit on the one multiprocessor, the third waits for room.
     let Err(Fault::Hang { report, .. }) = rig.run("grid_barrier", 0, 3, 1024, 0, &p) else {
@@ -185,31 +146,19 @@ fn vgpu_wrong_addresses_are_faults_with_their_line() {
     let Some(ptx) = kernels_ptx() else { return };
     let rig = Rig::new(&ptx, sc(1));
     let a = rig.alloc::<u128>(0, 4);
-    let Err(Fault::IllegalAddress {
-        at,
-        address,
-        bytes: 16,
-    }) = rig.run("copy16", 0, 1, 32, 0, &Params::new().u64(a).u64(a).u64(5))
+    let Err(Fault::IllegalAddress { at, address, bytes: 16 }) =
+        rig.run("copy16", 0, 1, 32, 0, &Params::new().u64(a).u64(a).u64(5))
     else {
         panic!("no fault");
     };
     assert_eq!((address, at.kernel.as_str()), (a + 64, "copy16"));
     assert!(
-        ptx.lines()
-            .nth(at.line as usize - 1)
-            .is_some_and(|l| l.contains("ld.global.v4")),
+        ptx.lines().nth(at.line as usize - 1).is_some_and(|l| l.contains("ld.global.v4")),
         "line {}",
         at.line
     );
     assert!(matches!(
-        rig.run(
-            "copy16",
-            0,
-            1,
-            1,
-            0,
-            &Params::new().u64(a).u64(a + 4).u64(1)
-        ),
+        rig.run("copy16", 0, 1, 1, 0, &Params::new().u64(a).u64(a + 4).u64(1)),
         Err(Fault::Misaligned { .. })
     ));
 }
@@ -229,11 +178,7 @@ fn vgpu_ten_megabytes_of_ptx_load_within_a_second() {
     }
     let start = std::time::Instant::now();
     let module = vgpu::LoadedModule::parse(&text, false).unwrap_or_else(|e| panic!("{e}"));
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert!(module.module().functions.len() > 1000);
 }
 
@@ -241,10 +186,7 @@ fn vgpu_ten_megabytes_of_ptx_load_within_a_second() {
 fn vgpu_an_unknown_instruction_is_a_load_error_with_its_line() {
     let text = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k() {\n  .reg .b32 %r<3>;\n\n  frob.u32 %r1, %r2;\n  ret;\n}\n";
     let error = |t: &str| vgpu::LoadedModule::parse(t, false).err();
-    let Some(vgpu::LoadError::UnknownInstruction {
-        line: 7, opcode, ..
-    }) = error(text)
-    else {
+    let Some(vgpu::LoadError::UnknownInstruction { line: 7, opcode, .. }) = error(text) else {
         panic!("{:?}", error(text))
     };
     assert_eq!(opcode, "frob.u32");

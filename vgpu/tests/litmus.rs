@@ -4,11 +4,7 @@
 use vgpu::litmus::{parse, run};
 
 // A debug build takes ten times as long for each.
-const SEEDS: u64 = if cfg!(debug_assertions) {
-    2_000
-} else {
-    10_000
-};
+const SEEDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
 
 /// Scopes of two threads in different blocks of a device, or on different devices: which of them include each other.
 fn includes(scope: &str, same_gpu: bool) -> bool {
@@ -35,13 +31,7 @@ fn judge(cases: Vec<(String, bool)>) {
             ));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {} cases:\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
 const SCOPES: [&str; 3] = ["cta", "gpu", "sys"];
@@ -55,10 +45,7 @@ fn sides(scope: &str) -> (Ways, Ways) {
         ("st.weak y, 1".to_string(), false),
         (format!("st.relaxed.{scope} y, 1"), false),
         (format!("st.release.{scope} y, 1"), true),
-        (
-            format!("fence.acq_rel.{scope} ; st.relaxed.{scope} y, 1"),
-            true,
-        ),
+        (format!("fence.acq_rel.{scope} ; st.relaxed.{scope} y, 1"), true),
         (format!("fence.sc.{scope} ; st.relaxed.{scope} y, 1"), true),
         (format!("atom.release.{scope}.add r9, y, 1"), true),
         (format!("red.release.{scope}.add y, 1"), true),
@@ -67,10 +54,7 @@ fn sides(scope: &str) -> (Ways, Ways) {
         ("ld.weak r1, y".to_string(), false),
         (format!("ld.relaxed.{scope} r1, y"), false),
         (format!("ld.acquire.{scope} r1, y"), true),
-        (
-            format!("ld.relaxed.{scope} r1, y ; fence.acq_rel.{scope}"),
-            true,
-        ),
+        (format!("ld.relaxed.{scope} r1, y ; fence.acq_rel.{scope}"), true),
         (format!("ld.relaxed.{scope} r1, y ; fence.sc.{scope}"), true),
         (format!("atom.acquire.{scope}.add r1, y, 0"), true),
     ];
@@ -87,20 +71,14 @@ fn table(places: &[(u32, u32)], columns: &[String]) -> String {
         .collect();
     let mut out = format!("{} ;\n", head.join(" | "));
     for row in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
-        let line: Vec<&str> = cells
-            .iter()
-            .map(|c| c.get(row).copied().unwrap_or(""))
-            .collect();
+        let line: Vec<&str> = cells.iter().map(|c| c.get(row).copied().unwrap_or("")).collect();
         out += &format!("{} ;\n", line.join(" | "));
     }
     out
 }
 
 fn test(name: &str, places: &[(u32, u32)], columns: &[String], question: &str) -> String {
-    format!(
-        "PTX {name}\n{{ x=0; y=0; }}\n{}{question}\n",
-        table(places, columns)
-    )
+    format!("PTX {name}\n{{ x=0; y=0; }}\n{}{question}\n", table(places, columns))
 }
 
 #[test]
@@ -112,10 +90,8 @@ fn vgpu_message_passing() {
             for b in SCOPES {
                 for (send, releases) in sides(a).0 {
                     for (take, acquires) in sides(b).1 {
-                        let columns = [
-                            format!("st.weak x, 1 ; {send}"),
-                            format!("{take} ; ld.weak r2, x"),
-                        ];
+                        let columns =
+                            [format!("st.weak x, 1 ; {send}"), format!("{take} ; ld.weak r2, x")];
                         let ordered =
                             releases && acquires && includes(a, same_gpu) && includes(b, same_gpu);
                         cases.push((
@@ -140,11 +116,8 @@ fn vgpu_store_buffering() {
         for (a, b) in SCOPES.iter().flat_map(|a| SCOPES.map(|b| (*a, b))) {
             for (f, g) in fences.iter().flat_map(|f| fences.map(|g| (*f, g))) {
                 let side = |w: &str, r: &str, fence: &str, scope: &str| {
-                    let fence = if fence.is_empty() {
-                        String::new()
-                    } else {
-                        format!("{fence}{scope} ; ")
-                    };
+                    let fence =
+                        if fence.is_empty() { String::new() } else { format!("{fence}{scope} ; ") };
                     format!("st.relaxed.{scope} {w}, 1 ; {fence}ld.relaxed.{scope} r1, {r}")
                 };
                 let columns = [side("x", "y", f, a), side("y", "x", g, b)];
@@ -194,12 +167,7 @@ fn vgpu_load_buffering() {
                 format!("ld.relaxed.{b} r1, y ; st.relaxed.{b} x, r1"),
             ];
             cases.push((
-                test(
-                    "LB+data",
-                    &places,
-                    &columns,
-                    "exists (0:r1 != 0 \\/ 1:r1 != 0)",
-                ),
+                test("LB+data", &places, &columns, "exists (0:r1 != 0 \\/ 1:r1 != 0)"),
                 false,
             ));
         }
@@ -218,11 +186,8 @@ fn vgpu_independent_reads_of_independent_writes() {
         let places = [(0, 0), (1, g), (2, 0), (3, g)];
         for scope in SCOPES {
             for fence in ["", "fence.acq_rel.", "fence.sc."] {
-                let between = if fence.is_empty() {
-                    String::new()
-                } else {
-                    format!("{fence}{scope} ; ")
-                };
+                let between =
+                    if fence.is_empty() { String::new() } else { format!("{fence}{scope} ; ") };
                 let reader = |a: &str, b: &str| {
                     format!("ld.relaxed.{scope} r1, {a} ; {between}ld.relaxed.{scope} r2, {b}")
                 };
@@ -250,20 +215,12 @@ fn vgpu_release_sequences() {
             middle.to_string(),
             "ld.acquire.gpu r1, y ; ld.weak r2, x".to_string(),
         ];
-        test(
-            "RS",
-            &[(0, 0), (1, 0), (2, 0)],
-            &columns,
-            "exists (2:r1 == 2 /\\ 2:r2 == 0)",
-        )
+        test("RS", &[(0, 0), (1, 0), (2, 0)], &columns, "exists (2:r1 == 2 /\\ 2:r2 == 0)")
     };
     judge(vec![
         // An atomic hands a release on, a store does not.
         (through("atom.relaxed.gpu.cas r1, y, 1, 2"), false),
         (through("atom.relaxed.cta.cas r1, y, 1, 2"), true),
-        (
-            through("ld.relaxed.gpu r1, y ; beq r1, 0, LC00 ; st.relaxed.gpu y, 2 ; LC00:"),
-            true,
-        ),
+        (through("ld.relaxed.gpu r1, y ; beq r1, 0, LC00 ; st.relaxed.gpu y, 2 ; LC00:"), true),
     ]);
 }

@@ -70,11 +70,7 @@ fn caught(ptx: &str, devices: u32, run: fn(&Rig)) -> Option<String> {
         let config = MachineConfig {
             devices,
             sms: 4,
-            track: Some(Config {
-                weak: true,
-                race: true,
-                seed,
-            }),
+            track: Some(Config { weak: true, race: true, seed }),
             watchdog: Duration::from_secs(1),
             ..MachineConfig::default()
         };
@@ -109,10 +105,8 @@ fn vgpu_every_wrong_mutant_is_caught() {
             changed[n] = &line;
             let how = caught(&changed.join("\n"), devices, run);
             total += 1;
-            let excuse = SURVIVORS
-                .iter()
-                .find(|s| (s.0, s.1, s.2) == (kernel, *count, what))
-                .map(|s| s.3);
+            let excuse =
+                SURVIVORS.iter().find(|s| (s.0, s.1, s.2) == (kernel, *count, what)).map(|s| s.3);
             println!(
                 "{kernel:<14} {what:<8} {count}  {}",
                 how.as_deref().or(excuse).unwrap_or("NOT CAUGHT")

@@ -42,16 +42,8 @@ fn body(row: &Row) -> String {
         return b.strip_suffix('}').unwrap_or(b).to_string();
     }
     let (d, s) = row.how.split_once('=').unwrap();
-    let result = if d == "p" {
-        "%op1".to_string()
-    } else {
-        format!("%o{d}")
-    };
-    let sources: Vec<String> = s
-        .chars()
-        .enumerate()
-        .map(|(n, c)| format!("%{c}{n}"))
-        .collect();
+    let result = if d == "p" { "%op1".to_string() } else { format!("%o{d}") };
+    let sources: Vec<String> = s.chars().enumerate().map(|(n, c)| format!("%{c}{n}")).collect();
     format!("{} {result}, {};", row.opcode, sources.join(", "))
 }
 
@@ -100,27 +92,19 @@ fn module(rows: &[Row]) -> String {
 
 /// Runs all rows; the failures.
 fn run(track: Option<Config>) -> Vec<String> {
-    let machine = Machine::new(MachineConfig {
-        devices: 2,
-        track,
-        ..MachineConfig::default()
-    })
-    .unwrap();
+    let machine =
+        Machine::new(MachineConfig { devices: 2, track, ..MachineConfig::default() }).unwrap();
     let space = machine.space();
     let rows = rows();
-    let loaded = machine
-        .load(&module(&rows))
-        .unwrap_or_else(|e| panic!("{e}"));
+    let loaded = machine.load(&module(&rows)).unwrap_or_else(|e| panic!("{e}"));
     let [out, input] = [256, 64].map(|n| space.alloc(0, Kind::Device, n).unwrap());
     let [g, m0, m1] = [0, 0, 1].map(|d| space.alloc(d, Kind::Device, 8192).unwrap());
     let mc = space.multicast(0, vec![m0, m1], 8192).unwrap();
     let pattern: Vec<u8> = (0..8192).map(|n| n as u8).collect();
     let mut failures = Vec::new();
     for (n, row) in rows.iter().enumerate() {
-        let mut params: Vec<u8> = [out, g, input, mc, m0, m1]
-            .iter()
-            .flat_map(|x| x.to_le_bytes())
-            .collect();
+        let mut params: Vec<u8> =
+            [out, g, input, mc, m0, m1].iter().flat_map(|x| x.to_le_bytes()).collect();
         params.extend(0..16u8);
         // SAFETY: live allocations of at least these sizes, and no kernel runs.
         unsafe {
@@ -144,9 +128,7 @@ fn run(track: Option<Config>) -> Vec<String> {
         };
         let done = machine.launch(&spec).and_then(|l| machine.wait(&l));
         // SAFETY: as above.
-        let got: Vec<u64> = (0..32)
-            .map(|l| unsafe { (out as *const u64).add(l).read() })
-            .collect();
+        let got: Vec<u64> = (0..32).map(|l| unsafe { (out as *const u64).add(l).read() }).collect();
         if done.is_err() || got.iter().any(|&x| x != row.expected) {
             failures.push(format!(
                 "{} ({}) of {:x?}: {:x} expected, {:x?} found, {:?}",
@@ -166,10 +148,7 @@ fn run(track: Option<Config>) -> Vec<String> {
 fn vgpu_every_opcode_has_a_row() {
     let have: std::collections::HashSet<_> =
         ROWS.lines().filter_map(|l| l.split('\t').next()).collect();
-    let missing: Vec<_> = OPCODES
-        .lines()
-        .filter(|o| !o.is_empty() && !have.contains(o))
-        .collect();
+    let missing: Vec<_> = OPCODES.lines().filter(|o| !o.is_empty() && !have.contains(o)).collect();
     assert!(missing.is_empty(), "no row for {missing:?}");
     assert!(OPCODES.lines().count() > 300);
 }
@@ -182,10 +161,6 @@ fn vgpu_opcodes_give_the_expected_values() {
 
 #[test]
 fn vgpu_opcodes_give_the_expected_values_in_weak_mode() {
-    let f = run(Some(Config {
-        weak: true,
-        race: true,
-        seed: 7,
-    }));
+    let f = run(Some(Config { weak: true, race: true, seed: 7 }));
     assert!(f.is_empty(), "{} rows fail:\n{}", f.len(), f.join("\n"));
 }

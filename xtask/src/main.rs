@@ -1,2 +1,35 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: what developers and CI run.
+
+mod peers;
+mod steps;
+mod system;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test          installs what the tests need, runs every layer, fails if one could not run
+  lint          rustfmt and clippy only
+  loom          the model checks of the shared words only
+  peers [ARGS]  measures warpmesh beside Open MPI, in one run, and prints the ratio per size;
+                ARGS go to the comparison (see `cargo xtask peers --help`)
+  help          this text
+";
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_else(|| "help".to_owned());
+    let rest: Vec<String> = args.collect();
+    match command.as_str() {
+        "test" => steps::test(),
+        "lint" => steps::lint(),
+        "loom" => steps::loom(),
+        "peers" => peers::run(&rest),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => bail!("unknown command '{other}'\n\n{HELP}"),
+    }
+}

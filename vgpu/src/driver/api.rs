@@ -1,8 +1,5 @@
 //! The entry points.
-#![allow(
-    missing_docs,
-    reason = "names, arguments and results are those of the CUDA driver API"
-)]
+#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
 #![allow(
     clippy::missing_safety_doc,
     reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
@@ -31,10 +28,7 @@ fn code(r: Res<()>) -> c_uint {
 /// The current context, if nothing has gone wrong in it.
 fn current() -> Res<(&'static Driver, Arc<Context>)> {
     let d = Driver::get()?;
-    let c = d
-        .contexts
-        .get(CURRENT.get())
-        .map_err(|_| Error::InvalidContext)?;
+    let c = d.contexts.get(CURRENT.get()).map_err(|_| Error::InvalidContext)?;
     c.check()?;
     Ok((d, c))
 }
@@ -79,10 +73,7 @@ unsafe fn copy(
     wait: bool,
 ) -> Res<()> {
     let space = d.machine.space();
-    let (dst, src) = (
-        space.find(to, n as u64).is_some(),
-        space.find(from, n as u64).is_some(),
-    );
+    let (dst, src) = (space.find(to, n as u64).is_some(), space.find(from, n as u64).is_some());
     if to == 0 || from == 0 || !dst && !src {
         return Err(Error::InvalidValue);
     }
@@ -109,10 +100,7 @@ unsafe fn copy(
 fn fill<T: Copy + Send + 'static>(at: u64, x: T, n: usize, h: usize, wait: bool) -> Res<()> {
     let (d, c) = current()?;
     let s = stream(d, &c, h)?;
-    d.machine
-        .space()
-        .find(at, (n * size_of::<T>()) as u64)
-        .ok_or(Error::InvalidValue)?;
+    d.machine.space().find(at, (n * size_of::<T>()) as u64).ok_or(Error::InvalidValue)?;
     if !at.is_multiple_of(size_of::<T>() as u64) {
         return Err(Error::InvalidValue);
     }
@@ -140,10 +128,8 @@ unsafe fn launch(
     let (d, c) = current()?;
     let s = stream(d, &c, h)?;
     let f = d.functions.get(f)?;
-    let kernel = f
-        .module
-        .kernel(d.machine.space(), f.device, &f.name)
-        .map_err(|_| Error::InvalidPtx)?;
+    let kernel =
+        f.module.kernel(d.machine.space(), f.device, &f.name).map_err(|_| Error::InvalidPtx)?;
     if !extra.is_null() || params.is_null() && !kernel.params.is_empty() {
         return Err(Error::InvalidValue); // only kernelParams
     }

@@ -42,11 +42,7 @@ impl MemHandle {
     /// Maps the allocation of another process. It stays mapped if that process ends.
     pub fn open(&self, space: &AddressSpace, devices: u32) -> Result<u64, Error> {
         let word = |n: usize| {
-            self.bytes[8 * n..]
-                .iter()
-                .take(8)
-                .rev()
-                .fold(0u64, |x, b| x << 8 | u64::from(*b))
+            self.bytes[8 * n..].iter().take(8).rev().fold(0u64, |x, b| x << 8 | u64::from(*b))
         };
         let [magic, pid, fd, offset, len, device] = std::array::from_fn(word);
         if magic != MAGIC || device >= devices.into() {
@@ -55,10 +51,8 @@ impl MemHandle {
         if pid == u64::from(std::process::id()) {
             return Err(Error::InvalidContext); // the driver refuses a handle of the same process
         }
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/{pid}/fd/{fd}"));
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/fd/{fd}"));
         let file = file.map_err(|_| Error::InvalidHandle)?;
         let size = file.metadata().map_err(|_| Error::InvalidHandle)?.len();
         // A stale handle must not become a mapping that faults when it is touched.
@@ -66,13 +60,7 @@ impl MemHandle {
             return Err(Error::InvalidHandle);
         }
         space
-            .map(
-                device as u32,
-                Kind::Device,
-                Arc::new(file.into()),
-                offset,
-                len,
-            )
+            .map(device as u32, Kind::Device, Arc::new(file.into()), offset, len)
             .map_err(|_| Error::OutOfMemory)
     }
 }

@@ -48,44 +48,16 @@ const NAMES: [(u32, &std::ffi::CStr, &std::ffi::CStr); 16] = [
     (2, c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
     (3, c"CUDA_ERROR_NOT_INITIALIZED", c"initialization error"),
     (101, c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
-    (
-        201,
-        c"CUDA_ERROR_INVALID_CONTEXT",
-        c"invalid device context",
-    ),
-    (
-        218,
-        c"CUDA_ERROR_INVALID_PTX",
-        c"a PTX JIT compilation failed",
-    ),
-    (
-        400,
-        c"CUDA_ERROR_INVALID_HANDLE",
-        c"invalid resource handle",
-    ),
+    (201, c"CUDA_ERROR_INVALID_CONTEXT", c"invalid device context"),
+    (218, c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
+    (400, c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
     (500, c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
     (600, c"CUDA_ERROR_NOT_READY", c"device not ready"),
-    (
-        700,
-        c"CUDA_ERROR_ILLEGAL_ADDRESS",
-        c"an illegal memory access was encountered",
-    ),
-    (
-        701,
-        c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
-        c"too many resources requested for launch",
-    ),
-    (
-        702,
-        c"CUDA_ERROR_LAUNCH_TIMEOUT",
-        c"the launch timed out and was terminated",
-    ),
+    (700, c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
+    (701, c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", c"too many resources requested for launch"),
+    (702, c"CUDA_ERROR_LAUNCH_TIMEOUT", c"the launch timed out and was terminated"),
     (716, c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address"),
-    (
-        719,
-        c"CUDA_ERROR_LAUNCH_FAILED",
-        c"unspecified launch failure",
-    ),
+    (719, c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
     (801, c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
 ];
 
@@ -118,19 +90,10 @@ impl<T> Handles<T> {
         h
     }
     fn get(&self, h: usize) -> Result<Arc<T>, Error> {
-        self.0
-            .lock()
-            .unwrap()
-            .get(&h)
-            .cloned()
-            .ok_or(Error::InvalidHandle)
+        self.0.lock().unwrap().get(&h).cloned().ok_or(Error::InvalidHandle)
     }
     fn remove(&self, h: usize) -> Result<Arc<T>, Error> {
-        self.0
-            .lock()
-            .unwrap()
-            .remove(&h)
-            .ok_or(Error::InvalidHandle)
+        self.0.lock().unwrap().remove(&h).ok_or(Error::InvalidHandle)
     }
     fn all(&self) -> Vec<Arc<T>> {
         self.0.lock().unwrap().values().cloned().collect()
@@ -185,11 +148,7 @@ impl Driver {
     fn new() -> std::io::Result<Driver> {
         let weak = std::env::var("VGPU_MODE").is_ok_and(|m| m == "weak");
         let race = number("VGPU_RACES", 0) != 0;
-        let track = (weak || race).then(|| Config {
-            weak,
-            race,
-            seed: number("VGPU_SEED", 0),
-        });
+        let track = (weak || race).then(|| Config { weak, race, seed: number("VGPU_SEED", 0) });
         let config = MachineConfig {
             devices: number("VGPU_DEVICES", 1) as u32,
             sms: number("VGPU_SMS", 132) as u32,
@@ -210,9 +169,7 @@ impl Driver {
             };
             Ok(Arc::new(c))
         };
-        let primary = (0..machine.config().devices)
-            .map(context)
-            .collect::<Result<Vec<_>, _>>()?;
+        let primary = (0..machine.config().devices).map(context).collect::<Result<Vec<_>, _>>()?;
         for c in &primary {
             let h = contexts.add(c.clone());
             c.handle.get_or_init(|| h);
@@ -234,10 +191,7 @@ impl Driver {
     }
 
     fn context(&self, device: i32) -> Result<&Arc<Context>, Error> {
-        usize::try_from(device)
-            .ok()
-            .and_then(|d| self.primary.get(d))
-            .ok_or(Error::InvalidDevice)
+        usize::try_from(device).ok().and_then(|d| self.primary.get(d)).ok_or(Error::InvalidDevice)
     }
 }
 
@@ -247,10 +201,7 @@ fn write_counters(kernel: &str, device: u32, c: &Counters) {
         return;
     };
     let by_target = |x: &[u64; 4]| {
-        format!(
-            "{{\"own\":{},\"peer\":{},\"host\":{},\"multicast\":{}}}",
-            x[0], x[1], x[2], x[3]
-        )
+        format!("{{\"own\":{},\"peer\":{},\"host\":{},\"multicast\":{}}}", x[0], x[1], x[2], x[3])
     };
     let peers: Vec<String> = c.peers.iter().map(|(l, s)| format!("[{l},{s}]")).collect();
     let line = format!(
@@ -265,15 +216,9 @@ fn write_counters(kernel: &str, device: u32, c: &Counters) {
         c.instructions,
     );
     // One write of a whole line to a file opened for appending, so that processes do not mix their lines.
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path);
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
     if let Err(e) = file.and_then(|mut f| std::io::Write::write_all(&mut f, line.as_bytes())) {
-        eprintln!(
-            "vgpu: counters cannot be written to {}: {e}",
-            path.display()
-        );
+        eprintln!("vgpu: counters cannot be written to {}: {e}", path.display());
     }
 }
 

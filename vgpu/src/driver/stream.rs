@@ -50,10 +50,7 @@ impl Stream {
         std::thread::Builder::new()
             .name("vgpu-stream".into())
             .spawn(move || work.into_iter().for_each(|op| op()))?;
-        Ok(Stream {
-            queue: Mutex::new(queue),
-            blocking,
-        })
+        Ok(Stream { queue: Mutex::new(queue), blocking })
     }
 
     /// True if it is ordered with the default stream.

@@ -103,11 +103,7 @@ macro_rules! h1 {
                 $e
             }
         }
-        Sel {
-            run: pick::<Map1<F, $a, $r>>(),
-            d: <$r>::W,
-            s: vec![<$a>::W],
-        }
+        Sel { run: pick::<Map1<F, $a, $r>>(), d: <$r>::W, s: vec![<$a>::W] }
     }};
 }
 macro_rules! h2 {
@@ -147,11 +143,7 @@ macro_rules! unsigned2 { ($ty:expr, |$x:ident, $y:ident| $e:expr) => { by_width!
 macro_rules! signed2 { ($ty:expr, |$x:ident, $y:ident| $e:expr) => { by_width!($ty; |$x, $y| $e; i16 i32 i64 h2) }; }
 macro_rules! either2 {
     ($ty:expr, |$x:ident, $y:ident| $e:expr) => {
-        if $ty.is_signed() {
-            signed2!($ty, |$x, $y| $e)
-        } else {
-            unsigned2!($ty, |$x, $y| $e)
-        }
+        if $ty.is_signed() { signed2!($ty, |$x, $y| $e) } else { unsigned2!($ty, |$x, $y| $e) }
     };
 }
 macro_rules! same1 { ($t:ident, |$x:ident| $e:expr) => { h1!($t => $t, |$x| $e) }; }
@@ -173,19 +165,11 @@ fn pair3(a: u32, b: u32, c: u32, f: impl Fn(u16, u16, u16) -> u16) -> u32 {
 /// Denormals become zero of the same sign.
 #[inline(always)]
 pub(super) fn flush(x: f32) -> f32 {
-    if x.to_bits() & 0x7f80_0000 == 0 {
-        f32::from_bits(x.to_bits() & 0x8000_0000)
-    } else {
-        x
-    }
+    if x.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
 }
 #[inline(always)]
 fn sat(x: f32) -> f32 {
-    if x.is_nan() {
-        0.0
-    } else {
-        x.clamp(0.0, 1.0) + 0.0
-    }
+    if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) + 0.0 }
 }
 
 /// f32 arithmetic in its variants: plain, `.ftz`, `.sat`, both, and directed rounding through f64 rounded to odd.
@@ -217,10 +201,7 @@ macro_rules! f32_2 {
 }
 
 fn directed<'a>(s: &Spec<'a>) -> Option<&'a str> {
-    s.mods
-        .iter()
-        .copied()
-        .find(|m| matches!(*m, "rz" | "rm" | "rp"))
+    s.mods.iter().copied().find(|m| matches!(*m, "rz" | "rm" | "rp"))
 }
 
 /// Rounds an f64 that is exact or rounded to odd to f32 in the given direction (0: towards zero).
@@ -328,10 +309,8 @@ fn binary(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("add", U16x2 | S16x2) => h2!(u32, |a, b| pair2(a, b, u16::wrapping_add)),
         ("min", U16x2) => h2!(u32, |a, b| pair2(a, b, u16::min)),
         ("max", U16x2) => h2!(u32, |a, b| pair2(a, b, u16::max)),
-        ("min", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).min(y as i16)
-            as u16)),
-        ("max", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).max(y as i16)
-            as u16)),
+        ("min", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).min(y as i16) as u16)),
+        ("max", S16x2) => h2!(u32, |a, b| pair2(a, b, |x, y| (x as i16).max(y as i16) as u16)),
         ("add", S32) if s.has("sat") => h2!(i32, |a, b| a.saturating_add(b)),
         ("sub", S32) if s.has("sat") => h2!(i32, |a, b| a.saturating_sub(b)),
         (_, U8 | S8 | B8 | B16 | B32 | B64 | B128 | Pred) => return Ok(None),
@@ -371,11 +350,7 @@ fn multiply(s: &Spec<'_>, ty: Ty) -> Result<Sel, String> {
 fn multiply_add(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
     use Ty::*;
     s.only("rn rz rm rp ftz sat lo hi wide relu")?;
-    let part = s
-        .mods
-        .iter()
-        .copied()
-        .find(|m| matches!(*m, "lo" | "hi" | "wide"));
+    let part = s.mods.iter().copied().find(|m| matches!(*m, "lo" | "hi" | "wide"));
     let fused = matches!(s.base, "fma" | "mad");
     if fused && (directed(s).is_some() || s.has("relu"))
         || ty != F32 && (s.has("sat") || s.has("ftz"))
@@ -385,13 +360,11 @@ fn multiply_add(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
     let sel = match (s.base, part, ty) {
         ("fma" | "mad", None, F32) => match (s.has("ftz"), s.has("sat")) {
             (false, false) => h3!(f32, |a, b, c| canon32(a.mul_add(b, c))),
-            (true, false) => h3!(f32, |a, b, c| flush(canon32(
-                flush(a).mul_add(flush(b), flush(c))
-            ))),
+            (true, false) => {
+                h3!(f32, |a, b, c| flush(canon32(flush(a).mul_add(flush(b), flush(c)))))
+            }
             (false, true) => h3!(f32, |a, b, c| sat(a.mul_add(b, c))),
-            (true, true) => h3!(f32, |a, b, c| sat(flush(
-                flush(a).mul_add(flush(b), flush(c))
-            ))),
+            (true, true) => h3!(f32, |a, b, c| sat(flush(flush(a).mul_add(flush(b), flush(c))))),
         },
         ("fma" | "mad", None, F64) => h3!(f64, |a, b, c| a.mul_add(b, c)),
         ("fma", None, F16) => h3!(u16, |a, b, c| f16_fma(a, b, c)),
@@ -401,12 +374,12 @@ fn multiply_add(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("mad", Some("lo"), U16 | S16) => h3!(u16, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
         ("mad", Some("lo"), U32 | S32) => h3!(u32, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
         ("mad", Some("lo"), U64 | S64) => h3!(u64, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
-        ("mad", Some("hi"), U32) => h3!(u32, |a, b, c| (((u64::from(a) * u64::from(b)) >> 32)
-            as u32)
-            .wrapping_add(c)),
-        ("mad", Some("hi"), S32) => h3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32)
-            as i32)
-            .wrapping_add(c)),
+        ("mad", Some("hi"), U32) => {
+            h3!(u32, |a, b, c| (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c))
+        }
+        ("mad", Some("hi"), S32) => {
+            h3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32).wrapping_add(c))
+        }
         ("mad", Some("wide"), U16) => {
             h3!(u16, u16, u32 => u32, |a, b, c| (u32::from(a) * u32::from(b)).wrapping_add(c))
         }
@@ -422,9 +395,9 @@ fn multiply_add(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("sad", None, U32) => h3!(u32, |a, b, c| a.abs_diff(b).wrapping_add(c)),
         ("sad", None, S32) => h3!(i32, i32, u32 => u32, |a, b, c| a.abs_diff(b).wrapping_add(c)),
         ("mul24", Some("lo"), U32) => h2!(u32, |a, b| (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff)),
-        ("mad24", Some("lo"), U32) => h3!(u32, |a, b, c| (a & 0xff_ffff)
-            .wrapping_mul(b & 0xff_ffff)
-            .wrapping_add(c)),
+        ("mad24", Some("lo"), U32) => {
+            h3!(u32, |a, b, c| (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff).wrapping_add(c))
+        }
         _ => return Ok(None),
     };
     Ok(Some(sel))

@@ -53,18 +53,14 @@ pub(super) fn logic(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         }
         ("prmt", Some("b4e"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, B4E[(c & 3) as usize])),
         ("prmt", Some("rc8"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, 0x1111 * (c & 3))),
-        ("prmt", Some("rc16"), Ty::B32) => h3!(u32, |a, b, c| permute(
-            a,
-            b,
-            if c & 1 == 0 { 0x1010 } else { 0x3232 }
-        )),
+        ("prmt", Some("rc16"), Ty::B32) => {
+            h3!(u32, |a, b, c| permute(a, b, if c & 1 == 0 { 0x1010 } else { 0x3232 }))
+        }
         ("prmt", Some("ecl"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, ECL[(c & 3) as usize])),
         ("prmt", Some("ecr"), Ty::B32) => h3!(u32, |a, b, c| permute(a, b, ECR[(c & 3) as usize])),
-        ("lop3", None, Ty::B32) => Sel {
-            run: pick::<Lop3>(),
-            d: W::S,
-            s: vec![W::S, W::S, W::S, W::S],
-        },
+        ("lop3", None, Ty::B32) => {
+            Sel { run: pick::<Lop3>(), d: W::S, s: vec![W::S, W::S, W::S, W::S] }
+        }
         _ => return Ok(None),
     };
     Ok(Some(sel))
@@ -147,16 +143,12 @@ pub(super) fn bits(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("bfe", Ty::S32) => h3!(u32, |a, p, n| extract(a.into(), p, n, 32, true) as u32),
         ("bfe", Ty::U64) => h3!(u64, u32, u32 => u64, |a, p, n| extract(a, p, n, 64, false)),
         ("bfe", Ty::S64) => h3!(u64, u32, u32 => u64, |a, p, n| extract(a, p, n, 64, true)),
-        ("bfi", Ty::B32) => Sel {
-            run: pick::<Bfi<u32>>(),
-            d: W::S,
-            s: vec![W::S, W::S, W::S, W::S],
-        },
-        ("bfi", Ty::B64) => Sel {
-            run: pick::<Bfi<u64>>(),
-            d: W::D,
-            s: vec![W::D, W::D, W::S, W::S],
-        },
+        ("bfi", Ty::B32) => {
+            Sel { run: pick::<Bfi<u32>>(), d: W::S, s: vec![W::S, W::S, W::S, W::S] }
+        }
+        ("bfi", Ty::B64) => {
+            Sel { run: pick::<Bfi<u64>>(), d: W::D, s: vec![W::D, W::D, W::S, W::S] }
+        }
         _ => return Ok(None),
     };
     Ok(Some(sel))
@@ -192,12 +184,7 @@ macro_rules! bfi {
             unsafe fn run(w: &mut Warp, i: &Inst) -> Ctl {
                 // SAFETY: the caller promises registers of these types.
                 let (a, b, p, n) = unsafe {
-                    (
-                        w.get::<$t>(i.a),
-                        w.get::<$t>(i.b),
-                        w.get::<u32>(i.c),
-                        w.get::<u32>(i.e),
-                    )
+                    (w.get::<$t>(i.a), w.get::<$t>(i.b), w.get::<u32>(i.c), w.get::<u32>(i.e))
                 };
                 let mut r = b;
                 for l in 0..LANES {

@@ -115,11 +115,7 @@ impl BlockState {
     /// If barrier `id` is complete, resets it and returns its reduction.
     fn complete(&mut self, id: u32) -> Option<u32> {
         let b = &mut self.barriers[id as usize];
-        let want = if b.expected == 0 {
-            self.live
-        } else {
-            b.expected.min(self.live)
-        };
+        let want = if b.expected == 0 { self.live } else { b.expected.min(self.live) };
         if b.lanes == 0 || b.lanes < want {
             return None;
         }
@@ -217,15 +213,7 @@ impl Block {
             warp
         };
         let warps = (0..n).map(warp).collect();
-        Block {
-            state,
-            warps,
-            launch: launch.clone(),
-            index,
-            next: 0,
-            _regs: regs,
-            _locals: locals,
-        }
+        Block { state, warps, launch: launch.clone(), index, next: 0, _regs: regs, _locals: locals }
     }
 
     /// Lets each warp run a slice, beginning with the one after the last turn's first.
@@ -316,10 +304,7 @@ impl Block {
 
     /// True if every live warp waits at a barrier or polls a value that has not changed for a while.
     pub fn is_quiet(&self) -> bool {
-        self.warps
-            .iter()
-            .filter(|w| w.live != 0)
-            .all(|w| w.is_spinning() || w.mask == 0)
+        self.warps.iter().filter(|w| w.live != 0).all(|w| w.is_spinning() || w.mask == 0)
     }
 
     fn place(&self, warp: usize, line: u32) -> Place {
@@ -336,21 +321,14 @@ impl Block {
         let line = self.state.kernel.code[self.warps[at].pc as usize].line;
         let place = self.place(at, line);
         match self.warps[at].fault.take() {
-            Some(Trouble::Illegal(address, bytes)) => Fault::IllegalAddress {
-                at: place,
-                address,
-                bytes,
-            },
-            Some(Trouble::Misaligned(address, bytes)) => Fault::Misaligned {
-                at: place,
-                address,
-                bytes,
-            },
+            Some(Trouble::Illegal(address, bytes)) => {
+                Fault::IllegalAddress { at: place, address, bytes }
+            }
+            Some(Trouble::Misaligned(address, bytes)) => {
+                Fault::Misaligned { at: place, address, bytes }
+            }
             Some(Trouble::Trap(what)) => Fault::Trap { at: place, what },
-            None => Fault::Trap {
-                at: place,
-                what: "unknown fault".into(),
-            },
+            None => Fault::Trap { at: place, what: "unknown fault".into() },
         }
     }
 
@@ -360,11 +338,7 @@ impl Block {
             if w.poll.spins > 0 {
                 let place = self.place(n, w.poll.line);
                 let value = u64::from_le_bytes(w.poll.value[..8].try_into().unwrap_or_default());
-                let _ = write!(
-                    out,
-                    "  {place}: polls {:#x}, which holds {value:#x}",
-                    w.poll.addr
-                );
+                let _ = write!(out, "  {place}: polls {:#x}, which holds {value:#x}", w.poll.addr);
                 match self.launch.writers.last(w.poll.addr) {
                     Some(who) => out.push_str(&format!("; last written by {who}\n")),
                     None => out.push_str("; no kernel is known to have written it\n"),
@@ -383,11 +357,7 @@ impl Block {
                     }
                     Wait::Barrier(id) => {
                         let b = self.state.barriers[id as usize];
-                        let want = if b.expected == 0 {
-                            self.state.live
-                        } else {
-                            b.expected
-                        };
+                        let want = if b.expected == 0 { self.state.live } else { b.expected };
                         let _ = writeln!(
                             out,
                             "  {}: waits at barrier {id}: {} of {want} threads are there",

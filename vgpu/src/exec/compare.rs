@@ -21,11 +21,7 @@ macro_rules! hp {
                 $e
             }
         }
-        Sel {
-            run: pick::<Compare<F, $t>>(),
-            d: W::P,
-            s: vec![<$t>::W, <$t>::W],
-        }
+        Sel { run: pick::<Compare<F, $t>>(), d: W::P, s: vec![<$t>::W, <$t>::W] }
     }};
 }
 
@@ -35,11 +31,7 @@ macro_rules! signed_p { ($ty:expr, |$x:ident, $y:ident| $e:expr) => { by_width!(
 
 macro_rules! either_p {
     ($ty:expr, |$x:ident, $y:ident| $e:expr) => {
-        if $ty.is_signed() {
-            signed_p!($ty, |$x, $y| $e)
-        } else {
-            unsigned_p!($ty, |$x, $y| $e)
-        }
+        if $ty.is_signed() { signed_p!($ty, |$x, $y| $e) } else { unsigned_p!($ty, |$x, $y| $e) }
     };
 }
 
@@ -66,18 +58,13 @@ macro_rules! float_p {
     };
 }
 
-#[allow(
-    clippy::neg_cmp_op_on_partial_ord,
-    reason = "the unordered comparisons are just that"
-)]
+#[allow(clippy::neg_cmp_op_on_partial_ord, reason = "the unordered comparisons are just that")]
 pub(super) fn compare(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
     use Ty::*;
     let Some(cmp) = s.mods.first().copied() else {
         return Ok(None);
     };
-    if s.mods[1..]
-        .iter()
-        .any(|m| !matches!(*m, "and" | "or" | "xor" | "ftz"))
+    if s.mods[1..].iter().any(|m| !matches!(*m, "and" | "or" | "xor" | "ftz"))
         || ty != F32 && s.has("ftz")
     {
         return Err("only .and, .or, .xor and .ftz (with .f32) can follow the comparison".into());

@@ -27,11 +27,7 @@ words!(u16 u32 u64);
 /// Sign- or zero-extends the low bits (64 - shift of them).
 #[inline(always)]
 fn extend(x: u64, shift: u32, signed: bool) -> u64 {
-    if signed {
-        ((x << shift) as i64 >> shift) as u64
-    } else {
-        x << shift >> shift
-    }
+    if signed { ((x << shift) as i64 >> shift) as u64 } else { x << shift >> shift }
 }
 
 /// Integer to integer: `imm` holds the shift of the source type, `aux` that of the destination; bit 8 says signed, bit 9
@@ -61,11 +57,7 @@ impl<S: Word, D: Word> Exec for Resize<S, D> {
 
 fn clamp(x: u64, x_signed: bool, shift: u32, signed: bool) -> u64 {
     let bits = 64 - shift;
-    let x = if x_signed {
-        i128::from(x as i64)
-    } else {
-        i128::from(x)
-    };
+    let x = if x_signed { i128::from(x as i64) } else { i128::from(x) };
     let (lo, hi) = if signed {
         (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
     } else {
@@ -86,19 +78,12 @@ pub struct Conversion {
 
 impl From<Sel> for Conversion {
     fn from(sel: Sel) -> Self {
-        Conversion {
-            sel,
-            imm: 0,
-            aux: 0,
-        }
+        Conversion { sel, imm: 0, aux: 0 }
     }
 }
 
 fn is_int(t: Ty) -> bool {
-    matches!(
-        t,
-        Ty::U8 | Ty::U16 | Ty::U32 | Ty::U64 | Ty::S8 | Ty::S16 | Ty::S32 | Ty::S64
-    )
+    matches!(t, Ty::U8 | Ty::U16 | Ty::U32 | Ty::U64 | Ty::S8 | Ty::S16 | Ty::S32 | Ty::S64)
 }
 
 /// Finds the handler of a `cvt`. Registers may be wider than their type: `d` and `s` are their real classes.
@@ -139,15 +124,7 @@ fn resize(spec: &Spec<'_>, to: Ty, from: Ty, wd: W, ws: W) -> Result<Conversion,
     };
     let code = |t: Ty| (64 - t.bytes() * 8) | if t.is_signed() { 256 } else { 0 };
     let aux = code(to) | if spec.has("sat") { 512 } else { 0 };
-    Ok(Conversion {
-        sel: Sel {
-            run,
-            d: wd,
-            s: vec![ws],
-        },
-        imm: code(from).into(),
-        aux,
-    })
+    Ok(Conversion { sel: Sel { run, d: wd, s: vec![ws] }, imm: code(from).into(), aux })
 }
 
 /// One arm per source type; `$x` is the value as i128.
@@ -244,11 +221,7 @@ fn two8(f: Fp8, hi: f64, lo: f64) -> u16 {
 }
 #[inline(always)]
 fn halves8(f: Fp8, x: u32) -> u16 {
-    two8(
-        f,
-        f16_to_f32((x >> 16) as u16).into(),
-        f16_to_f32(x as u16).into(),
-    )
+    two8(f, f16_to_f32((x >> 16) as u16).into(), f16_to_f32(x as u16).into())
 }
 #[inline(always)]
 fn widen8(f: Fp8, x: u16) -> u32 {

@@ -35,16 +35,8 @@ unsafe fn bulk<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble> {
                     "bulk copy of {bytes} bytes from {src:#x} to {dst:#x}: not multiples of 16"
                 )));
             }
-            let from = if i.aux == 1 {
-                Space::Shared
-            } else {
-                Space::Global
-            };
-            let size = if i.imm == 1 {
-                i.mem.ty.bytes() as usize
-            } else {
-                16
-            };
+            let from = if i.aux == 1 { Space::Shared } else { Space::Global };
+            let size = if i.imm == 1 { i.mem.ty.bytes() as usize } else { 16 };
             for off in (0..u64::from(bytes)).step_by(size) {
                 let s = w.resolve(from, src + off, size, l, false)?;
                 let d = w.resolve(i.mem.space, dst + off, size, l, true)?;
@@ -100,11 +92,7 @@ impl Warp {
     unsafe fn address(&self, reg: u32, lane: usize, narrow: u32) -> u64 {
         // SAFETY: the caller gives a register of that width.
         unsafe {
-            if narrow == 1 {
-                self.lane::<u32>(reg, lane).into()
-            } else {
-                self.lane(reg, lane)
-            }
+            if narrow == 1 { self.lane::<u32>(reg, lane).into() } else { self.lane(reg, lane) }
         }
     }
 }

@@ -110,8 +110,7 @@ impl Warp {
                 }
                 // SAFETY: local memory has 32 lanes of `local_len` bytes.
                 Ok(Spot::Private(unsafe {
-                    self.local
-                        .add(lane * self.local_len as usize + off as usize)
+                    self.local.add(lane * self.local_len as usize + off as usize)
                 }))
             }
             Space::Param => {
@@ -129,8 +128,7 @@ impl Warp {
                         "{addr:#x} is a multicast address: only multimem instructions reach it"
                     )));
                 }
-                self.counters
-                    .access(store, region.target(self.device), region.device, n, 1);
+                self.counters.access(store, region.target(self.device), region.device, n, 1);
                 Ok(Spot::Global(addr as *mut u8))
             }
         }
@@ -143,9 +141,7 @@ impl Warp {
     pub fn note_write(&self, i: &Inst, addr: u64) {
         // SAFETY: the block outlives its warps and runs on this thread.
         let block = unsafe { &*self.block };
-        block
-            .writers
-            .note(addr, block.launch_id, block.index, self.index, i.line);
+        block.writers.note(addr, block.launch_id, block.index, self.index, i.line);
     }
 }
 
@@ -295,11 +291,7 @@ impl<E: Word, D: Word, const N: usize, const S: bool, const T: bool> Exec for Lo
                     } else {
                         p.cast::<E>().read_unaligned().bits()
                     };
-                    r[l] = D::from_bits(if S {
-                        ((x << shift) as i64 >> shift) as u64
-                    } else {
-                        x
-                    });
+                    r[l] = D::from_bits(if S { ((x << shift) as i64 >> shift) as u64 } else { x });
                 }
                 w.put(i.v[v], r);
             }
@@ -311,11 +303,7 @@ impl<E: Word, D: Word, const N: usize, const S: bool, const T: bool> Exec for Lo
 /// Element types of one byte are loaded through 16-bit lanes; all others have their own type.
 #[inline(always)]
 fn size_of_element<E>(declared: usize) -> usize {
-    if size_of::<E>() == 2 {
-        declared
-    } else {
-        size_of::<E>()
-    }
+    if size_of::<E>() == 2 { declared } else { size_of::<E>() }
 }
 
 /// Stores elements of type `E` from registers of type `D`.
@@ -364,11 +352,7 @@ macro_rules! by_bytes {
 
 /// The handler of a load of `n` elements of type `ty` into registers of class `d`.
 pub fn load_handler(ty: Ty, n: usize, d: W, tracked: bool) -> Option<Handler> {
-    if tracked {
-        load_for::<true>(ty, n, d)
-    } else {
-        load_for::<false>(ty, n, d)
-    }
+    if tracked { load_for::<true>(ty, n, d) } else { load_for::<false>(ty, n, d) }
 }
 
 fn load_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
@@ -390,11 +374,7 @@ fn load_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
 
 /// The handler of a store of `n` elements of type `ty` from registers of class `d`.
 pub fn store_handler(ty: Ty, n: usize, d: W, tracked: bool) -> Option<Handler> {
-    if tracked {
-        store_for::<true>(ty, n, d)
-    } else {
-        store_for::<false>(ty, n, d)
-    }
+    if tracked { store_for::<true>(ty, n, d) } else { store_for::<false>(ty, n, d) }
 }
 
 fn store_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
@@ -429,11 +409,7 @@ impl<D: Word, const T: bool> Exec for Atomic<D, T> {
                 }
                 for k in 0..elements {
                     let val = w.lane::<D>(i.v[k], l).bits();
-                    let cmp = if op == rmw::RmwOp::Cas {
-                        w.lane::<D>(i.b, l).bits()
-                    } else {
-                        0
-                    };
+                    let cmp = if op == rmw::RmwOp::Cas { w.lane::<D>(i.b, l).bits() } else { 0 };
                     let spot = match w.resolve(i.mem.space, addr[l] + (k * n) as u64, n, l, true) {
                         Ok(s) => s,
                         Err(t) => return w.fail(t),

@@ -11,10 +11,7 @@ use crate::ptx::Ty;
 /// What a multimem instruction does; in `Inst::aux`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-#[allow(
-    missing_docs,
-    reason = "each variant is the PTX operation of the same name"
-)]
+#[allow(missing_docs, reason = "each variant is the PTX operation of the same name")]
 pub enum Kind {
     LdReduce,
     St,
@@ -93,11 +90,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
 /// order and precision inside the switch are unspecified, so programs cannot depend on more.
 fn reduce(op: RmwOp, ty: Ty, parts: &[u64]) -> u64 {
     let half = |f: fn(u16) -> f32, g: fn(f32) -> u16, shift: u32| {
-        u64::from(g(parts
-            .iter()
-            .map(|&p| f((p >> shift) as u16))
-            .sum::<f32>()))
-            << shift
+        u64::from(g(parts.iter().map(|&p| f((p >> shift) as u16)).sum::<f32>())) << shift
     };
     match (op, ty) {
         (RmwOp::Add, Ty::F16) => half(f16_to_f32, f32_to_f16, 0),
@@ -108,11 +101,7 @@ fn reduce(op: RmwOp, ty: Ty, parts: &[u64]) -> u64 {
         (RmwOp::Add, Ty::BF16x2) => {
             half(bf16_to_f32, f32_to_bf16, 0) | half(bf16_to_f32, f32_to_bf16, 16)
         }
-        _ => parts
-            .iter()
-            .copied()
-            .reduce(|x, y| rmw::combine(op, ty, x, y, 0))
-            .unwrap_or(0),
+        _ => parts.iter().copied().reduce(|x, y| rmw::combine(op, ty, x, y, 0)).unwrap_or(0),
     }
 }
 

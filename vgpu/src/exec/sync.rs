@@ -280,10 +280,7 @@ exec!(
 /// What an `mbarrier` instruction does; in `Inst::aux`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-#[allow(
-    missing_docs,
-    reason = "each variant is the PTX operation of the same name"
-)]
+#[allow(missing_docs, reason = "each variant is the PTX operation of the same name")]
 pub enum MbarOp {
     Init,
     Inval,
@@ -309,12 +306,7 @@ pub struct Mbar {
 impl Mbar {
     /// A fresh barrier for `count` arrivals.
     pub fn new(count: u32) -> Self {
-        Mbar {
-            expected: count,
-            pending: count,
-            tx: 0,
-            phase: false,
-        }
+        Mbar { expected: count, pending: count, tx: 0, phase: false }
     }
     /// Reads the state.
     pub fn unpack(x: u64) -> Self {

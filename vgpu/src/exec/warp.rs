@@ -62,10 +62,7 @@ pub enum Scope {
 
 /// Memory order of an operation; volatile is relaxed at system scope.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
-#[allow(
-    missing_docs,
-    reason = "each variant is the PTX qualifier of the same name"
-)]
+#[allow(missing_docs, reason = "each variant is the PTX qualifier of the same name")]
 pub enum Sem {
     #[default]
     Weak,
@@ -309,11 +306,7 @@ impl Warp {
     /// Runs up to `budget` instructions.
     pub fn run(&mut self, code: &[Inst], budget: u32) -> Stop {
         if self.mask == 0 && !self.choose() {
-            return if self.live == 0 {
-                Stop::Done
-            } else {
-                Stop::Blocked
-            };
+            return if self.live == 0 { Stop::Done } else { Stop::Blocked };
         }
         let mut left = budget;
         while left > 0 {
@@ -339,11 +332,7 @@ impl Warp {
                 Ctl::Next => self.pc += 1,
                 Ctl::Jump => {
                     if self.mask == 0 && !self.choose() {
-                        return if self.live == 0 {
-                            Stop::Done
-                        } else {
-                            Stop::Blocked
-                        };
+                        return if self.live == 0 { Stop::Done } else { Stop::Blocked };
                     }
                 }
                 Ctl::Yield => {
@@ -384,12 +373,7 @@ impl Warp {
             });
         }
         if rest != 0 {
-            self.paths.push(Path {
-                pc: self.pc + 1,
-                mask: rest,
-                wait: Wait::No,
-                resumed: None,
-            });
+            self.paths.push(Path { pc: self.pc + 1, mask: rest, wait: Wait::No, resumed: None });
         }
         self.mask = 0;
     }
@@ -417,13 +401,7 @@ impl Warp {
     pub fn plan_switch(&mut self) {
         let pc = self.pc;
         let meets = |p: &&Path| p.wait == Wait::No || p.wait == Wait::Lanes && p.pc >= pc;
-        self.next_switch = self
-            .paths
-            .iter()
-            .filter(meets)
-            .map(|p| p.pc)
-            .min()
-            .unwrap_or(u32::MAX);
+        self.next_switch = self.paths.iter().filter(meets).map(|p| p.pc).min().unwrap_or(u32::MAX);
     }
 
     /// Merges paths at this pc, and lets one that is behind catch up.
@@ -472,12 +450,7 @@ impl Warp {
             return false;
         };
         let p = self.paths.remove(n); // remove, not swap_remove: first come, first served
-        let old = Path {
-            pc: self.pc,
-            mask: self.mask,
-            wait: Wait::No,
-            resumed: self.resumed,
-        };
+        let old = Path { pc: self.pc, mask: self.mask, wait: Wait::No, resumed: self.resumed };
         self.paths.push(old);
         (self.pc, self.mask, self.resumed) = (p.pc, p.mask, p.resumed);
         self.next_switch = u32::MAX; // until it branches, yields or the next slice begins
@@ -489,12 +462,7 @@ impl Warp {
     pub fn branch(&mut self, target: u32) -> Ctl {
         let stay = self.mask & !self.exec;
         if stay != 0 {
-            self.paths.push(Path {
-                pc: self.pc + 1,
-                mask: stay,
-                wait: Wait::No,
-                resumed: None,
-            });
+            self.paths.push(Path { pc: self.pc + 1, mask: stay, wait: Wait::No, resumed: None });
             self.mask = self.exec;
         }
         self.pc = target;
@@ -528,11 +496,7 @@ impl Warp {
             return false;
         }
         self.warp_barrier = (0, 0);
-        for p in self
-            .paths
-            .iter_mut()
-            .filter(|p| p.wait == Wait::Barrier(WARP_BARRIER))
-        {
+        for p in self.paths.iter_mut().filter(|p| p.wait == Wait::Barrier(WARP_BARRIER)) {
             (p.wait, p.resumed) = (Wait::No, Some(0));
         }
         self.next_switch = 0;

@@ -104,10 +104,7 @@ pub fn decode_kernel(
     symbols: &Symbols,
     tracked: bool,
 ) -> Result<Arc<Kernel>, LoadError> {
-    let f = module
-        .functions
-        .get(name)
-        .filter(|f| f.is_kernel && f.body.is_some());
+    let f = module.functions.get(name).filter(|f| f.is_kernel && f.body.is_some());
     let f = f.ok_or_else(|| LoadError::NoSuchKernel { name: name.into() })?;
     let mut d = Decoder {
         module,
@@ -132,11 +129,7 @@ pub fn decode_kernel(
         line: f.line,
         touched: Vec::new(),
     };
-    for v in module
-        .variables
-        .iter()
-        .filter(|v| v.space == Space::Shared && v.size > 0)
-    {
+    for v in module.variables.iter().filter(|v| v.space == Space::Shared && v.size > 0) {
         let at = d.place_shared(v.size, v.align);
         d.scopes[0].insert(&v.name, Named::Var(Space::Shared, at));
     }
@@ -144,10 +137,7 @@ pub fn decode_kernel(
         d.scopes[0].insert(&p.name, Named::Var(Space::Param, p.offset.into()));
     }
     d.body(f)?;
-    d.emit(Inst {
-        run: plain_handler::<Exit>(),
-        ..d.blank()
-    });
+    d.emit(Inst { run: plain_handler::<Exit>(), ..d.blank() });
     Ok(Arc::new(d.finish(f)))
 }
 
@@ -204,17 +194,14 @@ impl<'a> Decoder<'a> {
     /// Decodes a body in a scope of its own: registers, labels and the place to return to.
     fn body(&mut self, f: &'a Function) -> Result<(), LoadError> {
         let Some(range) = f.body.clone() else {
-            return Err(self.error(format!(
-                "call of `{}`, which this module only declares",
-                f.name
-            )));
+            return Err(
+                self.error(format!("call of `{}`, which this module only declares", f.name))
+            );
         };
         let mut lx = Lexer::new(&self.module.text[..range.end], range.start, f.line);
         self.labels.push(HashMap::new());
-        let (fixups, tables) = (
-            std::mem::take(&mut self.fixups),
-            std::mem::take(&mut self.table_fixups),
-        );
+        let (fixups, tables) =
+            (std::mem::take(&mut self.fixups), std::mem::take(&mut self.table_fixups));
         let base = self.scopes.len();
         self.scopes.push(HashMap::new());
         loop {
@@ -248,10 +235,8 @@ impl<'a> Decoder<'a> {
             self.code[at].target = find(name, line)?;
         }
         for (table, names, line) in std::mem::replace(&mut self.table_fixups, tables) {
-            self.tables[table] = names
-                .into_iter()
-                .map(|n| find(n, line))
-                .collect::<Result<_, _>>()?;
+            self.tables[table] =
+                names.into_iter().map(|n| find(n, line)).collect::<Result<_, _>>()?;
         }
         Ok(())
     }
@@ -279,17 +264,10 @@ impl<'a> Decoder<'a> {
                     let names = operands(lx)?;
                     let names = names
                         .iter()
-                        .filter_map(|o| {
-                            if let Opnd::Name(n) = o {
-                                Some(*n)
-                            } else {
-                                None
-                            }
-                        })
+                        .filter_map(|o| if let Opnd::Name(n) = o { Some(*n) } else { None })
                         .collect();
                     self.table_names.insert(w, self.tables.len());
-                    self.table_fixups
-                        .push((self.tables.len(), names, self.line));
+                    self.table_fixups.push((self.tables.len(), names, self.line));
                     self.tables.push(Vec::new());
                 } else {
                     let here = self.code.len() as u32;
@@ -345,9 +323,7 @@ impl<'a> Decoder<'a> {
                 _ => return Err(self.error("a variable of this space inside a function")),
             };
             // Names live as long as the text; `variables` hands out copies.
-            let at = text
-                .find(v.name.as_str())
-                .ok_or_else(|| self.error("lost a name"))?;
+            let at = text.find(v.name.as_str()).ok_or_else(|| self.error("lost a name"))?;
             self.define(&text[at..at + v.name.len()], named);
         }
         Ok(())
@@ -448,10 +424,7 @@ impl<'a> Decoder<'a> {
     /// Emits a branch to a label.
     pub fn branch_to(&mut self, label: &'a str) {
         self.fixups.push((self.code.len(), label, self.line));
-        self.emit(Inst {
-            run: plain_handler::<Bra>(),
-            ..self.blank()
-        });
+        self.emit(Inst { run: plain_handler::<Bra>(), ..self.blank() });
     }
 
     /// The number of a `.branchtargets` table.
@@ -493,11 +466,7 @@ impl<'a> Decoder<'a> {
         let mut place = vec![0u32; self.classes.len()];
         let mut at = 0u32;
         for class in [W::D, W::S, W::H, W::P] {
-            for (p, _) in place
-                .iter_mut()
-                .zip(&self.classes)
-                .filter(|(_, c)| **c == class)
-            {
+            for (p, _) in place.iter_mut().zip(&self.classes).filter(|(_, c)| **c == class) {
                 *p = at;
                 at += class.bytes();
             }
@@ -508,16 +477,9 @@ impl<'a> Decoder<'a> {
             }
         };
         for i in &mut self.code {
-            for x in [
-                &mut i.d,
-                &mut i.a,
-                &mut i.b,
-                &mut i.c,
-                &mut i.e,
-                &mut i.guard,
-            ]
-            .into_iter()
-            .chain(&mut i.v)
+            for x in [&mut i.d, &mut i.a, &mut i.b, &mut i.c, &mut i.e, &mut i.guard]
+                .into_iter()
+                .chain(&mut i.v)
             {
                 rename(x);
             }
@@ -526,10 +488,7 @@ impl<'a> Decoder<'a> {
             *u = place[*u as usize];
         }
         let dynamic_base = self.shared.next_multiple_of(16);
-        let fixed = self
-            .constants
-            .iter()
-            .map(|(&(w, bits), &r)| (place[r as usize], w, bits));
+        let fixed = self.constants.iter().map(|(&(w, bits), &r)| (place[r as usize], w, bits));
         let dynamic = self
             .dynamic
             .iter()
@@ -540,17 +499,8 @@ impl<'a> Decoder<'a> {
             code: self.code,
             uses: self.uses,
             reg_bytes: at.next_multiple_of(64).max(64),
-            specials: self
-                .specials
-                .iter()
-                .map(|(&(s, w), &r)| (place[r as usize], w, s))
-                .collect(),
-            param_bytes: f
-                .params
-                .iter()
-                .map(|p| p.offset + p.size)
-                .max()
-                .unwrap_or(0),
+            specials: self.specials.iter().map(|(&(s, w), &r)| (place[r as usize], w, s)).collect(),
+            param_bytes: f.params.iter().map(|p| p.offset + p.size).max().unwrap_or(0),
             params: f.params.iter().map(|p| (p.offset, p.size)).collect(),
             shared_bytes: dynamic_base as u32,
             local_bytes: self.local as u32,

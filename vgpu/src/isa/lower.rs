@@ -28,11 +28,7 @@ pub(super) fn lower<'a>(
 ) -> Res<()> {
     match form {
         Form::Alu(sel) => {
-            let mut i = Inst {
-                run: sel.run,
-                d: d.dest(ops, 0, sel.d)?,
-                ..d.blank()
-            };
+            let mut i = Inst { run: sel.run, d: d.dest(ops, 0, sel.d)?, ..d.blank() };
             d.sources(&mut i, ops, 1, &sel.s)?;
             d.emit(i);
         }
@@ -93,12 +89,7 @@ pub(super) fn lower<'a>(
             };
             let aux =
                 table.ok_or_else(|| d.error("brx.idx needs a table of targets above it"))? as u32;
-            let i = Inst {
-                run: plain_handler::<Brx>(),
-                a,
-                aux,
-                ..d.blank()
-            };
+            let i = Inst { run: plain_handler::<Brx>(), a, aux, ..d.blank() };
             d.emit(i);
         }
         Form::Call => d.call(ops)?,
@@ -108,11 +99,7 @@ pub(super) fn lower<'a>(
         Form::Nop => d.plain(plain_handler::<Nop>()),
         Form::Nanosleep => d.plain(plain_handler::<Nanosleep>()),
         Form::Fence(mem) => {
-            let i = Inst {
-                run: plain_handler::<Fence>(),
-                mem,
-                ..d.blank()
-            };
+            let i = Inst { run: plain_handler::<Fence>(), mem, ..d.blank() };
             d.emit(i);
         }
         Form::Mbar(op) => d.mbarrier(op, ops)?,
@@ -127,16 +114,12 @@ pub(super) fn lower<'a>(
 
 impl<'a> Decoder<'a> {
     pub(super) fn plain(&mut self, run: Handler) {
-        let i = Inst {
-            run,
-            ..self.blank()
-        };
+        let i = Inst { run, ..self.blank() };
         self.emit(i);
     }
 
     pub(super) fn op<'o>(&self, ops: &'o [Opnd<'a>], n: usize) -> Res<&'o Opnd<'a>> {
-        ops.get(n)
-            .ok_or_else(|| self.error(format!("operand {} is missing", n + 1)))
+        ops.get(n).ok_or_else(|| self.error(format!("operand {} is missing", n + 1)))
     }
 
     /// Notes that the instruction at hand touches a register, and marks it.
@@ -248,11 +231,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn setp(&mut self, sel: alu::Sel, combine: u32, ops: &[Opnd<'a>]) -> Res<()> {
-        let mut i = Inst {
-            run: sel.run,
-            aux: combine,
-            ..self.blank()
-        };
+        let mut i = Inst { run: sel.run, aux: combine, ..self.blank() };
         match self.op(ops, 0)?.clone() {
             Opnd::Pair(p, q) => {
                 i.d = self.dest(&[*p], 0, W::P)?;
@@ -282,13 +261,7 @@ impl<'a> Decoder<'a> {
         if c.sel.d != wd {
             return Err(self.error("destination has the wrong width"));
         }
-        let mut i = Inst {
-            run: c.sel.run,
-            d,
-            imm: c.imm,
-            aux: c.aux,
-            ..self.blank()
-        };
+        let mut i = Inst { run: c.sel.run, d, imm: c.imm, aux: c.aux, ..self.blank() };
         self.sources(&mut i, ops, 1, &c.sel.s)?;
         self.emit(i);
         Ok(())
@@ -300,30 +273,19 @@ impl<'a> Decoder<'a> {
         };
         match (self.op(ops, 0)?.clone(), self.op(ops, 1)?.clone()) {
             (Opnd::Vec(parts), src) => {
-                let classes: Vec<W> = parts
-                    .iter()
-                    .filter_map(|p| self.any(p).ok().map(|x| x.1))
-                    .collect();
-                let part = classes
-                    .first()
-                    .copied()
-                    .ok_or_else(|| self.error("nothing to unpack to"))?;
+                let classes: Vec<W> =
+                    parts.iter().filter_map(|p| self.any(p).ok().map(|x| x.1)).collect();
+                let part =
+                    classes.first().copied().ok_or_else(|| self.error("nothing to unpack to"))?;
                 let run = match (part, w, parts.len()) {
                     (W::H, W::S, 2) => plain_handler::<Unpack<u16, u32>>(),
                     (W::H, W::D, 4) => plain_handler::<Unpack<u16, u64>>(),
                     (W::S, W::D, 2) => plain_handler::<Unpack<u32, u64>>(),
                     _ => return Err(self.error("these parts do not make up the whole")),
                 };
-                let mut i = Inst {
-                    run,
-                    ..self.blank()
-                };
+                let mut i = Inst { run, ..self.blank() };
                 for (n, p) in parts.iter().enumerate() {
-                    i.v[n] = if *p == Opnd::Sink {
-                        NONE
-                    } else {
-                        self.dest(&parts, n, part)?
-                    };
+                    i.v[n] = if *p == Opnd::Sink { NONE } else { self.dest(&parts, n, part)? };
                 }
                 i.a = self.value(&src, w)?;
                 self.emit(i);
@@ -340,11 +302,7 @@ impl<'a> Decoder<'a> {
                     (W::H, _) => plain_handler::<Pack<u16, u64>>(),
                     _ => plain_handler::<Pack<u32, u64>>(),
                 };
-                let mut i = Inst {
-                    run,
-                    d: self.dest(ops, 0, w)?,
-                    ..self.blank()
-                };
+                let mut i = Inst { run, d: self.dest(ops, 0, w)?, ..self.blank() };
                 for (n, p) in parts.iter().enumerate() {
                     i.v[n] = self.value(p, part)?;
                 }
@@ -375,12 +333,7 @@ impl<'a> Decoder<'a> {
                     W::D => pick::<Move<u64>>(),
                 };
                 let a = self.value(&src, w)?;
-                let i = Inst {
-                    run,
-                    d: self.dest(ops, 0, w)?,
-                    a,
-                    ..self.blank()
-                };
+                let i = Inst { run, d: self.dest(ops, 0, w)?, a, ..self.blank() };
                 self.emit(i);
             }
         }
@@ -395,15 +348,8 @@ impl<'a> Decoder<'a> {
         };
         let (a, b) = (self.source(ops, 1, w)?, self.source(ops, 2, w)?);
         let (c, negate) = self.predicate(ops, 3)?;
-        let i = Inst {
-            run,
-            d: self.dest(ops, 0, w)?,
-            a,
-            b,
-            c,
-            imm: i64::from(negate),
-            ..self.blank()
-        };
+        let i =
+            Inst { run, d: self.dest(ops, 0, w)?, a, b, c, imm: i64::from(negate), ..self.blank() };
         self.emit(i);
         Ok(())
     }
@@ -412,31 +358,15 @@ impl<'a> Decoder<'a> {
         let a = self.source(ops, 1, W::D)?;
         let d = self.dest(ops, 0, W::D)?;
         if delta == 0 {
-            let i = Inst {
-                run: pick::<Move<u64>>(),
-                d,
-                a,
-                ..self.blank()
-            };
+            let i = Inst { run: pick::<Move<u64>>(), d, a, ..self.blank() };
             self.emit(i);
             return Ok(());
         }
-        let sel = alu::select(&Spec {
-            base: "add",
-            mods: vec![],
-            tys: vec![Ty::U64],
-        })
-        .ok()
-        .flatten();
+        let sel =
+            alu::select(&Spec { base: "add", mods: vec![], tys: vec![Ty::U64] }).ok().flatten();
         let sel = sel.ok_or_else(|| self.error("no 64-bit addition"))?;
         let b = self.constant(W::D, delta as u64) | VREG;
-        let i = Inst {
-            run: sel.run,
-            d,
-            a,
-            b,
-            ..self.blank()
-        };
+        let i = Inst { run: sel.run, d, a, b, ..self.blank() };
         self.emit(i);
         Ok(())
     }
@@ -513,11 +443,7 @@ impl<'a> Decoder<'a> {
     fn dest_pair(&mut self, i: &mut Inst, ops: &[Opnd<'a>]) -> Res<()> {
         match self.op(ops, 0)?.clone() {
             Opnd::Pair(d, p) => {
-                i.d = if *d == Opnd::Sink {
-                    NONE
-                } else {
-                    self.dest(&[*d], 0, W::S)?
-                };
+                i.d = if *d == Opnd::Sink { NONE } else { self.dest(&[*d], 0, W::S)? };
                 i.e = self.dest(&[*p], 0, W::P)?;
             }
             o => i.d = self.dest(&[o], 0, W::S)?,

@@ -20,10 +20,7 @@ impl<'a> Decoder<'a> {
             return self.plain(plain_handler::<Exit>());
         }
         let at = self.code.len();
-        let i = Inst {
-            run: plain_handler::<crate::exec::control::Bra>(),
-            ..self.blank()
-        };
+        let i = Inst { run: plain_handler::<crate::exec::control::Bra>(), ..self.blank() };
         self.emit(i);
         if let Some(r) = &mut self.returns {
             r.push(at);
@@ -44,10 +41,8 @@ impl<'a> Decoder<'a> {
         let mut places = Vec::new();
         for o in results.iter().chain(arguments) {
             match o {
-                Opnd::Name(n) => places.push(
-                    self.lookup(n)
-                        .ok_or_else(|| self.error(format!("unknown name `{n}`")))?,
-                ),
+                Opnd::Name(n) => places
+                    .push(self.lookup(n).ok_or_else(|| self.error(format!("unknown name `{n}`")))?),
                 _ => return Err(self.error("an argument that is no variable")),
             }
         }
@@ -68,33 +63,17 @@ impl<'a> Decoder<'a> {
     }
 
     fn assert_fail(&mut self, places: &[Named]) -> Res<()> {
-        let mut i = Inst {
-            run: plain_handler::<AssertFail>(),
-            ..self.blank()
-        };
+        let mut i = Inst { run: plain_handler::<AssertFail>(), ..self.blank() };
         for (k, place) in places.iter().take(4).enumerate() {
             let Named::Var(Space::Local, at) = *place else {
                 return Err(self.error("an argument that is no variable"));
             };
-            let (ty, w) = if k == 2 {
-                (Ty::U32, W::S)
-            } else {
-                (Ty::U64, W::D)
-            };
+            let (ty, w) = if k == 2 { (Ty::U32, W::S) } else { (Ty::U64, W::D) };
             let r = self.fresh(w);
-            let mem = MemInfo {
-                space: Space::Local,
-                ty,
-                ..MemInfo::default()
-            };
+            let mem = MemInfo { space: Space::Local, ty, ..MemInfo::default() };
             let run =
                 ldst::load_handler(ty, 1, w, false).ok_or_else(|| self.error("no such load"))?;
-            let mut load = Inst {
-                run,
-                mem,
-                a: self.constant(W::D, at) | VREG,
-                ..self.blank()
-            };
+            let mut load = Inst { run, mem, a: self.constant(W::D, at) | VREG, ..self.blank() };
             load.v[0] = r | VREG;
             self.emit(load);
             i.v[k] = r | VREG;

@@ -135,15 +135,8 @@ impl<'a> Decoder<'a> {
     }
 
     pub(super) fn mbarrier(&mut self, op: MbarOp, ops: &[Opnd<'a>]) -> Res<()> {
-        let mut i = Inst {
-            aux: op as u32,
-            ..self.blank()
-        };
-        let info = MemInfo {
-            space: Space::Shared,
-            ty: Ty::B64,
-            ..MemInfo::default()
-        };
+        let mut i = Inst { aux: op as u32, ..self.blank() };
+        let info = MemInfo { space: Space::Shared, ty: Ty::B64, ..MemInfo::default() };
         let mut at = 0;
         match op {
             MbarOp::Wait | MbarOp::WaitParity => {
@@ -154,11 +147,7 @@ impl<'a> Decoder<'a> {
             MbarOp::Arrive | MbarOp::ArriveDrop | MbarOp::ArriveExpectTx
                 if !matches!(self.op(ops, 0)?, Opnd::Mem(..) | Opnd::MemInt(_)) =>
             {
-                i.d = if ops[0] == Opnd::Sink {
-                    NONE
-                } else {
-                    self.dest(ops, 0, W::D)?
-                };
+                i.d = if ops[0] == Opnd::Sink { NONE } else { self.dest(ops, 0, W::D)? };
                 at = 1;
             }
             MbarOp::PendingCount => {
@@ -188,10 +177,7 @@ impl<'a> Decoder<'a> {
         reduces: bool,
         ops: &[Opnd<'a>],
     ) -> Res<()> {
-        let mut i = Inst {
-            aux: u32::from(from_shared),
-            ..self.blank()
-        };
+        let mut i = Inst { aux: u32::from(from_shared), ..self.blank() };
         i.run = if self.tracked {
             plain_handler::<Bulk<true>>()
         } else {
@@ -199,11 +185,7 @@ impl<'a> Decoder<'a> {
         };
         let mut regs = [NONE; 3];
         let mut narrow = [0; 3];
-        for (k, n) in [0, 1, 3]
-            .into_iter()
-            .enumerate()
-            .take(if has_bar { 3 } else { 2 })
-        {
+        for (k, n) in [0, 1, 3].into_iter().enumerate().take(if has_bar { 3 } else { 2 }) {
             let mut probe = self.blank();
             self.address(self.op(ops, n)?, &mut probe, info)?;
             regs[k] = self.with_offset(probe.a, probe.mem.narrow, probe.imm)?;
@@ -222,33 +204,13 @@ impl<'a> Decoder<'a> {
         if offset == 0 {
             return Ok(reg);
         }
-        let (ty, w) = if narrow {
-            (Ty::U32, W::S)
-        } else {
-            (Ty::U64, W::D)
-        };
-        let sel = alu::select(&Spec {
-            base: "add",
-            mods: vec![],
-            tys: vec![ty],
-        })
-        .ok()
-        .flatten();
+        let (ty, w) = if narrow { (Ty::U32, W::S) } else { (Ty::U64, W::D) };
+        let sel = alu::select(&Spec { base: "add", mods: vec![], tys: vec![ty] }).ok().flatten();
         let sel = sel.ok_or_else(|| self.error("no addition"))?;
-        let bits = if narrow {
-            u64::from(offset as u32)
-        } else {
-            offset as u64
-        };
+        let bits = if narrow { u64::from(offset as u32) } else { offset as u64 };
         let b = self.constant(w, bits) | VREG;
         let d = self.fresh(w) | VREG;
-        let i = Inst {
-            run: sel.run,
-            d,
-            a: reg,
-            b,
-            ..self.blank()
-        };
+        let i = Inst { run: sel.run, d, a: reg, b, ..self.blank() };
         self.emit(i);
         Ok(d)
     }
@@ -264,11 +226,7 @@ impl<'a> Decoder<'a> {
         let mut i = self.blank();
         self.address(self.op(ops, at)?, &mut i, info)?;
         let class = W::of(info.ty).ok_or_else(|| self.error("multimem on this type"))?;
-        for (k, p) in self
-            .elements(self.op(ops, 1 - at)?, n)?
-            .into_iter()
-            .enumerate()
-        {
+        for (k, p) in self.elements(self.op(ops, 1 - at)?, n)?.into_iter().enumerate() {
             i.v[k] = if kind == Kind::LdReduce {
                 self.dest(std::slice::from_ref(p), 0, class)?
             } else {

@@ -58,11 +58,7 @@ fn operand<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
         Tok::Word("_") => Opnd::Sink,
         Tok::Word(w) => {
             // `symbol + 8` as a value.
-            if lx.accept(b'+')? {
-                Opnd::Mem(w, lx.int()?)
-            } else {
-                Opnd::Name(w)
-            }
+            if lx.accept(b'+')? { Opnd::Mem(w, lx.int()?) } else { Opnd::Name(w) }
         }
         Tok::Int(i) => Opnd::Int(i),
         Tok::F32(f) => Opnd::F32(f),
@@ -78,10 +74,7 @@ fn operand<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
         Tok::Punct(b'(') => Opnd::List(list(lx, b')')?),
         Tok::Punct(b'[') => memory(lx)?,
         t => {
-            return Err(LoadError::syntax(
-                line,
-                format!("unexpected {t:?} as an operand"),
-            ));
+            return Err(LoadError::syntax(line, format!("unexpected {t:?} as an operand")));
         }
     };
     if lx.accept(b'|')? {
@@ -100,10 +93,7 @@ fn memory<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
         }
         Tok::Int(i) => Opnd::MemInt(i),
         t => {
-            return Err(LoadError::syntax(
-                line,
-                format!("unexpected {t:?} as an address"),
-            ));
+            return Err(LoadError::syntax(line, format!("unexpected {t:?} as an address")));
         }
     };
     lx.expect(b']')?;

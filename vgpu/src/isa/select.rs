@@ -103,14 +103,7 @@ fn mem_info(s: &Spec<'_>, ty: Ty) -> MemInfo {
     } else {
         Scope::Cta
     };
-    MemInfo {
-        space: s.space(),
-        sem,
-        scope,
-        narrow: false,
-        ty,
-        op: RmwOp::Add,
-    }
+    MemInfo { space: s.space(), sem, scope, narrow: false, ty, op: RmwOp::Add }
 }
 
 const SPACES: &str =
@@ -130,17 +123,10 @@ pub fn form(s: &Spec<'_>) -> Result<Form, String> {
         }
         "selp" => {
             s.only("")?;
-            Form::Selp(
-                ty.and_then(W::of)
-                    .filter(|w| *w != W::P)
-                    .ok_or_else(unknown)?,
-            )
+            Form::Selp(ty.and_then(W::of).filter(|w| *w != W::P).ok_or_else(unknown)?)
         }
         "and" | "or" | "xor" if ty == Some(Ty::Pred) => Form::PredLogic(
-            ["and", "or", "xor"]
-                .iter()
-                .position(|b| *b == s.base)
-                .unwrap_or(0) as u32,
+            ["and", "or", "xor"].iter().position(|b| *b == s.base).unwrap_or(0) as u32,
         ),
         "not" if ty == Some(Ty::Pred) => Form::PredNot,
         "setp" => {
@@ -222,14 +208,8 @@ fn window(s: Space) -> u64 {
 }
 
 fn atomic(s: &Spec<'_>, ty: Ty) -> Result<Form, String> {
-    s.only(&format!(
-        "{SPACES} {ORDERS} v2 v4 v8 noftz add min max inc dec and or xor exch cas"
-    ))?;
-    let op = s
-        .mods
-        .iter()
-        .find_map(|m| RmwOp::parse(m))
-        .ok_or("no operation")?;
+    s.only(&format!("{SPACES} {ORDERS} v2 v4 v8 noftz add min max inc dec and or xor exch cas"))?;
+    let op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
     if !op.takes(ty) {
         return Err("the operation does not take this type".into());
     }
@@ -239,11 +219,7 @@ fn atomic(s: &Spec<'_>, ty: Ty) -> Result<Form, String> {
     if info.sem == Sem::Weak {
         info.sem = Sem::Relaxed;
     }
-    if !s
-        .mods
-        .iter()
-        .any(|m| matches!(*m, "cta" | "cluster" | "gpu" | "sys"))
-    {
+    if !s.mods.iter().any(|m| matches!(*m, "cta" | "cluster" | "gpu" | "sys")) {
         info.scope = Scope::Gpu;
     }
     if s.vector() > 4 || s.vector() > 1 && op == RmwOp::Cas {
@@ -287,10 +263,7 @@ fn fence(s: &Spec<'_>) -> Result<Form, String> {
 
 fn exchange(s: &Spec<'_>) -> Result<Form, String> {
     let mode = |all: &[&str]| {
-        all.iter()
-            .position(|m| s.has(m))
-            .map(|n| n as u32)
-            .ok_or("no such mode".to_string())
+        all.iter().position(|m| s.has(m)).map(|n| n as u32).ok_or("no such mode".to_string())
     };
     if !s.has("sync") && s.base != "activemask" {
         return Err("only the .sync form exists since sm_70".into());
@@ -306,27 +279,16 @@ fn exchange(s: &Spec<'_>) -> Result<Form, String> {
         }
         "match" => {
             s.only("sync any all")?;
-            Form::Match(
-                mode(&["any", "all"])?,
-                s.ty(0).and_then(W::of).ok_or("no such type")?,
-            )
+            Form::Match(mode(&["any", "all"])?, s.ty(0).and_then(W::of).ok_or("no such type")?)
         }
         "redux" => {
             s.only("sync add min max and or xor")?;
-            let op = s
-                .mods
-                .iter()
-                .find_map(|m| RmwOp::parse(m))
-                .ok_or("no operation")?;
+            let op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
             let ty = s
                 .ty(0)
                 .filter(|t| op.takes(*t) && t.bytes() == 4 && *t != Ty::F32)
                 .ok_or("no such type")?;
-            Form::Redux(MemInfo {
-                op,
-                ty,
-                ..MemInfo::default()
-            })
+            Form::Redux(MemInfo { op, ty, ..MemInfo::default() })
         }
         "elect" => Form::Elect,
         _ => Form::ActiveMask,
@@ -366,29 +328,15 @@ fn bulk(s: &Spec<'_>) -> Result<Form, String> {
     if dst == src && dst == Space::Global {
         return Err("one side is shared memory".into());
     }
-    let mut info = MemInfo {
-        space: dst,
-        ..MemInfo::default()
-    };
+    let mut info = MemInfo { space: dst, ..MemInfo::default() };
     let reduces = s.has("reduce");
     if reduces {
-        info.op = s
-            .mods
-            .iter()
-            .find_map(|m| RmwOp::parse(m))
-            .ok_or("no operation")?;
-        info.ty = s
-            .ty(0)
-            .filter(|t| info.op.takes(*t))
-            .ok_or("the operation does not take this type")?;
+        info.op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
+        info.ty =
+            s.ty(0).filter(|t| info.op.takes(*t)).ok_or("the operation does not take this type")?;
         (info.sem, info.scope) = (Sem::Relaxed, Scope::Gpu);
     }
-    Ok(Form::Bulk(
-        info,
-        src == Space::Shared,
-        s.has("mbarrier::complete_tx::bytes"),
-        reduces,
-    ))
+    Ok(Form::Bulk(info, src == Space::Shared, s.has("mbarrier::complete_tx::bytes"), reduces))
 }
 
 fn multimem(s: &Spec<'_>) -> Result<Form, String> {
@@ -407,11 +355,7 @@ fn multimem(s: &Spec<'_>) -> Result<Form, String> {
         return Err("no such type or vector".into());
     }
     if kind != Kind::St {
-        info.op = s
-            .mods
-            .iter()
-            .find_map(|m| RmwOp::parse(m))
-            .ok_or("no operation")?;
+        info.op = s.mods.iter().find_map(|m| RmwOp::parse(m)).ok_or("no operation")?;
         if !info.op.takes(ty) {
             return Err("the operation does not take this type".into());
         }

@@ -53,10 +53,7 @@ pub struct Spec<'a> {
 fn is_hint(m: &str) -> bool {
     m.starts_with("L1::")
         || m.starts_with("L2::")
-        || matches!(
-            m,
-            "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "aligned"
-        )
+        || matches!(m, "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "aligned")
 }
 
 impl<'a> Spec<'a> {
@@ -64,11 +61,7 @@ impl<'a> Spec<'a> {
     pub fn parse(opcode: &'a str) -> Spec<'a> {
         let mut parts = opcode.split('.');
         let base = parts.next().unwrap_or("");
-        let mut spec = Spec {
-            base,
-            mods: Vec::new(),
-            tys: Vec::new(),
-        };
+        let mut spec = Spec { base, mods: Vec::new(), tys: Vec::new() };
         for p in parts {
             match Ty::parse(p) {
                 Some(t) => spec.tys.push(t),
@@ -91,11 +84,7 @@ impl<'a> Spec<'a> {
 
     /// An error unless every modifier is one of these (separated by spaces).
     pub fn only(&self, allowed: &str) -> Result<(), String> {
-        match self
-            .mods
-            .iter()
-            .find(|m| !allowed.split(' ').any(|a| a == **m))
-        {
+        match self.mods.iter().find(|m| !allowed.split(' ').any(|a| a == **m)) {
             Some(m) => Err(format!("modifier `.{m}` is not supported here")),
             None => Ok(()),
         }
@@ -103,10 +92,7 @@ impl<'a> Spec<'a> {
 
     /// The state space; generic if none is named.
     pub fn space(&self) -> Space {
-        self.mods
-            .iter()
-            .find_map(|m| Space::parse(m))
-            .unwrap_or(Space::Generic)
+        self.mods.iter().find_map(|m| Space::parse(m)).unwrap_or(Space::Generic)
     }
 
     /// Elements of a vector access.

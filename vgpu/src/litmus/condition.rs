@@ -59,24 +59,14 @@ impl Parser<'_> {
         }
         if self.accept("(") {
             let c = self.or()?;
-            return if self.accept(")") {
-                Ok(c)
-            } else {
-                bad("`)` expected", self.text)
-            };
+            return if self.accept(")") { Ok(c) } else { bad("`)` expected", self.text) };
         }
         let a = self.term()?;
-        let op = ["==", "!=", "<=", ">=", "=", "<", ">"]
-            .into_iter()
-            .find(|o| self.accept(o));
+        let op = ["==", "!=", "<=", ">=", "=", "<", ">"].into_iter().find(|o| self.accept(o));
         let Some(op) = op else {
             return bad("a comparison expected", self.text);
         };
-        Ok(Condition::Compare(
-            a,
-            if op == "=" { "==".into() } else { op.into() },
-            self.term()?,
-        ))
+        Ok(Condition::Compare(a, if op == "=" { "==".into() } else { op.into() }, self.term()?))
     }
 
     fn word(&mut self) -> String {
@@ -94,18 +84,10 @@ impl Parser<'_> {
         let bracket = self.accept("[");
         let w = self.word();
         let named = || {
-            if is_name(&w) {
-                Ok(Term::Loc(w.clone()))
-            } else {
-                bad("a location expected", &w)
-            }
+            if is_name(&w) { Ok(Term::Loc(w.clone())) } else { bad("a location expected", &w) }
         };
         if bracket {
-            return if self.accept("]") {
-                named()
-            } else {
-                bad("`]` expected", self.text)
-            };
+            return if self.accept("]") { named() } else { bad("`]` expected", self.text) };
         }
         if self.accept(":") {
             let Some(t) = thread_id(&w) else {

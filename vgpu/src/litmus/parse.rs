@@ -17,10 +17,7 @@ pub struct LitmusError {
 
 pub(super) fn bad<T>(what: impl Into<String>, near: impl AsRef<str>) -> Result<T, LitmusError> {
     let near = near.as_ref().trim().chars().take(60).collect();
-    Err(LitmusError {
-        what: what.into(),
-        near,
-    })
+    Err(LitmusError { what: what.into(), near })
 }
 
 /// A register or a constant.
@@ -186,15 +183,7 @@ fn strip_comments(text: &str) -> String {
     out
 }
 
-const ASKING: [&str; 7] = [
-    "exists",
-    "~",
-    "forall",
-    "not",
-    "locations",
-    "filter",
-    "final",
-];
+const ASKING: [&str; 7] = ["exists", "~", "forall", "not", "locations", "filter", "final"];
 
 /// The rows of the table, and what follows it.
 fn split_program(text: &str) -> (Vec<&str>, &str) {
@@ -228,8 +217,7 @@ pub(super) fn number(s: &str) -> Option<u64> {
 }
 
 fn is_register(s: &str) -> bool {
-    s.strip_prefix('r')
-        .is_some_and(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))
+    s.strip_prefix('r').is_some_and(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))
 }
 
 pub(super) fn is_name(s: &str) -> bool {
@@ -238,12 +226,7 @@ pub(super) fn is_name(s: &str) -> bool {
 }
 
 fn operand(s: &str) -> Result<Operand, LitmusError> {
-    let s = s
-        .trim()
-        .trim_start_matches('&')
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .trim();
+    let s = s.trim().trim_start_matches('&').trim_start_matches('[').trim_end_matches(']').trim();
     match () {
         () if is_register(s) => Ok(Operand::Reg(s.into())),
         () if number(s).is_some() => Ok(Operand::Int(number(s).unwrap_or(0))),
@@ -276,9 +259,7 @@ fn initial(text: &str, test: &mut Test) -> Result<(), LitmusError> {
                 Some(t) => test.registers.push((t, r.trim().into(), value)),
                 None => return bad("a thread expected", item),
             },
-            None => test
-                .memory
-                .push((left.split_whitespace().last().unwrap_or("").into(), value)),
+            None => test.memory.push((left.split_whitespace().last().unwrap_or("").into(), value)),
         }
     }
     Ok(())
@@ -293,10 +274,7 @@ fn program(rows: &[&str], test: &mut Test) -> Result<(), LitmusError> {
         let Some(id) = thread_id(name) else {
             return bad("a thread such as `P0@cta 0,gpu 0` expected", cell);
         };
-        let mut t = Thread {
-            id,
-            ..Thread::default()
-        };
+        let mut t = Thread { id, ..Thread::default() };
         for part in place.split(',').map(str::trim).filter(|p| !p.is_empty()) {
             match part.split_whitespace().collect::<Vec<_>>()[..] {
                 ["cta", n] => t.cta = n.parse().or_else(|_| bad("a number expected", part))?,
@@ -348,11 +326,7 @@ fn scope(parts: &[&str]) -> Scope {
         "sys" => Some(Scope::Sys),
         _ => None,
     });
-    named.unwrap_or(if parts.contains(&"volatile") {
-        Scope::Sys
-    } else {
-        Scope::Gpu
-    })
+    named.unwrap_or(if parts.contains(&"volatile") { Scope::Sys } else { Scope::Gpu })
 }
 
 fn sem(parts: &[&str]) -> Option<Sem> {
@@ -372,16 +346,9 @@ const MODIFIERS: &str = " weak relaxed volatile acquire release acq_rel sc cta c
 fn instruction(text: &str, labels: &HashMap<&str, usize>) -> Result<Instr, LitmusError> {
     let (opcode, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let parts: Vec<&str> = opcode.split('.').collect();
-    let args: Vec<&str> = rest
-        .split(',')
-        .map(str::trim)
-        .filter(|a| !a.is_empty())
-        .collect();
-    let arg = |n: usize| {
-        args.get(n)
-            .copied()
-            .map_or_else(|| bad("an operand is missing", text), operand)
-    };
+    let args: Vec<&str> = rest.split(',').map(str::trim).filter(|a| !a.is_empty()).collect();
+    let arg =
+        |n: usize| args.get(n).copied().map_or_else(|| bad("an operand is missing", text), operand);
     let reg = |n: usize| match arg(n)? {
         Operand::Reg(r) => Ok(r),
         _ => bad("a register expected", text),
@@ -392,34 +359,21 @@ fn instruction(text: &str, labels: &HashMap<&str, usize>) -> Result<Instr, Litmu
     };
     let order = sem(&parts);
     let scope = scope(&parts);
-    let unknown = parts[1..]
-        .iter()
-        .find(|p| !MODIFIERS.contains(&format!(" {p} ")));
+    let unknown = parts[1..].iter().find(|p| !MODIFIERS.contains(&format!(" {p} ")));
     match parts[0] {
         "ld" | "tld" | "suld" | "cold" | "sust" | "st" if unknown.is_some() => {
             bad("unknown modifier", text)
         }
         "ld" | "tld" | "suld" | "cold" => match (reg(0)?, arg(1)?) {
             // `ld r0, 1` sets a register.
-            (d, a @ Operand::Int(_)) => Ok(Instr::Compute {
-                op: "add".into(),
-                d,
-                a,
-                b: Operand::Int(0),
-            }),
-            (d, from) => Ok(Instr::Load {
-                sem: order.unwrap_or(Sem::Weak),
-                scope,
-                d,
-                from,
-            }),
+            (d, a @ Operand::Int(_)) => {
+                Ok(Instr::Compute { op: "add".into(), d, a, b: Operand::Int(0) })
+            }
+            (d, from) => Ok(Instr::Load { sem: order.unwrap_or(Sem::Weak), scope, d, from }),
         },
-        "st" | "sust" => Ok(Instr::Store {
-            sem: order.unwrap_or(Sem::Weak),
-            scope,
-            to: arg(0)?,
-            value: arg(1)?,
-        }),
+        "st" | "sust" => {
+            Ok(Instr::Store { sem: order.unwrap_or(Sem::Weak), scope, to: arg(0)?, value: arg(1)? })
+        }
         "atom" | "suatom" | "red" | "sured" => {
             let Some(op) = unknown else {
                 return bad("no operation", text);
@@ -441,43 +395,26 @@ fn instruction(text: &str, labels: &HashMap<&str, usize>) -> Result<Instr, Litmu
             })
         }
         "fence" if parts.contains(&"proxy") => Ok(Instr::Nop),
-        "fence" if unknown.is_none() => Ok(Instr::Fence {
-            sem: order.unwrap_or(Sem::AcqRel),
-            scope,
-        }),
-        "membar" => Ok(Instr::Fence {
-            sem: Sem::Sc,
-            scope,
-        }),
+        "fence" if unknown.is_none() => {
+            Ok(Instr::Fence { sem: order.unwrap_or(Sem::AcqRel), scope })
+        }
+        "membar" => Ok(Instr::Fence { sem: Sem::Sc, scope }),
         "bar" | "barrier" => {
             // `bar.cta.sync instance, barrier, threads`; with one operand it is the barrier.
             let id = if args.len() > 1 { arg(1)? } else { arg(0)? };
             let quorum = if args.len() > 2 { Some(arg(2)?) } else { None };
-            Ok(Instr::Barrier {
-                waits: !parts.contains(&"arrive"),
-                id,
-                quorum,
-            })
+            Ok(Instr::Barrier { waits: !parts.contains(&"arrive"), id, quorum })
         }
-        "beq" | "bne" | "blt" | "ble" | "bgt" | "bge" => Ok(Instr::Branch {
-            op: parts[0].into(),
-            a: arg(0)?,
-            b: arg(1)?,
-            to: label(2)?,
-        }),
+        "beq" | "bne" | "blt" | "ble" | "bgt" | "bge" => {
+            Ok(Instr::Branch { op: parts[0].into(), a: arg(0)?, b: arg(1)?, to: label(2)? })
+        }
         "goto" | "bra" => Ok(Instr::Jump { to: label(0)? }),
-        "mov" => Ok(Instr::Compute {
-            op: "add".into(),
-            d: reg(0)?,
-            a: arg(1)?,
-            b: Operand::Int(0),
-        }),
-        "add" | "sub" | "mul" | "div" | "and" | "or" | "xor" => Ok(Instr::Compute {
-            op: parts[0].into(),
-            d: reg(0)?,
-            a: arg(1)?,
-            b: arg(2)?,
-        }),
+        "mov" => {
+            Ok(Instr::Compute { op: "add".into(), d: reg(0)?, a: arg(1)?, b: Operand::Int(0) })
+        }
+        "add" | "sub" | "mul" | "div" | "and" | "or" | "xor" => {
+            Ok(Instr::Compute { op: parts[0].into(), d: reg(0)?, a: arg(1)?, b: arg(2)? })
+        }
         _ => bad("unknown instruction", text),
     }
 }
@@ -492,10 +429,7 @@ fn question(text: &str, test: &mut Test) -> Result<(), LitmusError> {
         test.filter = Some(p.or()?);
         rest = p.text.trim().trim_start_matches(';').trim();
     }
-    let negative = rest
-        .strip_prefix('~')
-        .or_else(|| rest.strip_prefix("not"))
-        .map(str::trim);
+    let negative = rest.strip_prefix('~').or_else(|| rest.strip_prefix("not")).map(str::trim);
     (test.question, rest) = match negative.unwrap_or(rest) {
         r if r.starts_with("exists") && negative.is_some() => (Question::NotExists, &r[6..]),
         r if r.starts_with("exists") => (Question::Exists, &r[6..]),
@@ -526,10 +460,7 @@ mod tests {
              ~ exists (P0:r2 == 0x3 /\\ (0:r1 != 1 \\/ [x] = -1))",
         )
         .unwrap();
-        assert_eq!(
-            (t.threads[0].cta, t.threads[0].gpu, t.threads[0].code.len()),
-            (1, 2, 3)
-        );
+        assert_eq!((t.threads[0].cta, t.threads[0].gpu, t.threads[0].code.len()), (1, 2, 3));
         assert_eq!(
             t.threads[0].code[1],
             Instr::Branch {
@@ -544,11 +475,7 @@ mod tests {
         let quorum = Some(Operand::Int(3));
         assert_eq!(
             t.threads[1].code[1],
-            Instr::Barrier {
-                waits: false,
-                id: Operand::Int(2),
-                quorum
-            }
+            Instr::Barrier { waits: false, id: Operand::Int(2), quorum }
         );
         assert!(parse("PTX n {x=0;} P0@cta 0,gpu 0; frobnicate x; exists (x == 1)").is_err());
         assert!(parse("PTX n {x=0;} P0@cta 0,gpu 0; st.wek x, 1; exists (x == 1)").is_err());

@@ -83,11 +83,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(test: &'a Test, seed: u64) -> Self {
-        let mut model = Model::new(Config {
-            weak: true,
-            race: false,
-            seed,
-        });
+        let mut model = Model::new(Config { weak: true, race: false, seed });
         let thread = |t: &'a Thread| State {
             thread: t,
             agent: model.agent(t.cta, t.gpu, &[]),
@@ -142,9 +138,7 @@ impl<'a> Run<'a> {
     /// Runs all threads to their ends; false if that does not happen.
     fn finish(&mut self) -> bool {
         for _ in 0..STEPS {
-            let ready: Vec<usize> = (0..self.threads.len())
-                .filter(|&t| self.can_run(t))
-                .collect();
+            let ready: Vec<usize> = (0..self.threads.len()).filter(|&t| self.can_run(t)).collect();
             if ready.is_empty() {
                 if self.threads.iter().all(|t| t.pc >= t.thread.code.len()) {
                     return true;
@@ -202,14 +196,7 @@ impl<'a> Run<'a> {
     }
 
     fn access(&self, at: u64, sem: Sem, scope: Scope) -> Access {
-        Access {
-            granule: at / 16,
-            mask: 0xff,
-            sem,
-            scope,
-            site: 0,
-            slot: 0,
-        }
+        Access { granule: at / 16, mask: 0xff, sem, scope, site: 0, slot: 0 }
     }
 
     /// The address that an operand names.
@@ -223,38 +210,20 @@ impl<'a> Run<'a> {
         let mut next = self.threads[t].pc + 1;
         match &thread.code[self.threads[t].pc] {
             Instr::Nop => {}
-            Instr::Load {
-                sem,
-                scope,
-                d,
-                from,
-            } => {
+            Instr::Load { sem, scope, d, from } => {
                 let at = self.target(t, from);
                 let (a, initial) = (self.access(at, *sem, *scope), self.bytes(at));
                 let r = self.model.load(agent, a, &initial, true);
                 self.set(t, d, r);
             }
-            Instr::Store {
-                sem,
-                scope,
-                to,
-                value,
-            } => {
+            Instr::Store { sem, scope, to, value } => {
                 let (at, v) = (self.target(t, to), self.value(t, value));
                 let (a, initial) = (self.access(at, *sem, *scope), self.bytes(at));
                 let mut data = [0; 16];
                 data[..8].copy_from_slice(&v.to_le_bytes());
                 self.model.store(agent, a, data, &initial);
             }
-            Instr::Atomic {
-                sem,
-                scope,
-                op,
-                d,
-                at,
-                cmp,
-                value,
-            } => {
+            Instr::Atomic { sem, scope, op, d, at, cmp, value } => {
                 let (at, v) = (self.target(t, at), self.value(t, value));
                 let cmp = cmp.as_ref().map(|c| self.value(t, c));
                 let (a, initial) = (self.access(at, *sem, *scope), self.bytes(at));
@@ -264,9 +233,7 @@ impl<'a> Run<'a> {
                     new[..8].copy_from_slice(&atomic(&op, word(old), v, cmp).to_le_bytes());
                     new
                 };
-                let r = self
-                    .model
-                    .atomic(agent, a, &initial, true, Box::new(update));
+                let r = self.model.atomic(agent, a, &initial, true, Box::new(update));
                 // A `red` has no register; if it was deferred, the model performs it in time.
                 if let Some(d) = d {
                     self.set(t, d, r);
@@ -320,11 +287,8 @@ impl<'a> Run<'a> {
     }
 
     fn arrive(&mut self, t: usize, id: u64, quorum: Option<u64>, waits: bool) {
-        let (key, barrier, agent) = (
-            self.key(t, id),
-            self.phase_of(t, id, 0),
-            self.threads[t].agent,
-        );
+        let (key, barrier, agent) =
+            (self.key(t, id), self.phase_of(t, id, 0), self.threads[t].agent);
         self.model.arrive(barrier, agent);
         self.arrivals.entry(key).or_default().push(t);
         if waits {
@@ -378,10 +342,7 @@ impl<'a> Run<'a> {
                 continue;
             }
             match &s.thread.code[pc] {
-                Instr::Barrier {
-                    id: Operand::Int(i),
-                    ..
-                } if *i != id => todo.push(pc + 1),
+                Instr::Barrier { id: Operand::Int(i), .. } if *i != id => todo.push(pc + 1),
                 // It waits here with a number that is known by now.
                 Instr::Barrier { .. } if pc == s.pc && s.waits.is_some_and(|(i, _)| i != id) => {
                     todo.push(pc + 1)
@@ -411,8 +372,7 @@ impl<'a> Run<'a> {
         });
         let Some(t) = late else { return false };
         if let Some((id, _)) = self.threads[t].waits.take() {
-            self.model
-                .leave(self.phase_of(t, id, 1), &[self.threads[t].agent], true);
+            self.model.leave(self.phase_of(t, id, 1), &[self.threads[t].agent], true);
             let key = self.key(t, id);
             if let Some(a) = self.arrivals.get_mut(&key) {
                 a.retain(|&o| o != t);

@@ -90,15 +90,9 @@ pub unsafe fn store_unit<const N: usize>(p: *mut u8, b: &[u8; N]) {
     unsafe {
         match N {
             1 => p.write_volatile(b[0]),
-            2 => p
-                .cast::<u16>()
-                .write_volatile(u16::from_le_bytes([b[0], b[1]])),
-            4 => p
-                .cast::<u32>()
-                .write_volatile(b.as_ptr().cast::<u32>().read_unaligned()),
-            8 => p
-                .cast::<u64>()
-                .write_volatile(b.as_ptr().cast::<u64>().read_unaligned()),
+            2 => p.cast::<u16>().write_volatile(u16::from_le_bytes([b[0], b[1]])),
+            4 => p.cast::<u32>().write_volatile(b.as_ptr().cast::<u32>().read_unaligned()),
+            8 => p.cast::<u64>().write_volatile(b.as_ptr().cast::<u64>().read_unaligned()),
             16 => store16(p, b.as_ptr().cast::<[u8; 16]>().read()),
             _ => {
                 store16(p, b.as_ptr().cast::<[u8; 16]>().read());

@@ -40,11 +40,7 @@ impl Counters {
     #[inline]
     pub fn access(&mut self, store: bool, target: Target, peer: u32, bytes: usize, lanes: u32) {
         let total = bytes as u64 * u64::from(lanes);
-        let side = if store {
-            &mut self.stored
-        } else {
-            &mut self.loaded
-        };
+        let side = if store { &mut self.stored } else { &mut self.loaded };
         side[target as usize] += total;
         self.widths[bytes.trailing_zeros().min(5) as usize] += u64::from(lanes);
         if target == Target::Peer {
@@ -58,11 +54,7 @@ impl Counters {
         if self.peers.len() <= peer {
             self.peers.resize(peer + 1, (0, 0));
         }
-        if store {
-            self.peers[peer].1 += total
-        } else {
-            self.peers[peer].0 += total
-        }
+        if store { self.peers[peer].1 += total } else { self.peers[peer].0 += total }
     }
 
     /// Adds another part's counts.

@@ -7,10 +7,7 @@ use crate::ptx::Ty;
 
 /// What an `atom`, `red` or multimem reduction computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[allow(
-    missing_docs,
-    reason = "each variant is the PTX operation of the same name"
-)]
+#[allow(missing_docs, reason = "each variant is the PTX operation of the same name")]
 pub enum RmwOp {
     Add,
     Min,
@@ -52,14 +49,12 @@ impl RmwOp {
             Min | Max => integer || half,
             Inc | Dec => ty == Ty::U32,
             And | Or | Xor => matches!(ty, Ty::B32 | Ty::B64),
-            Exch => matches!(
-                ty,
-                Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64 | Ty::F32
-            ),
-            Cas => matches!(
-                ty,
-                Ty::B16 | Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64
-            ),
+            Exch => {
+                matches!(ty, Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64 | Ty::F32)
+            }
+            Cas => {
+                matches!(ty, Ty::B16 | Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32 | Ty::S64)
+            }
         }
     }
 }
@@ -73,11 +68,7 @@ fn pair(old: u64, val: u64, f: impl Fn(u16, u16) -> u16) -> u64 {
 /// The new value. `cmp` is used by `cas` alone (`val` is stored when the old value equals it).
 pub fn combine(op: RmwOp, ty: Ty, old: u64, val: u64, cmp: u64) -> u64 {
     use RmwOp::*;
-    let mask = if ty.bytes() >= 8 {
-        u64::MAX
-    } else {
-        (1 << (ty.bytes() * 8)) - 1
-    };
+    let mask = if ty.bytes() >= 8 { u64::MAX } else { (1 << (ty.bytes() * 8)) - 1 };
     let f = |b: u64| f32::from_bits(b as u32);
     let new = match (op, ty) {
         (Exch, _) => val,
@@ -149,21 +140,18 @@ pub unsafe fn rmw(p: *mut u8, op: RmwOp, ty: Ty, val: u64, cmp: u64) -> u64 {
             (RmwOp::Exch, 4) => u64::from((*p.cast::<AtomicU32>()).swap(val as u32, SC)),
             (RmwOp::Exch, 8) => (*p.cast::<AtomicU64>()).swap(val, SC),
             (_, 1) => {
-                let r = (*p.cast::<AtomicU8>()).fetch_update(SC, SC, |old| {
-                    Some(combine(op, ty, old.into(), val, cmp) as u8)
-                });
+                let r = (*p.cast::<AtomicU8>())
+                    .fetch_update(SC, SC, |old| Some(combine(op, ty, old.into(), val, cmp) as u8));
                 u64::from(r.unwrap_or_else(|old| old))
             }
             (_, 2) => {
-                let r = (*p.cast::<AtomicU16>()).fetch_update(SC, SC, |old| {
-                    Some(combine(op, ty, old.into(), val, cmp) as u16)
-                });
+                let r = (*p.cast::<AtomicU16>())
+                    .fetch_update(SC, SC, |old| Some(combine(op, ty, old.into(), val, cmp) as u16));
                 u64::from(r.unwrap_or_else(|old| old))
             }
             (_, 4) => {
-                let r = (*p.cast::<AtomicU32>()).fetch_update(SC, SC, |old| {
-                    Some(combine(op, ty, old.into(), val, cmp) as u32)
-                });
+                let r = (*p.cast::<AtomicU32>())
+                    .fetch_update(SC, SC, |old| Some(combine(op, ty, old.into(), val, cmp) as u32));
                 u64::from(r.unwrap_or_else(|old| old))
             }
             _ => {

@@ -91,21 +91,14 @@ impl AddressSpace {
                 rustix::mm::mmap_anonymous(null_mut(), ARENA as usize, ProtFlags::empty(), flags)?;
             let table = (ARENA >> PAGE_BITS) as usize * 4;
             let rw = ProtFlags::READ | ProtFlags::WRITE;
-            (
-                base as u64,
-                rustix::mm::mmap_anonymous(null_mut(), table, rw, flags)?.cast(),
-            )
+            (base as u64, rustix::mm::mmap_anonymous(null_mut(), table, rw, flags)?.cast())
         };
-        let free = BTreeMap::from([(
-            base.next_multiple_of(PAGE) >> PAGE_BITS,
-            (ARENA >> PAGE_BITS) - 1,
-        )]);
+        let free =
+            BTreeMap::from([(base.next_multiple_of(PAGE) >> PAGE_BITS, (ARENA >> PAGE_BITS) - 1)]);
         Ok(AddressSpace {
             base,
             pages,
-            table: (0..MAX_REGIONS)
-                .map(|_| AtomicPtr::new(null_mut()))
-                .collect(),
+            table: (0..MAX_REGIONS).map(|_| AtomicPtr::new(null_mut())).collect(),
             state: Mutex::new(State {
                 free,
                 free_ids: Vec::new(),
@@ -126,11 +119,7 @@ impl AddressSpace {
         // is alive, since `free` clears the pages first and callers free no memory that a kernel still uses.
         unsafe {
             let id = (*self.pages.add(page as usize)).load(Ordering::Relaxed);
-            let region = self
-                .table
-                .get_unchecked(id as usize)
-                .load(Ordering::Acquire)
-                .as_ref()?;
+            let region = self.table.get_unchecked(id as usize).load(Ordering::Acquire).as_ref()?;
             (addr - region.base + len <= region.len).then_some(region)
         }
     }
@@ -187,25 +176,14 @@ impl AddressSpace {
     pub fn multicast(&self, device: u32, members: Vec<u64>, len: u64) -> std::io::Result<u64> {
         let base = self.reserve(len)?;
         let members = RwLock::new(members);
-        self.publish(Region {
-            base,
-            len,
-            device,
-            kind: Kind::Multicast,
-            backing: None,
-            members,
-        })?;
+        self.publish(Region { base, len, device, kind: Kind::Multicast, backing: None, members })?;
         Ok(base)
     }
 
     fn reserve(&self, len: u64) -> std::io::Result<u64> {
         let pages = (len.max(1).next_multiple_of(PAGE) >> PAGE_BITS) + 1; // and a guard page
         let mut st = self.state.lock().unwrap();
-        let found = st
-            .free
-            .iter()
-            .find(|&(_, &n)| n >= pages)
-            .map(|(&s, &n)| (s, n));
+        let found = st.free.iter().find(|&(_, &n)| n >= pages).map(|(&s, &n)| (s, n));
         let (start, n) = found.ok_or(std::io::ErrorKind::OutOfMemory)?;
         st.free.remove(&start);
         if n > pages {
@@ -281,12 +259,7 @@ impl AddressSpace {
     }
 
     fn owns(&self, fd: &Arc<OwnedFd>) -> bool {
-        self.state
-            .lock()
-            .unwrap()
-            .files
-            .values()
-            .any(|(f, _)| Arc::ptr_eq(f, fd))
+        self.state.lock().unwrap().files.values().any(|(f, _)| Arc::ptr_eq(f, fd))
     }
 }
 

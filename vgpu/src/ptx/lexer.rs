@@ -67,10 +67,8 @@ impl<'a> Lexer<'a> {
                 b'/' if b.get(self.pos + 1) == Some(&b'*') => {
                     let rest = &self.text[self.pos + 2..];
                     let len = rest.find("*/").map_or(rest.len(), |n| n + 2);
-                    self.line += rest.as_bytes()[..len]
-                        .iter()
-                        .filter(|&&c| c == b'\n')
-                        .count() as u32;
+                    self.line +=
+                        rest.as_bytes()[..len].iter().filter(|&&c| c == b'\n').count() as u32;
                     self.pos += len + 2;
                     continue;
                 }
@@ -141,18 +139,11 @@ impl<'a> Lexer<'a> {
             }
         }
         if s.contains('.') {
-            return s
-                .parse::<f64>()
-                .map(|x| Tok::F64(x.to_bits()))
-                .map_err(|_| bad());
+            return s.parse::<f64>().map(|x| Tok::F64(x.to_bits())).map_err(|_| bad());
         }
         let s = s.trim_end_matches(['U', 'u']);
-        if s.len() > 1 && s.starts_with('0') {
-            radix(&s[1..], 8)
-        } else {
-            radix(s, 10)
-        }
-        .map(Tok::Int)
+        if s.len() > 1 && s.starts_with('0') { radix(&s[1..], 8) } else { radix(s, 10) }
+            .map(Tok::Int)
     }
 
     /// Takes the given character or fails.
@@ -160,10 +151,7 @@ impl<'a> Lexer<'a> {
         let line = self.line();
         match self.next_tok()? {
             Tok::Punct(p) if p == c => Ok(()),
-            t => Err(LoadError::syntax(
-                line,
-                format!("expected `{}`, found {t:?}", c as char),
-            )),
+            t => Err(LoadError::syntax(line, format!("expected `{}`, found {t:?}", c as char))),
         }
     }
 
@@ -182,10 +170,7 @@ impl<'a> Lexer<'a> {
         let line = self.line();
         match self.next_tok()? {
             Tok::Word(w) => Ok(w),
-            t => Err(LoadError::syntax(
-                line,
-                format!("expected a name, found {t:?}"),
-            )),
+            t => Err(LoadError::syntax(line, format!("expected a name, found {t:?}"))),
         }
     }
 
@@ -196,10 +181,7 @@ impl<'a> Lexer<'a> {
         match self.next_tok()? {
             Tok::Int(i) if minus => Ok((i as i64).wrapping_neg()),
             Tok::Int(i) => Ok(i as i64),
-            t => Err(LoadError::syntax(
-                line,
-                format!("expected an integer, found {t:?}"),
-            )),
+            t => Err(LoadError::syntax(line, format!("expected an integer, found {t:?}"))),
         }
     }
 }

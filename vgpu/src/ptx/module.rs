@@ -75,12 +75,8 @@ pub fn parse_module(
     check: &mut dyn FnMut(&str, u32) -> Result<(), LoadError>,
 ) -> Result<Module, LoadError> {
     let text = text.trim_end_matches('\0').to_string();
-    let mut module = Module {
-        target: 0,
-        variables: Vec::new(),
-        functions: HashMap::new(),
-        text: String::new(),
-    };
+    let mut module =
+        Module { target: 0, variables: Vec::new(), functions: HashMap::new(), text: String::new() };
     let mut lx = Lexer::new(&text, 0, 1);
     loop {
         let line = lx.line();
@@ -101,10 +97,7 @@ pub fn parse_module(
             }
             Tok::Word(".address_size") => {
                 if lx.int()? != 64 {
-                    return Err(LoadError::syntax(
-                        line,
-                        "only .address_size 64 is supported",
-                    ));
+                    return Err(LoadError::syntax(line, "only .address_size 64 is supported"));
                 }
             }
             Tok::Word(".visible" | ".extern" | ".weak" | ".common") | Tok::Punct(b';') => {}
@@ -220,13 +213,11 @@ fn initializer(lx: &mut Lexer<'_>, width: usize, v: &mut Variable) -> Result<(),
             let name = lx.word()?;
             let addend = if lx.accept(b'+')? { lx.int()? } else { 0 };
             lx.expect(b')')?;
-            v.relocations
-                .push((v.init.len() as u64, name.to_string(), addend));
+            v.relocations.push((v.init.len() as u64, name.to_string(), addend));
             0
         }
         Tok::Word(name) => {
-            v.relocations
-                .push((v.init.len() as u64, name.to_string(), 0));
+            v.relocations.push((v.init.len() as u64, name.to_string(), 0));
             0
         }
         t => return Err(LoadError::syntax(line, format!("bad initializer {t:?}"))),
@@ -276,12 +267,7 @@ fn params(lx: &mut Lexer<'_>) -> Result<Vec<Param>, LoadError> {
         }
         let align = align.unwrap_or(ty.bytes()).max(1);
         offset = offset.next_multiple_of(align);
-        all.push(Param {
-            name,
-            offset,
-            size,
-            reg: is_reg.then_some(ty),
-        });
+        all.push(Param { name, offset, size, reg: is_reg.then_some(ty) });
         offset += size;
         lx.accept(b',')?;
     }
@@ -294,17 +280,9 @@ fn function(
     is_kernel: bool,
     check: &mut dyn FnMut(&str, u32) -> Result<(), LoadError>,
 ) -> Result<(), LoadError> {
-    let returns = if lx.peek()? == Tok::Punct(b'(') {
-        params(lx)?
-    } else {
-        Vec::new()
-    };
+    let returns = if lx.peek()? == Tok::Punct(b'(') { params(lx)? } else { Vec::new() };
     let name = lx.word()?.to_string();
-    let params = if lx.peek()? == Tok::Punct(b'(') {
-        params(lx)?
-    } else {
-        Vec::new()
-    };
+    let params = if lx.peek()? == Tok::Punct(b'(') { params(lx)? } else { Vec::new() };
     let mut f = Function {
         name,
         is_kernel,

@@ -2,10 +2,7 @@
 
 /// A type suffix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[allow(
-    missing_docs,
-    reason = "each variant is the PTX suffix of the same name"
-)]
+#[allow(missing_docs, reason = "each variant is the PTX suffix of the same name")]
 pub enum Ty {
     Pred,
     B8,
@@ -93,10 +90,7 @@ impl Ty {
 
 /// A state space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[allow(
-    missing_docs,
-    reason = "each variant is the PTX space of the same name"
-)]
+#[allow(missing_docs, reason = "each variant is the PTX space of the same name")]
 pub enum Space {
     Generic,
     Global,

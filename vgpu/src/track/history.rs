@@ -94,10 +94,7 @@ impl Cell {
             id: 0,
             extra: None,
         };
-        Cell {
-            writes: smallvec![first],
-            reads: SmallVec::new(),
-        }
+        Cell { writes: smallvec![first], reads: SmallVec::new() }
     }
 
     /// The bytes as of write number `at`.

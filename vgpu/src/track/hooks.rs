@@ -48,9 +48,7 @@ fn write_back(t: &Inner, p: *mut u8, at: u64) {
 
 fn halves(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
     // An access of 32 bytes is two of 16.
-    (0..len)
-        .step_by(16)
-        .map(move |off| (at + off as u64, off, (len - off).min(16)))
+    (0..len).step_by(16).map(move |off| (at + off as u64, off, (len - off).min(16)))
 }
 
 /// A lane's load.
@@ -145,10 +143,7 @@ fn atomic_place(w: &Warp, i: &Inst, p: *mut u8, at: u64, val: u64, cmp: u64) -> 
                 .copy_from_slice(&rmw::combine(op, ty, word(old), val, cmp).to_le_bytes()[..n]);
             new
         };
-        let old = match t
-            .model
-            .atomic(w.agent, access, &initial, false, Box::new(update))
-        {
+        let old = match t.model.atomic(w.agent, access, &initial, false, Box::new(update)) {
             Ok(b) => b,
             Err(ticket) => t.model.force(ticket),
         };

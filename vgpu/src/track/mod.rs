@@ -120,13 +120,8 @@ impl Tracked {
         warp: u32,
     ) -> u32 {
         self.with(|t| {
-            let info = SiteInfo {
-                kernel: launch.kernel.name.clone(),
-                device,
-                block,
-                warp,
-                line: 0,
-            };
+            let info =
+                SiteInfo { kernel: launch.kernel.name.clone(), device, block, warp, line: 0 };
             t.agents.push(info);
             t.model.agent(block_uid, device, &launch.known)
         })
@@ -192,17 +187,8 @@ impl Tracked {
 impl Inner {
     fn collect(&mut self) {
         for r in std::mem::take(&mut self.model.races) {
-            let Race {
-                first,
-                second,
-                granule,
-                mask,
-                both_strong,
-            } = r;
-            let (a, b) = (
-                &self.sites[first.0 as usize],
-                &self.sites[second.0 as usize],
-            );
+            let Race { first, second, granule, mask, both_strong } = r;
+            let (a, b) = (&self.sites[first.0 as usize], &self.sites[second.0 as usize]);
             let address = granule * 16 + u64::from(mask.trailing_zeros());
             let report = RaceReport {
                 first: (a.clone(), first.1),
@@ -212,12 +198,8 @@ impl Inner {
                 both_strong,
             };
             let same = |x: &RaceReport| {
-                (
-                    &x.first.0.kernel,
-                    x.first.0.line,
-                    &x.second.0.kernel,
-                    x.second.0.line,
-                ) == (&a.kernel, a.line, &b.kernel, b.line)
+                (&x.first.0.kernel, x.first.0.line, &x.second.0.kernel, x.second.0.line)
+                    == (&a.kernel, a.line, &b.kernel, b.line)
             };
             if !self.reports.iter().any(same) {
                 self.reports.push(report);
@@ -244,13 +226,6 @@ impl Inner {
     pub(crate) fn access(&mut self, w: &Warp, i: &Inst, at: u64, bytes: usize) -> Access {
         let site = self.site(w, i);
         let mask = (((1u32 << bytes) - 1) << (at & 15)) as u16;
-        Access {
-            granule: at >> 4,
-            mask,
-            sem: i.mem.sem,
-            scope: i.mem.scope,
-            site,
-            slot: 0,
-        }
+        Access { granule: at >> 4, mask, sem: i.mem.sem, scope: i.mem.scope, site, slot: 0 }
     }
 }

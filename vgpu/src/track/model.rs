@@ -130,12 +130,7 @@ impl Model {
 
     /// A new agent that knows what `vc` knows.
     pub fn agent(&mut self, cta: u64, gpu: u32, vc: &[u32]) -> u32 {
-        self.agents.push(Agent {
-            cta,
-            gpu,
-            vc: vc.to_vec(),
-            ..Agent::default()
-        });
+        self.agents.push(Agent { cta, gpu, vc: vc.to_vec(), ..Agent::default() });
         self.agents.len() as u32 - 1
     }
 
@@ -149,11 +144,7 @@ impl Model {
     pub fn reset(&mut self) {
         let races = std::mem::take(&mut self.races);
         let rng = self.rng;
-        *self = Model {
-            races,
-            rng,
-            ..Model::new(self.config)
-        };
+        *self = Model { races, rng, ..Model::new(self.config) };
     }
 
     pub(super) fn tick(&mut self, agent: u32) -> u32 {
@@ -231,10 +222,7 @@ impl Model {
     /// Index of the oldest write that a load with this knowledge may still see.
     fn floor(cell: &Cell, mask: u16, vc: &[u32]) -> usize {
         let known = |w: &Write| w.is_known(vc);
-        cell.writes
-            .iter()
-            .rposition(|w| w.mask & mask != 0 && known(w))
-            .unwrap_or(0)
+        cell.writes.iter().rposition(|w| w.mask & mask != 0 && known(w)).unwrap_or(0)
     }
 
     /// Loads; `initial` is what the granule holds if it was never touched. `None` with a ticket: the load is deferred.
@@ -267,14 +255,7 @@ impl Model {
     fn defer(&mut self, agent: u32, clock: u32, access: Access, update: Option<Update>) -> u64 {
         self.tickets += 1;
         let vc = self.agents[agent as usize].vc.clone();
-        self.deferred.push(Deferred {
-            ticket: self.tickets,
-            agent,
-            clock,
-            vc,
-            access,
-            update,
-        });
+        self.deferred.push(Deferred { ticket: self.tickets, agent, clock, vc, access, update });
         self.tickets
     }
 
@@ -331,9 +312,7 @@ impl Model {
                     .filter(known)
                     .any(|w| w.mask & mask != 0 && w.after().contains(&id))
         };
-        (1..floor)
-            .filter(|&n| cell.writes[n].mask & mask == mask && !hidden(n))
-            .collect()
+        (1..floor).filter(|&n| cell.writes[n].mask & mask == mask && !hidden(n)).collect()
     }
 
     /// A place between `low` and `high`, the newest half of the time.
@@ -350,10 +329,7 @@ impl Model {
             return;
         }
         let cell = &self.cells[a.slot as usize];
-        let seen = (0..=at)
-            .rev()
-            .find(|&n| cell.writes[n].mask & a.mask != 0)
-            .unwrap_or(0);
+        let seen = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
         let w = &cell.writes[seen];
         if w.mask != a.mask || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong) {
             return;
@@ -432,12 +408,7 @@ impl Model {
         let me = &mut self.agents[agent as usize];
         let here = (a.granule, a.mask);
         if a.sem.releases() {
-            let r = Release {
-                agent,
-                clock,
-                scope: a.scope,
-                vc: Arc::new(me.vc.clone()),
-            };
+            let r = Release { agent, clock, scope: a.scope, vc: Arc::new(me.vc.clone()) };
             let at = me.stores.entry(here).or_default();
             at.retain(|x| x.scope > r.scope);
             at.push(r);
@@ -447,10 +418,7 @@ impl Model {
         all
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "a write has that many properties"
-    )]
+    #[allow(clippy::too_many_arguments, reason = "a write has that many properties")]
     fn insert(
         &mut self,
         agent: u32,
@@ -464,29 +432,12 @@ impl Model {
         let strong = (a.sem != Sem::Weak).then_some(a.scope);
         self.tickets += 1;
         let id = self.tickets;
-        let after = if self.config.weak {
-            self.place(agent, a, at, id, strong)
-        } else {
-            Vec::new()
-        };
-        let extra = (!releases.is_empty() || !after.is_empty()).then(|| {
-            Box::new(Extra {
-                releases,
-                after,
-                ..Extra::default()
-            })
-        });
-        let write = Write {
-            mask: a.mask,
-            data,
-            agent,
-            clock,
-            strong,
-            atomic,
-            site: a.site,
-            id,
-            extra,
-        };
+        let after =
+            if self.config.weak { self.place(agent, a, at, id, strong) } else { Vec::new() };
+        let extra = (!releases.is_empty() || !after.is_empty())
+            .then(|| Box::new(Extra { releases, after, ..Extra::default() }));
+        let write =
+            Write { mask: a.mask, data, agent, clock, strong, atomic, site: a.site, id, extra };
         let cell = &mut self.cells[a.slot as usize];
         cell.writes.insert(at, write);
         if cell.writes.len() > HISTORY {
@@ -511,10 +462,7 @@ impl Model {
             |w: &Write| w.mask == a.mask && self.morally_strong(agent, strong, w.agent, w.strong);
         let mut before: Vec<u64> = Vec::new();
         // The first write of a granule is before all others anyway.
-        for w in writes[..at]
-            .iter()
-            .filter(|w| w.mask & a.mask != 0 && w.agent != NOBODY)
-        {
+        for w in writes[..at].iter().filter(|w| w.mask & a.mask != 0 && w.agent != NOBODY) {
             if w.is_known(vc) || fits(w) {
                 before.push(w.id);
                 before.extend(w.after());
@@ -525,11 +473,7 @@ impl Model {
         if at == writes.len() {
             return before;
         }
-        let mut behind: Vec<u64> = writes[at..]
-            .iter()
-            .filter(|w| fits(w))
-            .map(|w| w.id)
-            .collect();
+        let mut behind: Vec<u64> = writes[at..].iter().filter(|w| fits(w)).map(|w| w.id).collect();
         behind.extend(
             writes[at..]
                 .iter()
@@ -539,10 +483,7 @@ impl Model {
         );
         {
             let cell = &mut self.cells[a.slot as usize];
-            for w in cell.writes[at..]
-                .iter_mut()
-                .filter(|w| behind.contains(&w.id))
-            {
+            for w in cell.writes[at..].iter_mut().filter(|w| behind.contains(&w.id)) {
                 w.extra().after.push(id);
                 w.extra().after.extend(&before);
             }
@@ -593,33 +534,22 @@ impl Model {
                 !w.atomic || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong)
             })
         };
-        let places: Vec<usize> = (Self::floor(cell, a.mask, vc)..=last)
-            .filter(|&n| free(n))
-            .collect();
+        let places: Vec<usize> =
+            (Self::floor(cell, a.mask, vc)..=last).filter(|&n| free(n)).collect();
         let at = places[self.pick(0, places.len() - 1)];
         self.observe(agent, clock, vc, a, at);
         let cell = &self.cells[a.slot as usize];
         let old = cell.at(at);
-        let read = (0..=at)
-            .rev()
-            .find(|&n| cell.writes[n].mask & a.mask != 0)
-            .unwrap_or(0);
+        let read = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
         let source = &cell.writes[read];
         let continues = source.mask == a.mask
             && self.morally_strong(agent, Some(a.scope), source.agent, source.strong);
-        let inherited = if continues {
-            source.releases().to_vec()
-        } else {
-            Vec::new()
-        };
+        let inherited = if continues { source.releases().to_vec() } else { Vec::new() };
         // An acquire-release atomic releases what it has just acquired.
         self.acquire_after(agent, a);
         let mut releases = self.releases(agent, clock, a);
         for r in inherited {
-            if !releases
-                .iter()
-                .any(|x| x.agent == r.agent && x.clock == r.clock)
-            {
+            if !releases.iter().any(|x| x.agent == r.agent && x.clock == r.clock) {
                 releases.push(r);
             }
         }

@@ -29,28 +29,16 @@ impl Model {
                 both_strong,
             });
         };
-        for w in cell
-            .writes
-            .iter()
-            .filter(|w| apart(w.mask, w.agent, w.clock, w.strong))
-        {
+        for w in cell.writes.iter().filter(|w| apart(w.mask, w.agent, w.clock, w.strong)) {
             race(w.site, true, w.mask & a.mask, w.strong);
         }
         if writes {
-            for r in cell
-                .reads
-                .iter()
-                .filter(|r| apart(r.mask, r.agent, r.clock, r.strong))
-            {
+            for r in cell.reads.iter().filter(|r| apart(r.mask, r.agent, r.clock, r.strong)) {
                 race(r.site, false, r.mask & a.mask, r.strong);
             }
         }
         for f in found {
-            if !self
-                .races
-                .iter()
-                .any(|r| r.first == f.first && r.second == f.second)
-            {
+            if !self.races.iter().any(|r| r.first == f.first && r.second == f.second) {
                 self.races.push(f);
             }
         }
@@ -60,13 +48,7 @@ impl Model {
                 !(r.agent == agent || knows(vc, r.agent, r.clock)) || r.mask & !a.mask != 0
             });
         } else {
-            let read = Read {
-                mask: a.mask,
-                agent,
-                clock,
-                strong,
-                site: a.site,
-            };
+            let read = Read { mask: a.mask, agent, clock, strong, site: a.site };
             match cell
                 .reads
                 .iter_mut()

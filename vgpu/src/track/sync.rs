@@ -18,29 +18,19 @@ impl Model {
         }
         let clock = self.tick(agent);
         if sem.acquires() {
-            let seen: Vec<Release> = self.agents[agent as usize]
-                .seen
-                .iter()
-                .map(|s| s.1.clone())
-                .collect();
+            let seen: Vec<Release> =
+                self.agents[agent as usize].seen.iter().map(|s| s.1.clone()).collect();
             self.acquire(agent, scope, &seen);
             self.forget(agent);
         }
-        let (cta, gpu) = (
-            self.agents[agent as usize].cta,
-            self.agents[agent as usize].gpu,
-        );
+        let (cta, gpu) = (self.agents[agent as usize].cta, self.agents[agent as usize].gpu);
         if sem == Sem::Sc {
             let mutual = |(s, c, g): &(Scope, u64, u32)| {
                 let mine = scope == Scope::Sys || *g == gpu && (scope == Scope::Gpu || *c == cta);
                 mine && (*s == Scope::Sys || *g == gpu && (*s == Scope::Gpu || *c == cta))
             };
-            let known: Vec<Vc> = self
-                .sc
-                .iter()
-                .filter(|(k, _)| mutual(k))
-                .map(|(_, vc)| vc.clone())
-                .collect();
+            let known: Vec<Vc> =
+                self.sc.iter().filter(|(k, _)| mutual(k)).map(|(_, vc)| vc.clone()).collect();
             for vc in known {
                 self.learn(agent, &vc);
             }
@@ -49,12 +39,7 @@ impl Model {
         }
         if sem.releases() {
             let me = &mut self.agents[agent as usize];
-            let r = Release {
-                agent,
-                clock,
-                scope,
-                vc: Arc::new(me.vc.clone()),
-            };
+            let r = Release { agent, clock, scope, vc: Arc::new(me.vc.clone()) };
             me.fences.retain(|x| x.scope > scope);
             me.fences.push(r);
         }

@@ -60,11 +60,7 @@ pub fn kernels_ptx() -> Option<String> {
         .arg(&out)
         .arg(&source)
         .status();
-    assert!(
-        done.is_ok_and(|s| s.success()),
-        "nvcc fails on {}",
-        source.display()
-    );
+    assert!(done.is_ok_and(|s| s.success()), "nvcc fails on {}", source.display());
     let text = std::fs::read_to_string(&out).unwrap();
     let _ = std::fs::remove_file(out);
     Some(text)
@@ -109,34 +105,19 @@ impl Rig {
     }
 
     pub fn alloc<T>(&self, device: u32, n: usize) -> u64 {
-        self.machine
-            .space()
-            .alloc(device, Kind::Device, (n * size_of::<T>()) as u64)
-            .unwrap()
+        self.machine.space().alloc(device, Kind::Device, (n * size_of::<T>()) as u64).unwrap()
     }
 
     pub fn write<T: Copy>(&self, at: u64, data: &[T]) {
-        assert!(
-            self.machine
-                .space()
-                .find(at, size_of_val(data) as u64)
-                .is_some()
-        );
+        assert!(self.machine.space().find(at, size_of_val(data) as u64).is_some());
         // SAFETY: inside one allocation; the tests write only while no kernel touches it.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at as *mut T, data.len()) };
     }
 
     pub fn read<T: Copy>(&self, at: u64, n: usize) -> Vec<T> {
-        assert!(
-            self.machine
-                .space()
-                .find(at, (n * size_of::<T>()) as u64)
-                .is_some()
-        );
+        assert!(self.machine.space().find(at, (n * size_of::<T>()) as u64).is_some());
         // SAFETY: inside one allocation; the tests read plain numbers while no kernel touches them.
-        (0..n)
-            .map(|k| unsafe { (at as *const T).add(k).read() })
-            .collect()
+        (0..n).map(|k| unsafe { (at as *const T).add(k).read() }).collect()
     }
 
     pub fn start(
@@ -173,7 +154,6 @@ impl Rig {
         shared: u32,
         params: &Params,
     ) -> Result<Counters, Fault> {
-        self.machine
-            .wait(&self.start(name, device, grid, block, shared, params))
+        self.machine.wait(&self.start(name, device, grid, block, shared, params))
     }
 }

@@ -1,0 +1,88 @@
+//! The benchmark program.
+
+mod bench;
+mod cli;
+mod control;
+mod cores;
+mod exit;
+mod format;
+mod launch;
+mod machine;
+mod rank;
+mod report;
+mod stats;
+mod sweep;
+mod timing;
+mod watch;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use warpmesh::bootstrap::Launch;
+
+use self::cli::{Cli, Ranks};
+use self::exit::{Exit, Failed};
+use crate::backend::Kind;
+
+/// The program: reads the command line, starts ranks or is one, and returns nccl-tests' exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(text) => {
+            // It prints help to standard output and errors to standard error.
+            let _ = text.print();
+            let exit = if text.use_stderr() { Exit::Usage } else { Exit::Success };
+            return exit.into();
+        }
+    };
+    match cli.check().and_then(|()| run(&cli)) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            complain(&error);
+            Failed::exit_of(&error).into()
+        }
+    }
+}
+
+/// Says what went wrong.
+fn complain(error: &anyhow::Error) {
+    let rank = std::env::var("WARPMESH_RANK").unwrap_or_default();
+    let who = if rank == "0" { "warpmesh-perf: rank 0" } else { "warpmesh-perf" };
+    eprintln!("{who}: {error:#}");
+}
+
+/// Finds out what this process is: the one that starts ranks, or one of them.
+fn run(cli: &Cli) -> Result<Exit> {
+    let started_here = launch::adopt()?;
+    cores::count();
+    if cli.backend.contains(&Kind::Mpi) {
+        return with_mpi(cli);
+    }
+    if let Some(launch) = Launch::from_env()? {
+        return rank::launched(cli, &launch, started_here);
+    }
+    match cli.ranks {
+        Ranks::Processes if cli.world() > 1 => launch::processes(cli),
+        _ => rank::threads(cli),
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn with_mpi(cli: &Cli) -> Result<Exit> {
+    let launched = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"];
+    if launched.iter().any(|name| std::env::var_os(name).is_some()) {
+        return rank::mpi(cli);
+    }
+    Err(launch::mpirun(cli))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn with_mpi(_: &Cli) -> Result<Exit> {
+    let message = "--backend mpi: this warpmesh-perf was built without it. Build one with\n  \
+                   cargo build --release -p warpmesh-benches --features mpi\n\
+                   which needs an MPI, a C compiler and libclang with clang's headers; on Debian:\n  \
+                   apt-get install --no-install-recommends libopenmpi-dev openmpi-bin libclang1-14 \
+                   libclang-common-14-dev";
+    Err(Failed::because(Exit::NotImplemented, message))
+}

@@ -1,0 +1,118 @@
+//! One rank: joins the others and measures.
+
+use anyhow::{Context, Result, ensure};
+use warpmesh::bootstrap::{Bootstrap, Launch, LocalBootstrap};
+
+use super::cli::{Bind, Cli, Roots};
+use super::control::Control;
+use super::cores::{self, Cores};
+use super::exit::{Exit, Failed};
+use super::sweep;
+use crate::backend::warpmesh::{Settings, Warpmesh};
+use crate::backend::{Backend, Kind};
+
+/// This process is one rank of a job that someone has started.
+pub fn launched(cli: &Cli, launch: &Launch, started_here: bool) -> Result<Exit> {
+    check_world(cli, launch.world, &launch.launcher.to_string())?;
+    let place = launch.local_rank.unwrap_or(launch.rank);
+    let bootstrap = launch.connect(cli.wait_limit()).context("meeting the other ranks")?;
+    measure(cli, Control::new(bootstrap), (place, started_here), None)
+}
+
+/// All ranks are threads of this process. Ends with the first failed rank's error.
+pub fn threads(cli: &Cli) -> Result<Exit> {
+    let world = cli.world();
+    let ranks = LocalBootstrap::create(world, cli.wait_limit())?;
+    std::thread::scope(|scope| {
+        let start = |(rank, bootstrap): (usize, LocalBootstrap)| {
+            scope.spawn(move || {
+                measure(cli, Control::new(bootstrap), (rank, true), None)
+                    .with_context(|| format!("rank {rank}"))
+            })
+        };
+        let ranks: Vec<_> = ranks.into_iter().enumerate().map(start).collect();
+        let ended = ranks.into_iter().map(|rank| match rank.join() {
+            Ok(ended) => ended,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        let ended: Vec<Result<Exit>> = ended.collect();
+        let exits: Vec<Exit> = ended.into_iter().collect::<Result<_>>()?;
+        Ok(exits[0])
+    })
+}
+
+/// This process is one rank of an MPI job.
+#[cfg(feature = "mpi")]
+pub fn mpi(cli: &Cli) -> Result<Exit> {
+    use crate::backend::mpi;
+    // Dropped last: MPI_Finalize waits for all ranks, so a failed one must not get there.
+    let universe = mpi::initialize()?;
+    let exit = mpi_rank(cli, &universe);
+    if let Err(error) = &exit {
+        super::complain(error);
+        mpi::abort(Failed::exit_of(error) as i32);
+    }
+    exit
+}
+
+#[cfg(feature = "mpi")]
+fn mpi_rank(cli: &Cli, universe: &::mpi::environment::Universe) -> Result<Exit> {
+    use crate::backend::mpi::{Mpi, MpiBootstrap};
+    let started_here = super::launch::asked_world();
+    let mpi = Mpi::new(universe, started_here)?;
+    let (rank, world) = (MpiBootstrap.rank(), MpiBootstrap.world());
+    check_world(cli, world, "mpirun")?;
+    let place = (rank, started_here.is_some());
+    measure(cli, Control::new(MpiBootstrap), place, Some(Box::new(mpi)))
+}
+
+/// Ranks that someone else starts are counted by whoever does.
+fn check_world(cli: &Cli, world: usize, launcher: &str) -> Result<()> {
+    let asked = cli.world();
+    ensure!(
+        asked == world || asked == 1,
+        Failed::usage(format!(
+            "{launcher} started {world} ranks, but -t times -g is {asked}: leave these flags out"
+        ))
+    );
+    if let Roots::One(root) = cli.root {
+        ensure!(root < world, Failed::usage(format!("-r {root}: there are {world} ranks")));
+    }
+    Ok(())
+}
+
+/// Keeps this rank on a core, if that was decided; makes the backends in the order of the command
+/// line; measures. `place` is this rank's number on its host, and whether this program chose it.
+fn measure(
+    cli: &Cli,
+    control: Control,
+    place: (usize, bool),
+    mut mpi: Option<Box<dyn Backend>>,
+) -> Result<Exit> {
+    let cores = settle(cli, &control, place)?;
+    let settings = Settings {
+        timeout: cli.wait_limit(),
+        canonical: cli.canonical,
+        algorithm: cli.algorithm.clone(),
+    };
+    let mut backends: Vec<Box<dyn Backend>> = vec![];
+    for kind in &cli.backend {
+        backends.push(match kind {
+            Kind::Warpmesh => Box::new(
+                Warpmesh::connect(control.clone(), &settings)
+                    .map_err(|error| Failed::because(Exit::Library, format!("{error:#}")))?,
+            ),
+            Kind::Mpi => mpi.take().context("MPI is not initialised")?,
+        });
+    }
+    sweep::run(cli, &control, backends, cores)
+}
+
+/// Sees what cores all ranks have, and takes one if that was decided.
+fn settle(cli: &Cli, control: &Control, place: (usize, bool)) -> Result<Cores> {
+    let (index, started_here) = place;
+    let usable = cores::usable();
+    let wanted = cores::decide(cli.bind, control.world(), started_here) == Bind::Core;
+    let bound = wanted && cores::bind(index).is_some();
+    cores::of_all(control, &usable, bound)
+}

@@ -1,0 +1,212 @@
+//! What a plan costs: a model good enough to choose by.
+//!
+//! A plan's work is counted from its programs: how often a rank has to wait for another (phases),
+//! how many signals and packets it sends, and how many bytes it moves per byte of a block. A
+//! machine's terms say what each costs; they are measured once per machine and kept.
+//!
+//! ```text
+//!   time = rounds * ((phases + signalled) * hop + messages * message)
+//!        + bytes * (plain * copy + shared * travel + packed * packet) * ranks per core
+//! ```
+//!
+//! Where ranks share cores, a hop is the time until the other rank is scheduled.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Buffer, Instruction, Place, Program, Whose};
+
+/// What a rank does in one round, per byte of a block's window.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Work {
+    /// Waits that follow one another.
+    pub(crate) phases: f64,
+    /// Those of them that wait for a signal: the data behind it is a trip of its own, where a
+    /// packet brings both at once.
+    pub(crate) signalled: f64,
+    /// Signals and packet destinations.
+    pub(crate) messages: f64,
+    /// Bytes loaded and stored in plain memory.
+    pub(crate) plain: f64,
+    /// Those of them in memory that other ranks use, too: they travel between cores.
+    pub(crate) shared: f64,
+    /// Bytes loaded and stored as packets.
+    pub(crate) packed: f64,
+}
+
+impl Work {
+    /// Counts a rank's program.
+    pub(crate) fn of(program: &Program, parts: usize, (rank, world): (usize, usize)) -> Self {
+        let mut work = Self::default();
+        for worker in &program.workers {
+            let mut waiting = false;
+            for instruction in worker {
+                let waits = work.add(instruction, 1.0 / parts as f64, (rank, world));
+                if waits && !waiting {
+                    let signalled = matches!(instruction, Instruction::Wait { .. });
+                    work.phases += 1.0;
+                    work.signalled += if signalled { 1.0 } else { 0.0 };
+                }
+                // A move that reads packets and sends on is a wait and an answer.
+                waiting = waits && !sends(instruction);
+            }
+        }
+        work
+    }
+
+    /// Adds an instruction; says whether it waits for a peer.
+    fn add(&mut self, instruction: &Instruction, share: f64, who: (usize, usize)) -> bool {
+        match instruction {
+            Instruction::Move { to, from, .. } => {
+                let mut waits = false;
+                for place in to.iter().chain(from) {
+                    self.add_place(place, share, who);
+                }
+                self.messages += to.iter().filter(|p| p.buffer == Buffer::Packets).count() as f64;
+                waits |= from.iter().any(|place| place.buffer == Buffer::Packets);
+                waits
+            }
+            Instruction::Put { to, from, .. } => {
+                self.add_place(to, share, who);
+                self.add_place(from, share, who);
+                false
+            }
+            Instruction::Signal { to, .. } => {
+                self.messages += to.len() as f64;
+                false
+            }
+            Instruction::Wait { .. } => true,
+            Instruction::Flush { .. } => false,
+        }
+    }
+
+    fn add_place(&mut self, place: &Place, share: f64, (rank, world): (usize, usize)) {
+        let copies = match place.whose {
+            Whose::Group => world as f64,
+            Whose::Rank(_) => 1.0,
+        };
+        if place.buffer == Buffer::Packets {
+            self.packed += share * copies;
+        } else {
+            self.plain += share * copies;
+            if place.buffer == Buffer::Scratch || !place.is_of(rank) {
+                self.shared += share * copies;
+            }
+        }
+    }
+
+    /// The more expensive of two, term by term: ranks play different parts, the slowest counts.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self {
+            phases: self.phases.max(other.phases),
+            signalled: self.signalled.max(other.signalled),
+            messages: self.messages.max(other.messages),
+            plain: self.plain.max(other.plain),
+            shared: self.shared.max(other.shared),
+            packed: self.packed.max(other.packed),
+        }
+    }
+}
+
+fn sends(instruction: &Instruction) -> bool {
+    match instruction {
+        Instruction::Move { to, .. } => to.iter().any(|place| place.buffer == Buffer::Packets),
+        Instruction::Signal { .. } | Instruction::Put { .. } => true,
+        _ => false,
+    }
+}
+
+/// What a machine's shared memory takes, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// From a signal to the return of the wait on another core.
+    pub hop: f64,
+    /// From a signal to the return of the wait when the waiter has to be scheduled first.
+    pub switch: f64,
+    /// Sending one signal or packet.
+    pub message: f64,
+    /// Moving a byte (loaded or stored) while it is in cache.
+    pub cached: f64,
+    /// Moving a byte when it is not.
+    pub uncached: f64,
+    /// Moving a byte as a packet.
+    pub packet: f64,
+    /// What a byte costs on top when another core uses its memory, too: in small blocks.
+    pub shared: f64,
+    /// The same in large blocks.
+    pub shared_far: f64,
+}
+
+impl Machine {
+    /// A common server, for when nothing was measured.
+    pub const TYPICAL: Self = Self {
+        hop: 120.0,
+        switch: 1500.0,
+        message: 25.0,
+        cached: 0.04,
+        uncached: 0.12,
+        packet: 0.25,
+        shared: 0.08,
+        shared_far: 0.04,
+    };
+
+    /// Predicted nanoseconds of a call: `work` per round, for blocks of `bytes`, in `rounds`
+    /// rounds, with `load` ranks on each core.
+    pub(crate) fn predict(&self, work: &Work, bytes: usize, rounds: usize, load: f64) -> f64 {
+        let bytes = bytes as f64;
+        // The message's size decides, not the plan's traffic: plans for one message are compared
+        // on the same footing.
+        let plain = if bytes > CACHED_BYTES { self.uncached } else { self.cached };
+        let shared = if bytes > NEAR_BYTES { self.shared_far } else { self.shared };
+        let moved = work.plain * plain + work.shared * shared;
+        let hop = if load > 1.0 { self.switch * load } else { self.hop };
+        let hops = work.phases * hop + work.signalled * self.hop;
+        let waits = hops + work.messages * self.message * load;
+        rounds as f64 * waits + bytes * (moved + work.packed * self.packet) * load
+    }
+}
+
+/// Larger blocks do not stay in a core's cache.
+const CACHED_BYTES: f64 = 1_048_576.0;
+/// Larger blocks travel between cores as streams, which the prefetchers follow.
+const NEAR_BYTES: f64 = 32_768.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithms::ALL;
+
+    fn work(collective: &str, name: &str, world: usize) -> Work {
+        let find = |a: &&&crate::algorithms::Algorithm| {
+            a.collective.name() == collective && a.name == name
+        };
+        let algorithm = ALL.iter().find(find).unwrap();
+        Work::of(&algorithm.program(1, world, 0), (algorithm.parts)(world), (1, world))
+    }
+
+    #[test]
+    fn phases_are_the_waits_in_sequence() {
+        assert_eq!(work("all_reduce", "one_shot_packet", 8).phases, 1.0);
+        assert_eq!(work("all_reduce", "two_shot_packet", 8).phases, 2.0);
+        assert_eq!(work("all_reduce", "direct", 8).phases, 2.0);
+        assert_eq!(work("all_reduce", "ring", 8).phases, 14.0);
+    }
+
+    #[test]
+    fn bytes_are_what_the_algorithms_promise() {
+        // Each rank reads 8 inputs of its eighth and writes 8 outputs.
+        assert_eq!(work("all_reduce", "direct", 8).plain, 2.0);
+        // Seven packets written, seven read.
+        assert_eq!(work("all_reduce", "one_shot_packet", 8).packed, 14.0);
+        assert_eq!(work("all_reduce", "two_shot_packet", 8).packed, 28.0 / 8.0);
+    }
+
+    #[test]
+    fn small_messages_go_in_one_shot_and_large_ones_directly() {
+        let machine = Machine::TYPICAL;
+        let time = |name, bytes| machine.predict(&work("all_reduce", name, 4), bytes, 1, 1.0);
+        assert!(time("one_shot_packet", 64) < time("direct", 64));
+        assert!(time("direct", 1 << 20) < time("one_shot_packet", 1 << 20));
+    }
+}

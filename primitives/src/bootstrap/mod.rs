@@ -1,0 +1,102 @@
+//! How the ranks of a job find each other, before any fast transport exists.
+//!
+//! ```text
+//!   rank 0 (root)                 rank r                      stranger
+//!   TcpRoot::bind ── UniqueId ──► TcpBootstrap::join             │
+//!        │      (any channel)          │                         │
+//!        │◄──────── hello ─────────────┤                         │
+//!        ├───────── challenge ────────►│                         │
+//!        │◄──────── proof ─────────────┤                 anything else: dropped,
+//!        ├───────── verdict + proof ──►│                 logged, the job goes on
+//!        ├───────── start, when every rank is in ───────►│
+//!        │◄──────── part ──────────────┤  all_gather
+//!        ├───────── all parts ────────►│
+//! ```
+//!
+//! Invariants:
+//!
+//! - Both ends of a connection prove that they know the secret of the [`UniqueId`] before anything of
+//!   variable length is read. Messages are authenticated by that proof at the start, not encrypted: do not
+//!   send through a bootstrap what must not be seen on the network.
+//! - Every wait has a deadline. An error names the ranks that are missing or the rank whose connection
+//!   closed, on every rank that still listens, not only on the root.
+//! - After an error a bootstrap is out of step and stays failed: every later call returns the same finding.
+//!   Make a new one.
+//!
+//! [`TcpBootstrap`] is for ranks that are processes, [`LocalBootstrap`] for ranks that are threads, and
+//! [`Launch`] reads what torchrun, `mpirun`, `srun` or our own launcher say about this process.
+
+#![forbid(unsafe_code)]
+
+mod auth;
+mod env;
+mod error;
+mod fault;
+mod local;
+mod tcp;
+mod unique_id;
+mod wire;
+
+pub use auth::Secret;
+pub use env::{Launch, Launcher, Rendezvous};
+pub use error::BootstrapError;
+pub use local::LocalBootstrap;
+pub use tcp::{TcpBootstrap, TcpRoot};
+pub use unique_id::UniqueId;
+
+/// The most bytes that one rank may contribute to one [`Bootstrap::all_gather`]: 16 MiB.
+pub const MAX_CONTRIBUTION: usize = 16 << 20;
+
+/// The most ranks that a bootstrap accepts.
+///
+/// It bounds what a length field may claim; it is above what a single root can serve in good time.
+pub const MAX_WORLD: usize = 1 << 16;
+
+/// The out-of-band exchange of small messages between all ranks of a job.
+///
+/// Calls are collective: every rank makes the same calls in the same order.
+pub trait Bootstrap: Send {
+    /// This rank, in `0..world()`.
+    fn rank(&self) -> usize;
+
+    /// The number of ranks, at least 1.
+    fn world(&self) -> usize;
+
+    /// Gives `mine` to every rank and returns what every rank gave, in rank order.
+    ///
+    /// `mine` may have any length up to [`MAX_CONTRIBUTION`] bytes, and the lengths may differ by rank. The
+    /// result has `world()` entries and entry `rank()` equals `mine`.
+    ///
+    /// Blocks until every rank has called it or the timeout of the bootstrap has passed. A rank other than
+    /// the root of a [`TcpBootstrap`] waits a quarter of the timeout (at most 1 s) longer, since the root
+    /// alone knows who is missing and its verdict has to arrive.
+    ///
+    /// # Errors
+    ///
+    /// [`BootstrapError::TooLarge`] before anything is sent; the bootstrap stays usable.
+    /// [`BootstrapError::Missing`] names the ranks that did not come in time,
+    /// [`BootstrapError::PeerClosed`] the rank that went away, [`BootstrapError::Malformed`] the one that
+    /// speaks something else. After these three every later call fails in the same way.
+    fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, BootstrapError>;
+
+    /// Blocks until every rank has called it: an [`all_gather`](Self::all_gather) of nothing, with its
+    /// timeout and its errors.
+    fn barrier(&mut self) -> Result<(), BootstrapError> {
+        self.all_gather(&[]).map(drop)
+    }
+}
+
+/// Refuses a contribution that no rank would accept, while it can still be refused alone.
+fn check_contribution(mine: &[u8]) -> Result<(), BootstrapError> {
+    if mine.len() > MAX_CONTRIBUTION {
+        return Err(BootstrapError::TooLarge { bytes: mine.len(), max: MAX_CONTRIBUTION });
+    }
+    Ok(())
+}
+
+fn check_world(world: usize) -> Result<(), BootstrapError> {
+    if world == 0 || world > MAX_WORLD {
+        return Err(BootstrapError::WorldOutOfRange { world, max: MAX_WORLD });
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! The operating system's calls, one thin safe function each. With the channels' raw copies, all
+//! the unsafe code of this crate that touches the kernel is here.
+
+mod futex;
+mod mapping;
+mod socket;
+
+pub(crate) use futex::{futex_wait, futex_wake};
+pub use mapping::Mapping;
+pub(crate) use socket::{hung_up, recv_with_fd, send_with_fd, wait_readable};

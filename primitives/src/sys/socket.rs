@@ -1,0 +1,114 @@
+//! Messages with a file descriptor over a Unix socket, and who has hung up.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+/// Sends `bytes` with one descriptor. The message is small, so it goes as a whole or not at all.
+pub(crate) fn send_with_fd(
+    socket: impl AsFd,
+    bytes: &[u8],
+    fd: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let flags = SendFlags::NOSIGNAL;
+    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
+}
+
+/// Receives exactly `bytes.len()` bytes and the one descriptor that came with them, or fails with
+/// TIMEDOUT at `deadline`, CONNRESET when the peer is gone, PROTO when the message is not this.
+pub(crate) fn recv_with_fd(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    deadline: Instant,
+) -> Result<OwnedFd, Errno> {
+    wait_readable(socket.as_fd(), deadline)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let expected = bytes.len();
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
+    if got.bytes == 0 {
+        return Err(Errno::CONNRESET);
+    }
+    let mut fds = control.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    let fd = fds.next().ok_or(Errno::PROTO)?;
+    if got.bytes == expected { Ok(fd) } else { Err(Errno::PROTO) }
+}
+
+/// Waits until `socket` can be read (data, a connection, or its end); TIMEDOUT at `deadline`.
+pub(crate) fn wait_readable(socket: BorrowedFd<'_>, deadline: Instant) -> Result<(), Errno> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        match poll(&mut fds, Some(&timespec(left))) {
+            Ok(0) => return Err(Errno::TIMEDOUT),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(other) => return Err(other),
+        }
+    }
+}
+
+/// Whether the other end of `socket` is closed (its process ended, or it closed on purpose).
+/// Pending data does not count, and nothing is read.
+pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
+    let asked = PollFlags::RDHUP;
+    let mut fds = [PollFd::from_borrowed_fd(socket, asked)];
+    let zero = timespec(Duration::ZERO);
+    let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+    matches!(poll(&mut fds, Some(&zero)), Ok(1)) && fds[0].revents().intersects(gone)
+}
+
+pub(crate) fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_descriptor_arrives_with_its_message() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (_, fd) = crate::sys::Mapping::create(1).unwrap();
+        send_with_fd(&a, b"hello", fd.as_fd()).unwrap();
+        let mut bytes = [0; 5];
+        recv_with_fd(&b, &mut bytes, Instant::now() + Duration::from_secs(1)).unwrap();
+        assert_eq!(&bytes, b"hello");
+    }
+
+    #[test]
+    fn bytes_without_a_descriptor_are_refused() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut a, b"hello").unwrap();
+        let end = Instant::now() + Duration::from_secs(1);
+        assert_eq!(recv_with_fd(&b, &mut [0; 5], end).unwrap_err(), Errno::PROTO);
+    }
+
+    #[test]
+    fn silence_times_out_and_a_closed_peer_shows() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let end = Instant::now() + Duration::from_millis(10);
+        assert_eq!(recv_with_fd(&b, &mut [0; 5], end).unwrap_err(), Errno::TIMEDOUT);
+        assert!(!hung_up(b.as_fd()));
+        drop(a);
+        assert!(hung_up(b.as_fd()));
+    }
+}

@@ -1,0 +1,94 @@
+//! The layers of the tests, in the order in which they find mistakes most cheaply.
+
+use anyhow::{Result, bail};
+
+use crate::system::{cargo, ensure_open_mpi, root, step};
+
+/// Crates that the model checker builds.
+const MODELLED: &str = "warpmesh-primitives";
+
+pub fn test() -> Result<()> {
+    lint()?;
+    step("unit and doc tests", &mut cargo(&["test", "--workspace", "--lib", "--bins"]))?;
+    step("doc tests", &mut cargo(&["test", "--workspace", "--doc"]))?;
+    // Ranks that spin and move megabytes: in release, as users run them.
+    let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
+    step("integration and mp tests", &mut cargo(&layers))?;
+    loom()?;
+    ensure_open_mpi()?;
+    let mpi = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];
+    step("build with the MPI backend", cargo(&mpi).args(["--target-dir", "target/mpi"]))?;
+    benchmark()?;
+    println!("every layer passed");
+    Ok(())
+}
+
+pub fn lint() -> Result<()> {
+    step("rustfmt", &mut cargo(&["fmt", "--all", "--check"]))?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    step("clippy", &mut cargo(&clippy))?;
+    let doc = ["doc", "--workspace", "--no-deps", "--quiet"];
+    step("documentation", cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// All interleavings of the words that ranks share, up to three preemptions.
+pub fn loom() -> Result<()> {
+    let mut loom = cargo(&["test", "--release", "-p", MODELLED, "--lib", "loom_tests"]);
+    loom.args(["--target-dir", "target/loom"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("LOOM_MAX_PREEMPTIONS", "3");
+    step("loom", &mut loom)
+}
+
+/// The README's main job, small, over processes and over threads; its table must parse.
+fn benchmark() -> Result<()> {
+    let perf = root().join("target/mpi/release/warpmesh-perf");
+    for (name, args) in [
+        ("warpmesh-perf, 4 processes", "all -b 8 -e 1M -f 64 -g 4 -n 3"),
+        (
+            "warpmesh-perf, 3 threads",
+            "all_reduce -b 8 -e 256K -f 32 -g 3 -n 3 --ranks threads -d all -o all",
+        ),
+        (
+            "warpmesh-perf beside MPI",
+            "all_reduce -b 8 -e 64K -f 16 -g 2 -n 3 --backend warpmesh,mpi",
+        ),
+    ] {
+        println!("==> {name}");
+        let output = std::process::Command::new(&perf).args(args.split(' ')).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            bail!("{name}: {}\n{text}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        let rows = rows(&text)?;
+        if rows == 0 || !text.contains("# Out of bounds values : 0 OK") {
+            bail!("{name}: no rows, or wrong values:\n{text}");
+        }
+        println!("    {name}: ok, {rows} rows");
+    }
+    Ok(())
+}
+
+/// Counts the table's rows as tools for nccl-tests read them: 13 columns, and the words that they
+/// look for (SuperBench: the rows stand between the last line with `out-of-place` and the last with
+/// `Out of bounds values`) where they look for them.
+fn rows(text: &str) -> Result<usize> {
+    let last = |words: &str| text.lines().enumerate().filter(|(_, l)| l.contains(words)).last();
+    let (head, foot) = (last("out-of-place"), last("Out of bounds values"));
+    if head.zip(foot).is_none_or(|((head, _), (foot, _))| head >= foot) {
+        bail!("'out-of-place' stands behind the table:\n{text}");
+    }
+    let mut rows = 0;
+    for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let numbers = columns.len() == 13
+            && [0, 1, 5, 6, 7, 9, 10, 11]
+                .iter()
+                .all(|c| columns[*c].parse::<f64>().is_ok() || columns[*c] == "N/A");
+        if !numbers {
+            bail!("not a row of nccl-tests' table: {line:?}");
+        }
+        rows += 1;
+    }
+    Ok(rows)
+}
