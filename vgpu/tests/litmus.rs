@@ -19,19 +19,36 @@ fn seen(text: &str) -> u64 {
     o.seen
 }
 
-/// Each case with its verdict against what is seen.
-fn judge(cases: Vec<(String, bool)>) {
-    let mut wrong = Vec::new();
-    for (text, allowed) in &cases {
+/// A test, and the model's verdict on its state.
+struct Case {
+    text: String,
+    allowed: bool,
+    /// Why this engine never shows the state although the model allows it.
+    unseen: Option<&'static str>,
+}
+
+fn case(text: String, allowed: bool) -> Case {
+    Case { text, allowed, unseen: None }
+}
+
+/// Each case with its verdict against what is seen; prints a row of docs/vgpu-tables.md.
+fn judge(family: &str, cases: &[Case]) {
+    let (mut wrong, mut counts) = (Vec::new(), [0; 3]);
+    let mut reasons: Vec<&str> = Vec::new();
+    for Case { text, allowed, unseen } in cases {
         let n = seen(text);
-        if (n > 0) != *allowed {
-            wrong.push(format!(
-                "{} but seen {n} times:\n{text}",
-                if *allowed { "allowed" } else { "forbidden" }
-            ));
+        let expected = *allowed && unseen.is_none();
+        counts[if unseen.is_some() { 2 } else { usize::from(*allowed) }] += 1;
+        reasons.extend(unseen.filter(|reason| !reasons.contains(reason)));
+        if (n > 0) != expected {
+            let verdict = if *allowed { "allowed" } else { "forbidden" };
+            wrong.push(format!("{verdict} ({unseen:?}) but seen {n} times:\n{text}"));
         }
     }
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    let [forbidden, shown, hidden] = counts;
+    let why = if hidden > 0 { format!("{hidden}: {}", reasons.join("; ")) } else { "0".into() };
+    println!("\n| {family} | {} | {forbidden} | {shown} | {why} |", cases.len());
 }
 
 const SCOPES: [&str; 3] = ["cta", "gpu", "sys"];
@@ -94,7 +111,7 @@ fn vgpu_message_passing() {
                             [format!("st.weak x, 1 ; {send}"), format!("{take} ; ld.weak r2, x")];
                         let ordered =
                             releases && acquires && includes(a, same_gpu) && includes(b, same_gpu);
-                        cases.push((
+                        cases.push(case(
                             test("MP", &places, &columns, "exists (1:r1 == 1 /\\ 1:r2 == 0)"),
                             !ordered,
                         ));
@@ -104,7 +121,7 @@ fn vgpu_message_passing() {
         }
     }
     assert_eq!(cases.len(), 2 * 9 * 7 * 6);
-    judge(cases);
+    judge("message passing: 2 places x 9 scopes x 7 ways to send x 6 to receive", &cases);
 }
 
 #[test]
@@ -125,14 +142,14 @@ fn vgpu_store_buffering() {
                     && g == "fence.sc."
                     && includes(a, same_gpu)
                     && includes(b, same_gpu);
-                cases.push((
+                cases.push(case(
                     test("SB", &places, &columns, "exists (0:r1 == 0 /\\ 1:r1 == 0)"),
                     !ordered,
                 ));
             }
         }
     }
-    judge(cases);
+    judge("store buffering: 2 places x 9 scopes x 9 fences", &cases);
 }
 
 #[test]
@@ -156,7 +173,7 @@ fn vgpu_load_buffering() {
                     && send == "release"
                     && includes(a, same_gpu)
                     && includes(b, same_gpu);
-                cases.push((
+                cases.push(case(
                     test("LB", &places, &columns, "exists (0:r1 == 1 /\\ 1:r1 == 1)"),
                     !ordered,
                 ));
@@ -166,16 +183,17 @@ fn vgpu_load_buffering() {
                 format!("ld.relaxed.{a} r1, x ; st.relaxed.{a} y, r1"),
                 format!("ld.relaxed.{b} r1, y ; st.relaxed.{b} x, r1"),
             ];
-            cases.push((
+            cases.push(case(
                 test("LB+data", &places, &columns, "exists (0:r1 != 0 \\/ 1:r1 != 0)"),
                 false,
             ));
         }
     }
-    // An acquire keeps the later store behind it even if nobody synchronises; the model orders only by synchronisation,
-    // so with relaxed stores the state stays allowed, but this engine does not defer acquires: see the limits.
-    cases.retain(|(text, allowed)| !(*allowed && text.contains("ld.acquire")));
-    judge(cases);
+    // The model orders by synchronisation alone, so with relaxed stores an acquire may come late too.
+    for c in cases.iter_mut().filter(|c| c.allowed && c.text.contains("ld.acquire")) {
+        c.unseen = Some("an acquire load is never performed late");
+    }
+    judge("load buffering: 2 places x 9 scopes, orders and dependencies", &cases);
 }
 
 #[test]
@@ -200,11 +218,11 @@ fn vgpu_independent_reads_of_independent_writes() {
                 // The readers' fences must be in each other's scope, and the writes must be observed, that is, morally strong.
                 let ordered = fence == "fence.sc." && includes(scope, same_gpu);
                 let question = "exists (2:r1 == 1 /\\ 2:r2 == 0 /\\ 3:r1 == 1 /\\ 3:r2 == 0)";
-                cases.push((test("IRIW", &places, &columns, question), !ordered));
+                cases.push(case(test("IRIW", &places, &columns, question), !ordered));
             }
         }
     }
-    judge(cases);
+    judge("IRIW: 2 places x 3 scopes x 3 fences", &cases);
 }
 
 #[test]
@@ -217,10 +235,11 @@ fn vgpu_release_sequences() {
         ];
         test("RS", &[(0, 0), (1, 0), (2, 0)], &columns, "exists (2:r1 == 2 /\\ 2:r2 == 0)")
     };
-    judge(vec![
+    let cases = [
         // An atomic hands a release on, a store does not.
-        (through("atom.relaxed.gpu.cas r1, y, 1, 2"), false),
-        (through("atom.relaxed.cta.cas r1, y, 1, 2"), true),
-        (through("ld.relaxed.gpu r1, y ; beq r1, 0, LC00 ; st.relaxed.gpu y, 2 ; LC00:"), true),
-    ]);
+        case(through("atom.relaxed.gpu.cas r1, y, 1, 2"), false),
+        case(through("atom.relaxed.cta.cas r1, y, 1, 2"), true),
+        case(through("ld.relaxed.gpu r1, y ; beq r1, 0, LC00 ; st.relaxed.gpu y, 2 ; LC00:"), true),
+    ];
+    judge("release sequences through an atomic or a store", &cases);
 }

@@ -1,8 +1,10 @@
 //! `cargo xtask`: what developers and CI run.
 
+mod cuda;
 mod peers;
 mod steps;
 mod system;
+mod tables;
 
 use anyhow::{Result, bail};
 
@@ -14,6 +16,8 @@ cargo xtask COMMAND
   loom          the model checks of the shared words only
   peers [ARGS]  measures warpmesh beside Open MPI, in one run, and prints the ratio per size;
                 ARGS go to the comparison (see `cargo xtask peers --help`)
+  cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
+  vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md
   help          this text
 ";
 
@@ -26,6 +30,8 @@ fn main() -> Result<()> {
         "lint" => steps::lint(),
         "loom" => steps::loom(),
         "peers" => peers::run(&rest),
+        "cuda" => cuda::ensure(),
+        "vgpu" => tables::write(),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::system::{cargo, ensure_open_mpi, root, step};
+use crate::{cuda, tables};
 
 /// Crates that the model checker builds.
 const MODELLED: &str = "warpmesh-primitives";
@@ -11,9 +12,11 @@ pub fn test() -> Result<()> {
     lint()?;
     step("unit and doc tests", &mut cargo(&["test", "--workspace", "--lib", "--bins"]))?;
     step("doc tests", &mut cargo(&["test", "--workspace", "--doc"]))?;
+    cuda::ensure()?;
     // Ranks that spin and move megabytes: in release, as users run them.
     let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;
+    tables::check()?;
     loom()?;
     ensure_open_mpi()?;
     let mpi = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];
