@@ -312,9 +312,7 @@ impl Machine {
     /// Waits for a launch; its counters, or what went wrong.
     pub fn wait(&self, launch: &Launch) -> Result<Counters, Fault> {
         if self.shared.tracked.is_some() {
-            // One thread at a time runs everything, in an order that the seed decides.
-            let _running = self.runner.lock().unwrap();
-            self.shared.run_seeded(launch);
+            self.work_until_done(launch);
         }
         let mut st = launch.state();
         while !st.ended {
@@ -323,6 +321,24 @@ impl Machine {
         match &st.fault {
             Some(f) => Err(f.clone()),
             None => Ok(st.counters.clone()),
+        }
+    }
+}
+
+impl Machine {
+    /// Tracked mode: one of the waiting threads at a time runs everything, in an order that the seed decides. Another
+    /// thread's launch may end meanwhile: that thread goes on at once, since the one that works may wait for what it does next.
+    fn work_until_done(&self, launch: &Launch) {
+        while !launch.is_done() {
+            match self.runner.try_lock() {
+                Ok(_running) => self.shared.run_seeded(launch),
+                Err(_) => {
+                    let st = launch.state();
+                    if !st.ended {
+                        drop(launch.done.wait_timeout(st, Duration::from_millis(1)).unwrap());
+                    }
+                }
+            }
         }
     }
 }

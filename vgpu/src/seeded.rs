@@ -1,6 +1,7 @@
 //! Tracked mode's scheduler, and the watchdog's report.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::error::Fault;
 use crate::exec::block::{Block, Turn};
@@ -27,6 +28,7 @@ impl Shared {
     pub(crate) fn run_seeded(&self, launch: &Launch) {
         let Some(t) = &self.tracked else { return };
         let mut idle = 0u64;
+        let mut quiet: Option<Instant> = None;
         let mut resident: Vec<Box<Block>> = Vec::new();
         loop {
             {
@@ -42,7 +44,7 @@ impl Shared {
             let warp = t.random(resident[n].warps() as u64) as usize;
             let budget = 1 + t.random(48) as u32;
             match resident[n].step(warp, budget) {
-                Turn::Busy => idle = 0,
+                Turn::Busy => (idle, quiet) = (0, None),
                 Turn::Idle => idle += 1,
                 Turn::Done => {
                     idle = 0;
@@ -53,14 +55,22 @@ impl Shared {
                     self.retire(resident.swap_remove(n), Some(f));
                 }
             }
-            // Every warp has had its turn many times over and all poll or wait.
+            // Every warp has had its turn many times over and all poll or wait: for another thread's launch, or for ever.
             let warps: usize =
                 if idle > 1000 { resident.iter().map(|b| b.warps()).sum() } else { 0 };
-            if warps > 0 && idle > 2000 * warps as u64 && resident.iter().all(|b| b.is_quiet()) {
-                let fault = self.hang_fault(&resident, &[]);
-                for b in resident.drain(..) {
-                    self.retire(b, Some(fault.clone()));
-                }
+            if warps == 0 || idle <= 200 * warps as u64 || !resident.iter().all(|b| b.is_quiet()) {
+                continue;
+            }
+            idle = 0;
+            let sched = self.sched.lock().unwrap();
+            if quiet.get_or_insert_with(Instant::now).elapsed() < self.config.watchdog {
+                drop(self.wake.wait_timeout(sched, Duration::from_millis(1)).unwrap());
+                continue;
+            }
+            drop(sched);
+            let fault = self.hang_fault(&resident, &[]);
+            for b in resident.drain(..) {
+                self.retire(b, Some(fault.clone()));
             }
         }
     }

@@ -71,7 +71,7 @@ fn caught(ptx: &str, devices: u32, run: fn(&Rig)) -> Option<String> {
             devices,
             sms: 4,
             track: Some(Config { weak: true, race: true, seed }),
-            watchdog: Duration::from_secs(1),
+            watchdog: Duration::from_millis(20),
             ..MachineConfig::default()
         };
         let rig = Rig::new(ptx, config);
