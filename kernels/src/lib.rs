@@ -1,0 +1,13 @@
+//! The CUDA device library of warpmesh, and what compiles, caches and loads its kernels.
+
+/// The headers of the device library: name as in `#include "warpmesh/NAME"`, and text.
+pub const HEADERS: [(&str, &str); 8] = [
+    ("base.cuh", include_str!("../device/base.cuh")),
+    ("element.cuh", include_str!("../device/element.cuh")),
+    ("move.cuh", include_str!("../device/move.cuh")),
+    ("order.cuh", include_str!("../device/order.cuh")),
+    ("packet.cuh", include_str!("../device/packet.cuh")),
+    ("plan.cuh", include_str!("../device/plan.cuh")),
+    ("semaphore.cuh", include_str!("../device/semaphore.cuh")),
+    ("wait.cuh", include_str!("../device/wait.cuh")),
+];
