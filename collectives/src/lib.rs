@@ -33,6 +33,7 @@
 pub mod algorithms;
 mod communicator;
 mod cost;
+mod cuda;
 mod dtype;
 mod error;
 mod host;

@@ -1,0 +1,422 @@
+//! A rank's program as a CUDA kernel.
+//!
+//! The text has the program's structure: how many peers, which kinds of operands, which type and
+//! operator. What depends on the rank (addresses, parts, peers) stands in tables in the kernel's parameters, in
+//! the order in which the text names it. So ranks whose programs have the same structure share a kernel.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+
+use super::arrange::arrange;
+use crate::dtype::DataType;
+use crate::op::OpKind;
+use crate::plan::{Buffer, Instruction, Place, Program, Shape, Whose};
+
+/// A kernel's text and what its tables hold.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    /// CUDA C++ for NVRTC or nvcc.
+    pub(crate) source: String,
+    /// The entry point.
+    pub(crate) name: String,
+    pub(crate) tables: Tables,
+}
+
+/// What depends on the rank, in the order of the kernel's parameters.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tables {
+    /// Operands of all moves.
+    pub(crate) places: Vec<Place>,
+    /// Semaphores that are signalled or awaited.
+    pub(crate) semaphores: Vec<SemaphoreOf>,
+    /// The part of each move.
+    pub(crate) parts: Vec<u32>,
+    /// Whether the places' factors are there too.
+    pub(crate) scaled: bool,
+}
+
+/// A semaphore between this rank and a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SemaphoreOf {
+    pub(crate) semaphore: usize,
+    pub(crate) peer: usize,
+    /// Whether this rank waits for it, in its own memory; else it signals, in the peer's.
+    pub(crate) awaited: bool,
+}
+
+/// Why a program has no kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmitError {
+    /// Something that kernels do not have.
+    #[error(
+        "plan '{plan}' has no CUDA kernel: {what} (worker {worker}, instruction {instruction})"
+    )]
+    Unsupported {
+        /// The plan.
+        plan: String,
+        /// What it is.
+        what: &'static str,
+        /// Which worker.
+        worker: usize,
+        /// Which instruction of it.
+        instruction: usize,
+    },
+}
+
+/// The kernel of `rank`'s program for a type and an operator.
+pub(crate) fn emit(
+    shape: &Shape,
+    program: &Program,
+    rank: usize,
+    dtype: DataType,
+    op: OpKind,
+) -> Result<Kernel, EmitError> {
+    let mut writer = Writer {
+        rank,
+        world: shape.world,
+        dtype,
+        op,
+        body: String::new(),
+        tables: Tables { scaled: op == OpKind::PreMulSum, ..Tables::default() },
+        signalled: Vec::new(),
+        awaited: Vec::new(),
+    };
+    let unsupported = |what, worker, instruction| EmitError::Unsupported {
+        plan: shape.name.clone(),
+        what,
+        worker,
+        instruction,
+    };
+    if program.workers.len() > 1 {
+        return Err(unsupported("several workers", 1, 0));
+    }
+    let list = program.workers.first().map_or_else(Vec::new, |list| arrange(list));
+    let mut at = 0;
+    while at < list.len() {
+        at += writer.step(&list[at..], at).map_err(|what| unsupported(what, 0, at))?;
+    }
+    Ok(writer.finish(shape))
+}
+
+struct Writer {
+    rank: usize,
+    world: usize,
+    dtype: DataType,
+    op: OpKind,
+    body: String,
+    tables: Tables,
+    /// How often a semaphore of a peer has been signalled so far, and awaited.
+    signalled: Vec<(usize, usize, u32)>,
+    awaited: Vec<(usize, usize, u32)>,
+}
+
+impl Writer {
+    /// Writes the next instruction, and those that can be done with it; how many these are.
+    fn step(&mut self, list: &[Instruction], number: usize) -> Result<usize, &'static str> {
+        match &list[0] {
+            Instruction::Move { .. } => {
+                let group = group(list, self.rank, self.world);
+                self.moves(&list[..group], number)?;
+                return Ok(group);
+            }
+            Instruction::Signal { semaphore, to } => self.signal(*semaphore, to),
+            Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number),
+            Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
+        }
+        Ok(1)
+    }
+
+    fn signal(&mut self, semaphore: usize, to: &[usize]) {
+        for (nth, peers) in by_turn(&mut self.signalled, semaphore, to) {
+            let first = self.semaphores(semaphore, &peers, false);
+            let count = peers.len();
+            self.line(&format!("w.signal<{count}>(p.semaphore + {first}, {nth});"));
+        }
+    }
+
+    fn wait(&mut self, semaphore: usize, from: &[usize], number: usize) {
+        for (nth, peers) in by_turn(&mut self.awaited, semaphore, from) {
+            let first = self.semaphores(semaphore, &peers, true);
+            let count = peers.len();
+            self.line(&format!(
+                "w.wait<{count}>(p.semaphore + {first}, p.peer + {first}, {nth}, {number});"
+            ));
+        }
+    }
+
+    /// Where these semaphores stand in the table; they are added if they do not yet.
+    fn semaphores(&mut self, semaphore: usize, peers: &[usize], awaited: bool) -> usize {
+        let wanted: Vec<_> =
+            peers.iter().map(|&peer| SemaphoreOf { semaphore, peer, awaited }).collect();
+        let table = &mut self.tables.semaphores;
+        let known = table.windows(wanted.len()).position(|window| window == wanted);
+        known.unwrap_or_else(|| {
+            table.extend(wanted);
+            table.len() - peers.len()
+        })
+    }
+
+    fn moves(&mut self, group: &[Instruction], number: usize) -> Result<(), &'static str> {
+        let (from, to, reduce) = operands(&group[0]);
+        let form = self.form(from, to, reduce)?;
+        let sources = self.tables.places.len();
+        let part = self.tables.parts.len();
+        for instruction in group {
+            self.tables.places.extend(operands(instruction).0);
+            self.tables.parts.push(match instruction {
+                Instruction::Move { part, .. } => *part as u32,
+                _ => unreachable!("a group is of moves"),
+            });
+        }
+        let destinations = self.tables.places.len();
+        for instruction in group {
+            self.tables.places.extend(operands(instruction).1);
+        }
+        let factor = if self.tables.scaled { sources } else { 0 };
+        self.line(&format!(
+            "w.move<{form}, {}>(p.place + {sources}, p.place + {destinations}, p.factor + {factor}, p.peer + PEERS + {sources}, p.parts + {part}, {number});",
+            group.len(),
+        ));
+        Ok(())
+    }
+
+    /// The move's template.
+    fn form(&self, from: &[Place], to: &[Place], reduce: bool) -> Result<String, &'static str> {
+        let finishes = matches!(self.op, OpKind::Avg | OpKind::PreMulSum);
+        let partial = from.iter().chain(to).any(|place| place.partial);
+        if partial && (self.dtype.is_narrow_float() || finishes) {
+            return Err("unfinished sums that differ from elements");
+        }
+        let mut kinds: Vec<_> = from.iter().map(kind).collect::<Result<_, _>>()?;
+        if let Some(own) = contributions(from, self.rank, self.world) {
+            kinds.fill(own);
+        }
+        let op = if reduce { op_name(self.op) } else { "Copy" };
+        let to: Vec<_> = to.iter().map(kind).collect::<Result<_, _>>()?;
+        let ty = type_name(self.dtype);
+        Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&kinds), kinds_name(&to)))
+    }
+
+    fn line(&mut self, text: &str) {
+        writeln!(self.body, "    {text}").expect("writing to a string");
+    }
+
+    fn finish(self, shape: &Shape) -> Kernel {
+        let Self { dtype, op, body, tables, .. } = self;
+        let name = entry_name(shape, dtype, op);
+        let (peers, parts) = (tables.semaphores.len(), tables.parts.len());
+        let places = tables.places.len();
+        let factors = if tables.scaled { places } else { 0 };
+        let size = super::params::Layout::of(&tables).size;
+        let source = format!(
+            "// {collective} by '{plan}' for {world} ranks, {dtype}, {op}.\n\
+             #include \"warpmesh/plan.cuh\"\n\
+             using namespace warpmesh;\n\n\
+             constexpr int PEERS = {peers};\n\
+             using P = Params<PEERS, {parts}, {places}, {factors}>;\n\
+             static_assert(sizeof(P) == {size}, \"as the host fills it\");\n\n\
+             extern \"C\" __global__ void __launch_bounds__({THREADS}, 2)\n\
+             {name}(const __grid_constant__ P p) {{\n  \
+               Worker w(p.call);\n  \
+               u32 round = 0;\n  \
+               do {{\n{body}  \
+               }} while (w.next(round));\n  \
+               w.finish();\n\
+             }}\n",
+            collective = shape.collective,
+            plan = shape.name.replace(|c: char| c.is_control(), " "),
+            world = shape.world,
+            op = op.name(),
+        );
+        Kernel { source, name, tables }
+    }
+}
+
+/// The most threads of a block.
+pub(crate) const THREADS: usize = 512;
+
+/// Peers by how often each had its turn before, each group in order.
+fn by_turn(
+    turns: &mut Vec<(usize, usize, u32)>,
+    semaphore: usize,
+    peers: &[usize],
+) -> Vec<(u32, Vec<usize>)> {
+    let mut groups: Vec<(u32, Vec<usize>)> = Vec::new();
+    for &peer in peers {
+        let known = turns.iter().position(|turn| (turn.0, turn.1) == (semaphore, peer));
+        let at = known.unwrap_or_else(|| {
+            turns.push((semaphore, peer, 0));
+            turns.len() - 1
+        });
+        let nth = turns[at].2;
+        turns[at].2 += 1;
+        match groups.iter_mut().find(|(turn, _)| *turn == nth) {
+            Some((_, peers)) => peers.push(peer),
+            None => groups.push((nth, vec![peer])),
+        }
+    }
+    groups
+}
+
+/// How many moves from the first on have one form and do not depend on each other.
+fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
+    let form = |instruction: &Instruction| {
+        let Instruction::Move { from, to, reduce, .. } = instruction else { return None };
+        let kinds: Vec<_> = from.iter().chain(to).map(|place| kind(place).ok()).collect();
+        Some((from.len(), kinds, *reduce, contributions(from, rank, world)))
+    };
+    let first = form(&list[0]);
+    let mut count = 1;
+    while count < list.len() && form(&list[count]) == first {
+        let (from, to, _) = operands(&list[count]);
+        let written = list[..count].iter().flat_map(|earlier| operands(earlier).1);
+        let read = list[..count].iter().flat_map(|earlier| operands(earlier).0);
+        // The same place in another part is another place, but that is for the plan to say: parts
+        // of one block do not overlap.
+        let part = |instruction: &Instruction| match instruction {
+            Instruction::Move { part, .. } => *part,
+            _ => usize::MAX,
+        };
+        let same_part = list[..count].iter().any(|earlier| part(earlier) == part(&list[count]));
+        let depends = same_part
+            && (written.clone().any(|place| from.contains(place) || to.contains(place))
+                || read.clone().any(|place| to.contains(place)));
+        // Input and output may be the same memory.
+        let user = |places: &[Place]| places.iter().any(|place| place.is_user());
+        let in_place = same_part && {
+            let mut written = written;
+            let mut read = read;
+            (user(to) && read.any(Place::is_user)) || (user(from) && written.any(Place::is_user))
+        };
+        if depends || in_place {
+            break;
+        }
+        count += 1;
+    }
+    count
+}
+
+fn operands(instruction: &Instruction) -> (&[Place], &[Place], bool) {
+    match instruction {
+        Instruction::Move { from, to, reduce, .. } => (from, to, *reduce),
+        _ => (&[], &[], false),
+    }
+}
+
+/// The kind of sources that are everyone's contribution in rank order, the own one from the input and the
+/// others from one kind of memory: which of them is the own one is then for the run to say.
+fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static str> {
+    if from.len() != world {
+        return None;
+    }
+    let mut others = from.iter().enumerate().filter(|(number, _)| *number != rank);
+    let own =
+        from.get(rank).is_some_and(|place| place.buffer == Buffer::Input && place.is_of(rank));
+    let buffer = others.clone().next()?.1.buffer;
+    (own && others.all(|(_, place)| place.buffer == buffer))
+        .then(|| match buffer {
+            Buffer::Packets => Some("OWN"),
+            Buffer::Scratch => Some("OWN_SLOT"),
+            _ => None,
+        })
+        .flatten()
+}
+
+fn kind(place: &Place) -> Result<&'static str, &'static str> {
+    match (place.whose, place.buffer) {
+        (Whose::Group, _) => Err("a multicast place"),
+        (_, Buffer::Input | Buffer::Output) => Ok("USER"),
+        (_, Buffer::Scratch) => Ok("SLOT"),
+        (_, Buffer::Packets) => Ok("PACKETS"),
+    }
+}
+
+fn kinds_name(kinds: &[&str]) -> String {
+    match kinds {
+        [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|kind| kind == first) => {
+            format!("Repeated<{}, {first}>", kinds.len())
+        }
+        _ => format!("Kinds<{}>", kinds.join(", ")),
+    }
+}
+
+fn entry_name(shape: &Shape, dtype: DataType, op: OpKind) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let plan: String = shape.name.chars().take(40).map(plain).collect();
+    let op = if shape.collective.reduces() { op.name() } else { "copy" };
+    format!("{}_{plan}_{}_{}_{op}", shape.collective, shape.world, dtype.name())
+}
+
+fn type_name(dtype: DataType) -> &'static str {
+    match dtype {
+        DataType::I8 => "Int8",
+        DataType::U8 => "Uint8",
+        DataType::I32 => "Int32",
+        DataType::U32 => "Uint32",
+        DataType::I64 => "Int64",
+        DataType::U64 => "Uint64",
+        DataType::F16 => "Half",
+        DataType::F32 => "Float",
+        DataType::F64 => "Double",
+        DataType::Bf16 => "Bfloat16",
+        DataType::F8E4M3 => "E4M3",
+        DataType::F8E5M2 => "E5M2",
+    }
+}
+
+fn op_name(op: OpKind) -> &'static str {
+    match op {
+        OpKind::Sum => "Sum",
+        OpKind::Prod => "Prod",
+        OpKind::Max => "Max",
+        OpKind::Min => "Min",
+        OpKind::Avg => "Avg",
+        OpKind::PreMulSum => "PreMulSum",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithms;
+
+    fn kernel(name: &str, collective: &str, rank: usize) -> Kernel {
+        let find =
+            |a: &&&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
+        let algorithm = algorithms::ALL.iter().find(find).unwrap();
+        let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
+        emit(&shape, &program, rank, DataType::F16, OpKind::Sum).unwrap()
+    }
+
+    #[test]
+    fn ranks_of_a_plan_share_a_kernel() {
+        for algorithm in algorithms::ALL.iter().filter(|a| !a.collective.is_rooted()) {
+            let of = |rank| {
+                let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
+                emit(&shape, &program, rank, DataType::F32, OpKind::Sum).map(|k| k.source)
+            };
+            for rank in 1..4 {
+                assert_eq!(of(0), of(rank), "{} {}", algorithm.collective, algorithm.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_two_shot_sends_all_parts_at_once_then_reduces_then_collects() {
+        let kernel = kernel("two_shot_packet", "all_reduce", 1);
+        let body: Vec<_> = kernel.source.lines().filter(|line| line.contains("w.move")).collect();
+        assert_eq!(body.len(), 3, "{}", kernel.source);
+        assert!(body[0].contains("Move<Half, Copy, Kinds<USER>, Kinds<PACKETS>>, 3>"));
+        assert!(body[1].contains("Repeated<4, OWN>, Kinds<PACKETS, PACKETS, PACKETS, USER>>, 1>"));
+        assert!(body[2].contains("Move<Half, Copy, Kinds<PACKETS>, Kinds<USER>>, 3>"));
+        assert_eq!(kernel.tables.parts, [2, 3, 0, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_barrier_is_one_signal_and_one_wait() {
+        let kernel = kernel("direct", "all_reduce", 2);
+        assert!(kernel.source.contains("w.signal<3>(p.semaphore + 0, 0);"), "{}", kernel.source);
+        assert!(kernel.source.contains("w.wait<3>(p.semaphore + 3, p.peer + 3, 0, 1);"));
+    }
+}
