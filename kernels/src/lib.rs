@@ -1,4 +1,12 @@
-//! The CUDA device library of warpmesh, and what compiles, caches and loads its kernels.
+//! The CUDA device library of warpmesh, and what compiles its kernels and keeps them.
+//!
+//! The headers in `device/` are for anybody's kernels; `device/README.md` describes them. They need NVRTC or
+//! nvcc and no other header. [`cache::kernel`] compiles a text that includes them, or finds it compiled.
+
+pub mod cache;
+mod compile;
+
+pub use compile::{CompileError, Compiled, compile};
 
 /// The headers of the device library: name as in `#include "warpmesh/NAME"`, and text.
 pub const HEADERS: [(&str, &str); 8] = [
