@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use crate::bootstrap::BootstrapError;
 use crate::failure::Failure;
+use crate::gpu::CudaError;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,10 @@ pub enum Error {
         /// What is wrong with it, and what would be right.
         problem: &'static str,
     },
+
+    /// The CUDA driver refused.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
 
     /// A wait ended without what it waited for.
     #[error("{0}")]

@@ -10,6 +10,7 @@ pub mod channel;
 pub mod control;
 mod error;
 pub mod failure;
+pub mod gpu;
 pub mod host;
 mod meeting;
 pub mod memory;

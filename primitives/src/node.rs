@@ -114,20 +114,30 @@ impl Node {
     pub fn share(self: &Arc<Self>, len: usize, populate: bool) -> Result<SharedMemory, Error> {
         let (mapping, fd) = Mapping::create(len).map_err(system("memfd for shared memory"))?;
         let mapping = Arc::new(mapping);
-        meeting::send_descriptor(&self.links, &fd, SHARED_MEMORY).map_err(|e| self.lost(e))?;
         let mut all = Vec::with_capacity(self.world());
-        for (peer, link) in self.links.iter().enumerate() {
-            let Some(link) = link else {
-                all.push(mapping.clone());
-                continue;
-            };
-            let fd = self.receive_memory(peer, link)?;
-            all.push(Arc::new(Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?));
+        for fd in self.exchange(&fd)? {
+            all.push(match fd {
+                None => mapping.clone(),
+                Some(fd) => {
+                    Arc::new(Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?)
+                }
+            });
         }
         if populate {
             all.iter().for_each(|mapping| mapping.populate());
         }
         Ok(SharedMemory::new(self.rank, len, all))
+    }
+
+    /// Gives every peer a file and takes one from each: by rank, none for this rank. Every rank calls it, in the same
+    /// order as [`Node::share`]. Blocks until all have.
+    pub fn exchange(&self, file: &OwnedFd) -> Result<Vec<Option<OwnedFd>>, Error> {
+        meeting::send_descriptor(&self.links, file, SHARED_MEMORY).map_err(|e| self.lost(e))?;
+        let receive = |(peer, link): (usize, &Option<UnixStream>)| match link {
+            Some(link) => self.receive_memory(peer, link).map(Some),
+            None => Ok(None),
+        };
+        self.links.iter().enumerate().map(receive).collect()
     }
 
     /// Waits for a peer's memory, looking around meanwhile like any other wait.

@@ -1,0 +1,55 @@
+use cudarc::driver::sys::{self, CUresult};
+
+/// What the CUDA driver refuses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// A call of the driver failed.
+    #[error("{what}: CUDA error {code}, {name}")]
+    Driver {
+        /// What was tried.
+        what: &'static str,
+        /// The CUresult.
+        code: u32,
+        /// Its name.
+        name: String,
+    },
+
+    /// The device or its driver cannot do something that is needed.
+    #[error("CUDA device {device} or its driver does not support {what}")]
+    Unsupported {
+        /// The device.
+        device: usize,
+        /// What is missing.
+        what: &'static str,
+    },
+
+    /// No CUDA driver.
+    #[error("no CUDA driver on this machine (libcuda.so.1 is not found)")]
+    NoDriver,
+}
+
+impl CudaError {
+    /// Makes one of cudarc's errors say what was tried.
+    pub(super) fn of(what: &'static str) -> impl Fn(cudarc::driver::DriverError) -> Self {
+        move |error| Self::new(what, error.0)
+    }
+
+    fn new(what: &'static str, code: CUresult) -> Self {
+        let mut name = std::ptr::null();
+        // SAFETY: `name` is a local; the driver points it to a constant, or leaves it.
+        let known = unsafe { sys::cuGetErrorName(code, &mut name) };
+        let name = if known == CUresult::CUDA_SUCCESS && !name.is_null() {
+            // SAFETY: a constant of the driver's.
+            unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned()
+        } else {
+            "unknown".to_owned()
+        };
+        Self::Driver { what, code: code as u32, name }
+    }
+}
+
+/// Ok for success, else the error with what was tried.
+pub(super) fn check(code: CUresult, what: &'static str) -> Result<(), CudaError> {
+    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(CudaError::new(what, code)) }
+}

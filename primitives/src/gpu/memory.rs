@@ -1,0 +1,262 @@
+//! Device memory that peers map, and host memory that the device sees.
+
+use std::ffi::c_void;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{
+    self, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationGranularity_flags,
+    CUmemAllocationHandleType, CUmemAllocationProp, CUmemAllocationType,
+    CUmemGenericAllocationHandle, CUmemLocation, CUmemLocationType,
+};
+
+use super::{CudaError, Gpu, check};
+use crate::error::Error;
+use crate::node::Node;
+
+const FILE: CUmemAllocationHandleType =
+    CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+
+fn location(device: usize) -> CUmemLocation {
+    CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device as i32 }
+}
+
+fn properties(device: usize) -> CUmemAllocationProp {
+    // SAFETY: a C struct of numbers and a pointer, for which zeros are valid and mean nothing special.
+    let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    properties.type_ = CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.requestedHandleTypes = FILE;
+    properties.location = location(device);
+    properties
+}
+
+/// The multiple of which a device's allocations are made.
+pub(super) fn granularity(device: usize) -> Result<usize, CudaError> {
+    let mut granularity = 0;
+    let properties = properties(device);
+    let option = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED;
+    // SAFETY: both pointers are to locals.
+    let code = unsafe { sys::cuMemGetAllocationGranularity(&mut granularity, &properties, option) };
+    check(code, "cuMemGetAllocationGranularity")?;
+    Ok(granularity.max(1))
+}
+
+/// A physical allocation; its memory lives until the last mapping is gone too.
+struct Physical {
+    handle: CUmemGenericAllocationHandle,
+    len: usize,
+}
+
+impl Physical {
+    fn create(device: usize, len: usize) -> Result<Self, CudaError> {
+        let mut handle = 0;
+        let properties = properties(device);
+        // SAFETY: both pointers are to locals.
+        check(unsafe { sys::cuMemCreate(&mut handle, len, &properties, 0) }, "cuMemCreate")?;
+        Ok(Self { handle, len })
+    }
+
+    fn export(&self) -> Result<OwnedFd, CudaError> {
+        let mut fd: i32 = -1;
+        // SAFETY: for this handle type the driver writes a file descriptor, an int.
+        let code = unsafe {
+            sys::cuMemExportToShareableHandle((&raw mut fd).cast(), self.handle, FILE, 0)
+        };
+        check(code, "cuMemExportToShareableHandle")?;
+        // SAFETY: a new descriptor, which the driver gave to us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    fn import(fd: &OwnedFd, len: usize) -> Result<Self, CudaError> {
+        let mut handle = 0;
+        // SAFETY: for this handle type the driver takes the descriptor's number for a pointer; it does not
+        // take the descriptor away.
+        let code = unsafe {
+            let number = fd.as_raw_fd() as usize as *mut c_void;
+            sys::cuMemImportFromShareableHandle(&mut handle, number, FILE)
+        };
+        check(code, "cuMemImportFromShareableHandle")?;
+        Ok(Self { handle, len })
+    }
+}
+
+impl Drop for Physical {
+    fn drop(&mut self) {
+        // SAFETY: created or imported, and released once. What it fails with nobody can use.
+        let _ = unsafe { sys::cuMemRelease(self.handle) };
+    }
+}
+
+/// A mapping of an allocation of some device, for one device to use.
+#[derive(Debug)]
+struct Mapped {
+    context: Arc<CudaContext>,
+    base: CUdeviceptr,
+    len: usize,
+}
+
+impl Mapped {
+    fn new(gpu: &Gpu, physical: &Physical) -> Result<Self, CudaError> {
+        let len = physical.len;
+        let mut base = 0;
+        // SAFETY: `base` is a local; the driver chooses the address.
+        let code = unsafe { sys::cuMemAddressReserve(&mut base, len, gpu.granularity, 0, 0) };
+        check(code, "cuMemAddressReserve")?;
+        // SAFETY: the range was reserved just now and nothing is mapped there.
+        let code = unsafe { sys::cuMemMap(base, len, 0, physical.handle, 0) };
+        if let Err(error) = check(code, "cuMemMap") {
+            // SAFETY: reserved above, nothing mapped.
+            let _ = unsafe { sys::cuMemAddressFree(base, len) };
+            return Err(error);
+        }
+        let mapped = Self { context: gpu.context.clone(), base, len };
+        let access = CUmemAccessDesc {
+            location: location(gpu.context.ordinal()),
+            flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: the range is mapped; `access` is one description.
+        check(unsafe { sys::cuMemSetAccess(base, len, &access, 1) }, "cuMemSetAccess")?;
+        Ok(mapped)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_err() {
+            return;
+        }
+        // SAFETY: mapped and reserved in `new`, once; who drops it has waited for the kernels that use it.
+        unsafe {
+            let _ = sys::cuMemUnmap(self.base, self.len);
+            let _ = sys::cuMemAddressFree(self.base, self.len);
+        }
+    }
+}
+
+/// One range of device memory on every rank, each mapped for this rank's GPU. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PeerMemory {
+    len: usize,
+    mappings: Arc<[Mapped]>,
+}
+
+impl PeerMemory {
+    /// Bytes that this rank asked for.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where `rank`'s range begins for this rank's GPU.
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub fn address(&self, rank: usize) -> u64 {
+        self.mappings[rank].base
+    }
+}
+
+impl Gpu {
+    /// Shares `len` bytes of this rank's GPU with all ranks of the node and maps theirs. Every rank calls it, in the same
+    /// order as its other calls of this kind, with the same length. Blocks until all have. The memory starts as zeros.
+    ///
+    /// # Errors
+    /// The driver refuses, or a peer is gone.
+    pub fn share(&self, node: &Arc<Node>, len: usize) -> Result<PeerMemory, Error> {
+        self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
+        let whole = len.max(1).next_multiple_of(self.granularity);
+        let physical = Physical::create(self.context.ordinal(), whole)?;
+        let mine = Mapped::new(self, &physical)?;
+        // SAFETY: the range is mapped for this device and nobody else knows it yet.
+        check(unsafe { sys::cuMemsetD8_v2(mine.base, 0, whole) }, "cuMemsetD8")?;
+        self.context.synchronize().map_err(CudaError::of("cuCtxSynchronize"))?;
+        let files = node.exchange(&physical.export()?)?;
+        let mut mine = Some(mine);
+        let map = |file: Option<OwnedFd>| -> Result<Mapped, CudaError> {
+            match (file, mine.take()) {
+                (Some(file), back) => {
+                    mine = back;
+                    Mapped::new(self, &Physical::import(&file, whole)?)
+                }
+                (None, own) => own.ok_or(CudaError::NoDriver),
+            }
+        };
+        let mappings = files.into_iter().map(map).collect::<Result<_, _>>()?;
+        Ok(PeerMemory { len, mappings })
+    }
+
+    /// Host memory of `len` zero bytes that the device sees at the same address as the host.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn host_memory(&self, len: usize) -> Result<HostMemory, CudaError> {
+        self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
+        let mut base = std::ptr::null_mut();
+        const SEEN_BY_ALL_CONTEXTS: u32 = 1;
+        const SEEN_BY_THE_DEVICE: u32 = 2;
+        let flags = SEEN_BY_ALL_CONTEXTS | SEEN_BY_THE_DEVICE;
+        // SAFETY: `base` is a local.
+        check(unsafe { sys::cuMemHostAlloc(&mut base, len.max(1), flags) }, "cuMemHostAlloc")?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(CudaError::NoDriver)?;
+        // SAFETY: as many bytes were allocated just now.
+        unsafe { base.write_bytes(0, len) };
+        let mut device = 0;
+        // SAFETY: `device` is a local and `base` came from cuMemHostAlloc.
+        let code =
+            unsafe { sys::cuMemHostGetDevicePointer_v2(&mut device, base.as_ptr().cast(), 0) };
+        let memory = HostMemory { context: self.context.clone(), base, device, len };
+        check(code, "cuMemHostGetDevicePointer")?;
+        Ok(memory)
+    }
+}
+
+/// Pinned host memory that the device sees.
+#[derive(Debug)]
+pub struct HostMemory {
+    context: Arc<CudaContext>,
+    base: NonNull<u8>,
+    device: CUdeviceptr,
+    len: usize,
+}
+
+// SAFETY: memory without thread affinity; only raw pointers are handed out.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// The first byte, for the host.
+    pub fn host(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// The first byte, for the device.
+    pub fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated in `host_memory`, freed once; who drops it has waited for the kernels that use it.
+            let _ = unsafe { sys::cuMemFreeHost(self.base.as_ptr().cast()) };
+        }
+    }
+}

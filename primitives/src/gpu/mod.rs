@@ -1,0 +1,83 @@
+//! CUDA devices: memory that the GPUs of a node reach in each other.
+//!
+//! The driver is looked for at run time; a machine without one has everything else of this crate. Memory is allocated as a
+//! physical allocation that is exported as a file descriptor (CUDA's virtual memory management), passed to the peers like
+//! the host's shared memory, and mapped by each of them.
+
+mod error;
+mod memory;
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, sys};
+
+pub use self::error::CudaError;
+use self::error::check;
+pub use self::memory::{HostMemory, PeerMemory};
+use crate::error::Error;
+
+/// A GPU as a communicator uses it.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    context: Arc<CudaContext>,
+    /// Multiple of which allocations are made.
+    granularity: usize,
+    architecture: u32,
+    multiprocessors: u32,
+}
+
+impl Gpu {
+    /// The GPU of a context. Its current context becomes that of the calling thread.
+    ///
+    /// # Errors
+    /// The driver or the device lacks virtual memory management with file descriptors.
+    pub fn new(context: Arc<CudaContext>) -> Result<Self, Error> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
+        let attribute = |attribute, what| context.attribute(attribute).map_err(CudaError::of(what));
+        let exports = attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
+            "whether memory can be exported",
+        )?;
+        if exports == 0 {
+            let device = context.ordinal();
+            return Err(CudaError::Unsupported { device, what: "exporting memory to peers" }.into());
+        }
+        let major = attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            "the compute capability",
+        )?;
+        let minor = attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            "the compute capability",
+        )?;
+        let multiprocessors = attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            "the number of multiprocessors",
+        )?;
+        let granularity = memory::granularity(context.ordinal())?;
+        let (architecture, multiprocessors) = ((10 * major + minor) as u32, multiprocessors as u32);
+        Ok(Self { context, granularity, architecture, multiprocessors })
+    }
+
+    /// Whether there is a CUDA driver on this machine.
+    pub fn driver_is_there() -> bool {
+        // SAFETY: looks for the library, nothing more.
+        unsafe { sys::is_culib_present() }
+    }
+
+    /// The context.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Compute capability: 90 for 9.0.
+    pub fn architecture(&self) -> u32 {
+        self.architecture
+    }
+
+    /// Multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+}
