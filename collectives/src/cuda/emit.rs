@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use super::arrange::arrange;
 use crate::dtype::DataType;
 use crate::op::OpKind;
+use crate::plan::verify::Claims;
 use crate::plan::{Buffer, Instruction, Place, Program, Shape, Whose};
 
 /// A kernel's text and what its tables hold.
@@ -31,9 +32,15 @@ pub(crate) struct Tables {
     pub(crate) semaphores: Vec<SemaphoreOf>,
     /// The part of each move.
     pub(crate) parts: Vec<u32>,
-    /// Whether the places' factors are there too.
-    pub(crate) scaled: bool,
+    /// Whether ranks tell each other where their buffers are and by what they multiply: plans that reach into peers' buffers, and
+    /// `PreMulSum`.
+    pub(crate) announces: bool,
+    /// Peers that are told.
+    pub(crate) boards: Vec<usize>,
 }
+
+/// The semaphore, after all of a plan's own, that says that a rank has finished an epoch.
+pub(crate) const GUARD: usize = warpmesh_primitives::control::SEMAPHORES;
 
 /// A semaphore between this rank and a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +75,7 @@ pub enum EmitError {
 pub(crate) fn emit(
     shape: &Shape,
     program: &Program,
+    claims: &Claims,
     rank: usize,
     dtype: DataType,
     op: OpKind,
@@ -78,7 +86,7 @@ pub(crate) fn emit(
         dtype,
         op,
         body: String::new(),
-        tables: Tables { scaled: op == OpKind::PreMulSum, ..Tables::default() },
+        tables: Tables::default(),
         signalled: Vec::new(),
         awaited: Vec::new(),
     };
@@ -92,11 +100,13 @@ pub(crate) fn emit(
         return Err(unsupported("several workers", 1, 0));
     }
     let list = program.workers.first().map_or_else(Vec::new, |list| arrange(list));
+    writer.begin(program, shape);
     let mut at = 0;
     while at < list.len() {
         at += writer.step(&list[at..], at).map_err(|what| unsupported(what, 0, at))?;
     }
-    Ok(writer.finish(shape))
+    writer.end(claims);
+    Ok(writer.finish(shape, claims))
 }
 
 struct Writer {
@@ -112,6 +122,34 @@ struct Writer {
 }
 
 impl Writer {
+    /// What every epoch begins with: the guard, and the announcement.
+    fn begin(&mut self, program: &Program, shape: &Shape) {
+        let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
+        if peers.is_empty() {
+            return;
+        }
+        let first = self.semaphores(GUARD, &peers, true);
+        let count = peers.len();
+        self.line(&format!("w.guard<{count}>(p.semaphore + {first}, p.peer + {first});"));
+        let reaches = Shape::reaches_user_memory(program, self.rank);
+        if reaches || shape.collective.is_rooted() || self.op == OpKind::PreMulSum {
+            self.tables.announces = true;
+        }
+        if self.tables.announces {
+            self.line(&format!("w.announce<{count}>(p.board);"));
+            self.tables.boards = peers;
+        }
+    }
+
+    /// What an epoch ends with, if its plan does not show that all have begun it.
+    fn end(&mut self, claims: &Claims) {
+        let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
+        if !peers.is_empty() && !claims.synchronises {
+            let first = self.semaphores(GUARD, &peers, false);
+            self.line(&format!("w.publish<{}>(p.semaphore + {first});", peers.len()));
+        }
+    }
+
     /// Writes the next instruction, and those that can be done with it; how many these are.
     fn step(&mut self, list: &[Instruction], number: usize) -> Result<usize, &'static str> {
         match &list[0] {
@@ -142,6 +180,9 @@ impl Writer {
             self.line(&format!(
                 "w.wait<{count}>(p.semaphore + {first}, p.peer + {first}, {nth}, {number});"
             ));
+            if self.tables.announces {
+                self.line(&format!("w.learn<{count}>(p.peer + {first}, {number});"));
+            }
         }
     }
 
@@ -173,9 +214,8 @@ impl Writer {
         for instruction in group {
             self.tables.places.extend(operands(instruction).1);
         }
-        let factor = if self.tables.scaled { sources } else { 0 };
         self.line(&format!(
-            "w.move<{form}, {}>(p.place + {sources}, p.place + {destinations}, p.factor + {factor}, p.peer + PEERS + {sources}, p.parts + {part}, {number});",
+            "w.move<{form}, {}>(p.place + {sources}, p.place + {destinations}, p.peer + PEERS + {sources}, p.peer + PEERS + {destinations}, p.parts + {part}, {number});",
             group.len(),
         ));
         Ok(())
@@ -188,41 +228,43 @@ impl Writer {
         if partial && (self.dtype.is_narrow_float() || finishes) {
             return Err("unfinished sums that differ from elements");
         }
-        let mut kinds: Vec<_> = from.iter().map(kind).collect::<Result<_, _>>()?;
+        let mut sources = kinds(from, self.rank)?;
         if let Some(own) = contributions(from, self.rank, self.world) {
-            kinds.fill(own);
+            sources.fill(own);
         }
         let op = if reduce { op_name(self.op) } else { "Copy" };
-        let to: Vec<_> = to.iter().map(kind).collect::<Result<_, _>>()?;
+        let to = kinds(to, self.rank)?;
         let ty = type_name(self.dtype);
-        Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&kinds), kinds_name(&to)))
+        Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&sources), kinds_name(&to)))
     }
 
     fn line(&mut self, text: &str) {
         writeln!(self.body, "    {text}").expect("writing to a string");
     }
 
-    fn finish(self, shape: &Shape) -> Kernel {
-        let Self { dtype, op, body, tables, .. } = self;
+    fn finish(self, shape: &Shape, claims: &Claims) -> Kernel {
+        let Self { dtype, op, body, tables, world, .. } = self;
         let name = entry_name(shape, dtype, op);
         let (peers, parts) = (tables.semaphores.len(), tables.parts.len());
-        let places = tables.places.len();
-        let factors = if tables.scaled { places } else { 0 };
+        let (places, boards) = (tables.places.len(), tables.boards.len());
+        let learned = if tables.announces { world } else { 1 };
+        let synchronises = claims.synchronises || world == 1;
         let size = super::params::Layout::of(&tables).size;
         let source = format!(
             "// {collective} by '{plan}' for {world} ranks, {dtype}, {op}.\n\
              #include \"warpmesh/plan.cuh\"\n\
              using namespace warpmesh;\n\n\
              constexpr int PEERS = {peers};\n\
-             using P = Params<PEERS, {parts}, {places}, {factors}>;\n\
+             using P = Params<PEERS, {parts}, {places}, {boards}>;\n\
              static_assert(sizeof(P) == {size}, \"as the host fills it\");\n\n\
              extern \"C\" __global__ void __launch_bounds__({THREADS}, 2)\n\
              {name}(const __grid_constant__ P p) {{\n  \
-               Worker w(p.call);\n  \
+               __shared__ Board learned[{learned}];\n  \
+               Worker w(p.call, learned);\n  \
                u32 round = 0;\n  \
                do {{\n{body}  \
                }} while (w.next(round));\n  \
-               w.finish();\n\
+               w.finish({synchronises});\n\
              }}\n",
             collective = shape.collective,
             plan = shape.name.replace(|c: char| c.is_control(), " "),
@@ -263,8 +305,8 @@ fn by_turn(
 fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
     let form = |instruction: &Instruction| {
         let Instruction::Move { from, to, reduce, .. } = instruction else { return None };
-        let kinds: Vec<_> = from.iter().chain(to).map(|place| kind(place).ok()).collect();
-        Some((from.len(), kinds, *reduce, contributions(from, rank, world)))
+        let kinds = (kinds(from, rank).ok(), kinds(to, rank).ok());
+        Some((kinds, *reduce, contributions(from, rank, world)))
     };
     let first = form(&list[0]);
     let mut count = 1;
@@ -323,13 +365,19 @@ fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static s
         .flatten()
 }
 
-fn kind(place: &Place) -> Result<&'static str, &'static str> {
-    match (place.whose, place.buffer) {
+/// The kinds of a list of operands. Users' buffers are all reached by what their ranks announced, if one of them is a
+/// peer's.
+fn kinds(places: &[Place], rank: usize) -> Result<Vec<&'static str>, &'static str> {
+    let remote = places.iter().any(|place| place.is_user() && !place.is_of(rank));
+    let kind = |place: &Place| match (place.whose, place.buffer) {
         (Whose::Group, _) => Err("a multicast place"),
+        (_, Buffer::Input) if remote => Ok("PEER_INPUT"),
+        (_, Buffer::Output) if remote => Ok("PEER_OUTPUT"),
         (_, Buffer::Input | Buffer::Output) => Ok("USER"),
         (_, Buffer::Scratch) => Ok("SLOT"),
         (_, Buffer::Packets) => Ok("PACKETS"),
-    }
+    };
+    places.iter().map(kind).collect()
 }
 
 fn kinds_name(kinds: &[&str]) -> String {
@@ -386,7 +434,7 @@ mod tests {
             |a: &&&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
         let algorithm = algorithms::ALL.iter().find(find).unwrap();
         let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
-        emit(&shape, &program, rank, DataType::F16, OpKind::Sum).unwrap()
+        emit(&shape, &program, &algorithm.claims, rank, DataType::F16, OpKind::Sum).unwrap()
     }
 
     #[test]
@@ -394,7 +442,8 @@ mod tests {
         for algorithm in algorithms::ALL.iter().filter(|a| !a.collective.is_rooted()) {
             let of = |rank| {
                 let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
-                emit(&shape, &program, rank, DataType::F32, OpKind::Sum).map(|k| k.source)
+                emit(&shape, &program, &algorithm.claims, rank, DataType::F32, OpKind::Sum)
+                    .map(|k| k.source)
             };
             for rank in 1..4 {
                 assert_eq!(of(0), of(rank), "{} {}", algorithm.collective, algorithm.name);
@@ -416,7 +465,8 @@ mod tests {
     #[test]
     fn a_barrier_is_one_signal_and_one_wait() {
         let kernel = kernel("direct", "all_reduce", 2);
-        assert!(kernel.source.contains("w.signal<3>(p.semaphore + 0, 0);"), "{}", kernel.source);
-        assert!(kernel.source.contains("w.wait<3>(p.semaphore + 3, p.peer + 3, 0, 1);"));
+        assert!(kernel.source.contains("w.signal<3>(p.semaphore + 3, 0);"), "{}", kernel.source);
+        assert!(kernel.source.contains("w.wait<3>(p.semaphore + 6, p.peer + 6, 0, 1);"));
+        assert!(kernel.source.contains("Sum, Repeated<4, PEER_INPUT>, Repeated<4, PEER_OUTPUT>>"));
     }
 }

@@ -23,19 +23,39 @@ pub(crate) struct Call {
     pub(crate) sequence: u64,
     /// In nanoseconds.
     pub(crate) timeout: u64,
-    /// Device addresses.
+    /// What this rank tells its peers: where its buffers lie in their windows, by what it multiplies, what it calls.
+    pub(crate) mine: Board,
+    /// Device addresses: of the state, of the host's control block, of the peers' boards here.
     pub(crate) state: u64,
     pub(crate) control: u64,
+    pub(crate) boards: u64,
+    /// Bytes to the boards of the other half.
+    pub(crate) half_boards: u64,
 }
 
-const _: () = assert!(size_of::<Call>() == 96);
+const _: () = assert!(size_of::<Call>() == 144);
+
+/// `Board` of plan.cuh.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Board {
+    /// Where the buffers lie in the windows of memory that peers have mapped.
+    pub(crate) input: u64,
+    pub(crate) output: u64,
+    /// PreMulSum's factor, its bits.
+    pub(crate) factor: u64,
+    /// Of all that has to be equal on all ranks.
+    pub(crate) digest: u64,
+}
+
+const _: () = assert!(size_of::<Board>() == 32);
 
 /// Where the tables lie in the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) places: usize,
-    pub(crate) factors: usize,
     pub(crate) semaphores: usize,
+    pub(crate) boards: usize,
     pub(crate) parts: usize,
     pub(crate) peers: usize,
     pub(crate) size: usize,
@@ -47,12 +67,11 @@ impl Layout {
         // A table that is empty still has one element in C++.
         let bytes = |count: usize, each: usize| count.max(1) * each;
         let places = size_of::<Call>();
-        let factors = places + bytes(tables.places.len(), 8);
-        let scaled = if tables.scaled { tables.places.len() } else { 0 };
-        let semaphores = factors + bytes(scaled, 8);
-        let parts = semaphores + bytes(tables.semaphores.len(), 8);
+        let semaphores = places + bytes(tables.places.len(), 8);
+        let boards = semaphores + bytes(tables.semaphores.len(), 8);
+        let parts = boards + bytes(tables.boards.len(), 8);
         let peers = parts + bytes(tables.parts.len(), 4);
         let end = peers + tables.places.len() + tables.semaphores.len() + 8;
-        Self { places, factors, semaphores, parts, peers, size: end.next_multiple_of(8) }
+        Self { places, semaphores, boards, parts, peers, size: end.next_multiple_of(8) }
     }
 }
