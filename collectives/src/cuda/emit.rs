@@ -27,7 +27,7 @@ pub(crate) struct Kernel {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tables {
     /// Operands of all moves.
-    pub(crate) places: Vec<Place>,
+    pub(crate) places: Vec<Operand>,
     /// Semaphores that are signalled or awaited.
     pub(crate) semaphores: Vec<SemaphoreOf>,
     /// The part of each move.
@@ -41,6 +41,14 @@ pub(crate) struct Tables {
 
 /// The semaphore, after all of a plan's own, that says that a rank has finished an epoch.
 pub(crate) const GUARD: usize = warpmesh_primitives::control::SEMAPHORES;
+
+/// An operand of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Operand {
+    pub(crate) place: Place,
+    /// Whether it is found by what its rank announced: a place in a window, this rank's own included.
+    pub(crate) announced: bool,
+}
 
 /// A semaphore between this rank and a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,7 +212,7 @@ impl Writer {
         let sources = self.tables.places.len();
         let part = self.tables.parts.len();
         for instruction in group {
-            self.tables.places.extend(operands(instruction).0);
+            self.tables.places.extend(announced(operands(instruction).0, self.rank));
             self.tables.parts.push(match instruction {
                 Instruction::Move { part, .. } => *part as u32,
                 _ => unreachable!("a group is of moves"),
@@ -212,7 +220,7 @@ impl Writer {
         }
         let destinations = self.tables.places.len();
         for instruction in group {
-            self.tables.places.extend(operands(instruction).1);
+            self.tables.places.extend(announced(operands(instruction).1, self.rank));
         }
         self.line(&format!(
             "w.move<{form}, {}>(p.place + {sources}, p.place + {destinations}, p.peer + PEERS + {sources}, p.peer + PEERS + {destinations}, p.parts + {part}, {number});",
@@ -365,10 +373,19 @@ fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static s
         .flatten()
 }
 
-/// The kinds of a list of operands. Users' buffers are all reached by what their ranks announced, if one of them is a
-/// peer's.
+/// Whether a list of operands reaches into a peer's buffers: then all of them are found by what their ranks announced.
+fn reaches(places: &[Place], rank: usize) -> bool {
+    places.iter().any(|place| place.is_user() && !place.is_of(rank))
+}
+
+fn announced(places: &[Place], rank: usize) -> impl Iterator<Item = Operand> + use<'_> {
+    let reaches = reaches(places, rank);
+    places.iter().map(move |&place| Operand { place, announced: reaches && place.is_user() })
+}
+
+/// The kinds of a list of operands.
 fn kinds(places: &[Place], rank: usize) -> Result<Vec<&'static str>, &'static str> {
-    let remote = places.iter().any(|place| place.is_user() && !place.is_of(rank));
+    let remote = reaches(places, rank);
     let kind = |place: &Place| match (place.whose, place.buffer) {
         (Whose::Group, _) => Err("a multicast place"),
         (_, Buffer::Input) if remote => Ok("PEER_INPUT"),

@@ -2,4 +2,7 @@
 
 mod arrange;
 pub(crate) mod emit;
+mod geometry;
+mod kernel;
 pub(crate) mod params;
+mod regions;

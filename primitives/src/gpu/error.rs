@@ -35,7 +35,8 @@ impl CudaError {
         move |error| Self::new(what, error.0)
     }
 
-    fn new(what: &'static str, code: CUresult) -> Self {
+    /// For a call that was answered with this code.
+    pub fn new(what: &'static str, code: CUresult) -> Self {
         let mut name = std::ptr::null();
         // SAFETY: `name` is a local; the driver points it to a constant, or leaves it.
         let known = unsafe { sys::cuGetErrorName(code, &mut name) };
@@ -47,9 +48,12 @@ impl CudaError {
         };
         Self::Driver { what, code: code as u32, name }
     }
-}
 
-/// Ok for success, else the error with what was tried.
-pub(super) fn check(code: CUresult, what: &'static str) -> Result<(), CudaError> {
-    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(CudaError::new(what, code)) }
+    /// Ok for success, else the error with what was tried.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub fn check(code: CUresult, what: &'static str) -> Result<(), Self> {
+        if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Self::new(what, code)) }
+    }
 }

@@ -12,7 +12,7 @@ use cudarc::driver::sys::{
     CUmemGenericAllocationHandle, CUmemLocation, CUmemLocationType,
 };
 
-use super::{CudaError, Gpu, check};
+use super::{CudaError, Gpu};
 use crate::error::Error;
 use crate::node::Node;
 
@@ -39,7 +39,7 @@ pub(super) fn granularity(device: usize) -> Result<usize, CudaError> {
     let option = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED;
     // SAFETY: both pointers are to locals.
     let code = unsafe { sys::cuMemGetAllocationGranularity(&mut granularity, &properties, option) };
-    check(code, "cuMemGetAllocationGranularity")?;
+    CudaError::check(code, "cuMemGetAllocationGranularity")?;
     Ok(granularity.max(1))
 }
 
@@ -54,7 +54,8 @@ impl Physical {
         let mut handle = 0;
         let properties = properties(device);
         // SAFETY: both pointers are to locals.
-        check(unsafe { sys::cuMemCreate(&mut handle, len, &properties, 0) }, "cuMemCreate")?;
+        let code = unsafe { sys::cuMemCreate(&mut handle, len, &properties, 0) };
+        CudaError::check(code, "cuMemCreate")?;
         Ok(Self { handle, len })
     }
 
@@ -64,7 +65,7 @@ impl Physical {
         let code = unsafe {
             sys::cuMemExportToShareableHandle((&raw mut fd).cast(), self.handle, FILE, 0)
         };
-        check(code, "cuMemExportToShareableHandle")?;
+        CudaError::check(code, "cuMemExportToShareableHandle")?;
         // SAFETY: a new descriptor, which the driver gave to us.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
@@ -77,7 +78,7 @@ impl Physical {
             let number = fd.as_raw_fd() as usize as *mut c_void;
             sys::cuMemImportFromShareableHandle(&mut handle, number, FILE)
         };
-        check(code, "cuMemImportFromShareableHandle")?;
+        CudaError::check(code, "cuMemImportFromShareableHandle")?;
         Ok(Self { handle, len })
     }
 }
@@ -103,10 +104,10 @@ impl Mapped {
         let mut base = 0;
         // SAFETY: `base` is a local; the driver chooses the address.
         let code = unsafe { sys::cuMemAddressReserve(&mut base, len, gpu.granularity, 0, 0) };
-        check(code, "cuMemAddressReserve")?;
+        CudaError::check(code, "cuMemAddressReserve")?;
         // SAFETY: the range was reserved just now and nothing is mapped there.
         let code = unsafe { sys::cuMemMap(base, len, 0, physical.handle, 0) };
-        if let Err(error) = check(code, "cuMemMap") {
+        if let Err(error) = CudaError::check(code, "cuMemMap") {
             // SAFETY: reserved above, nothing mapped.
             let _ = unsafe { sys::cuMemAddressFree(base, len) };
             return Err(error);
@@ -117,7 +118,7 @@ impl Mapped {
             flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
         };
         // SAFETY: the range is mapped; `access` is one description.
-        check(unsafe { sys::cuMemSetAccess(base, len, &access, 1) }, "cuMemSetAccess")?;
+        CudaError::check(unsafe { sys::cuMemSetAccess(base, len, &access, 1) }, "cuMemSetAccess")?;
         Ok(mapped)
     }
 }
@@ -174,7 +175,7 @@ impl Gpu {
         let physical = Physical::create(self.context.ordinal(), whole)?;
         let mine = Mapped::new(self, &physical)?;
         // SAFETY: the range is mapped for this device and nobody else knows it yet.
-        check(unsafe { sys::cuMemsetD8_v2(mine.base, 0, whole) }, "cuMemsetD8")?;
+        CudaError::check(unsafe { sys::cuMemsetD8_v2(mine.base, 0, whole) }, "cuMemsetD8")?;
         self.context.synchronize().map_err(CudaError::of("cuCtxSynchronize"))?;
         let files = node.exchange(&physical.export()?)?;
         let mut mine = Some(mine);
@@ -202,7 +203,8 @@ impl Gpu {
         const SEEN_BY_THE_DEVICE: u32 = 2;
         let flags = SEEN_BY_ALL_CONTEXTS | SEEN_BY_THE_DEVICE;
         // SAFETY: `base` is a local.
-        check(unsafe { sys::cuMemHostAlloc(&mut base, len.max(1), flags) }, "cuMemHostAlloc")?;
+        let code = unsafe { sys::cuMemHostAlloc(&mut base, len.max(1), flags) };
+        CudaError::check(code, "cuMemHostAlloc")?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(CudaError::NoDriver)?;
         // SAFETY: as many bytes were allocated just now.
         unsafe { base.write_bytes(0, len) };
@@ -211,7 +213,7 @@ impl Gpu {
         let code =
             unsafe { sys::cuMemHostGetDevicePointer_v2(&mut device, base.as_ptr().cast(), 0) };
         let memory = HostMemory { context: self.context.clone(), base, device, len };
-        check(code, "cuMemHostGetDevicePointer")?;
+        CudaError::check(code, "cuMemHostGetDevicePointer")?;
         Ok(memory)
     }
 }

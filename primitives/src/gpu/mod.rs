@@ -12,7 +12,6 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 
 pub use self::error::CudaError;
-use self::error::check;
 pub use self::memory::{HostMemory, PeerMemory};
 use crate::error::Error;
 

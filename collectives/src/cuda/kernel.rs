@@ -1,0 +1,248 @@
+//! A compiled kernel, loaded, with its parameters made ready.
+
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
+use warpmesh_kernels::Compiled;
+use warpmesh_primitives::gpu::CudaError;
+
+use super::emit::{Kernel, Operand, THREADS, Tables};
+use super::geometry::{Bounds, LINE_BYTES};
+use super::params::{Call, Layout};
+use super::regions::Regions;
+use crate::error::Error;
+use crate::plan::{Buffer, Shape, Whose};
+
+/// A module of the driver's.
+struct Module {
+    context: Arc<CudaContext>,
+    module: CUmodule,
+}
+
+// SAFETY: a handle that the driver accepts from any thread.
+unsafe impl Send for Module {}
+
+impl Module {
+    /// Loads code for the architecture, or where the driver does not take it, PTX.
+    fn load(context: &Arc<CudaContext>, compiled: &Compiled) -> Result<Self, CudaError> {
+        let ptx = CString::new(compiled.ptx.clone()).unwrap_or_default();
+        let images = [compiled.cubin.as_ptr(), ptx.as_ptr().cast()];
+        let mut module = std::ptr::null_mut();
+        let mut code = CUresult::CUDA_ERROR_INVALID_IMAGE;
+        for image in images {
+            // SAFETY: an ELF file or text that ends with NUL, alive during the call.
+            code = unsafe { sys::cuModuleLoadData(&mut module, image.cast()) };
+            if code == CUresult::CUDA_SUCCESS {
+                return Ok(Self { context: context.clone(), module });
+            }
+        }
+        Err(CudaError::new("cuModuleLoadData", code))
+    }
+
+    fn function(&self, name: &str) -> Result<CUfunction, CudaError> {
+        let name = CString::new(name).unwrap_or_default();
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded, the name is alive.
+        let code = unsafe { sys::cuModuleGetFunction(&mut function, self.module, name.as_ptr()) };
+        CudaError::check(code, "cuModuleGetFunction")?;
+        Ok(function)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: loaded in `load`, unloaded once; who drops it has waited for its kernels.
+            let _ = unsafe { sys::cuModuleUnload(self.module) };
+        }
+    }
+}
+
+/// An operand's address, as far as it is known before a call.
+#[derive(Clone, Copy, Debug)]
+enum Address {
+    /// A block of this rank's input or output.
+    Input {
+        block: usize,
+    },
+    Output {
+        block: usize,
+    },
+    /// A block of a rank's buffer in the window that this rank's input or output lies in.
+    InInputWindow {
+        rank: usize,
+        block: usize,
+    },
+    InOutputWindow {
+        rank: usize,
+        block: usize,
+    },
+    /// A slot, which does not depend on the call.
+    Fixed,
+}
+
+/// A kernel with the parameter that its next launch gets.
+pub(crate) struct Loaded {
+    _module: Module,
+    function: CUfunction,
+    parameter: Vec<u64>,
+    layout: Layout,
+    addresses: Vec<Address>,
+    pub(crate) bounds: Bounds,
+}
+
+// SAFETY: a handle that the driver accepts from any thread.
+unsafe impl Send for Loaded {}
+
+/// What a call adds to a kernel's parameter.
+pub(crate) struct Buffers<'a> {
+    pub(crate) input: u64,
+    pub(crate) output: u64,
+    /// Bytes of a block.
+    pub(crate) block: u64,
+    /// Where the windows of the input and of the output begin, for this rank's GPU, by rank.
+    pub(crate) input_window: &'a dyn Fn(usize) -> u64,
+    pub(crate) output_window: &'a dyn Fn(usize) -> u64,
+}
+
+impl Loaded {
+    pub(crate) fn new(
+        context: &Arc<CudaContext>,
+        kernel: &Kernel,
+        compiled: &Compiled,
+        shape: &Shape,
+        regions: &Regions,
+        rank: usize,
+    ) -> Result<Self, Error> {
+        let module = Module::load(context, compiled).map_err(warpmesh_primitives::Error::from)?;
+        let function = module.function(&kernel.name).map_err(warpmesh_primitives::Error::from)?;
+        let slot = |bytes: usize, slots: usize| {
+            (slots > 0).then(|| bytes / 2 / slots / LINE_BYTES * LINE_BYTES)
+        };
+        let bounds = Bounds {
+            parts: shape.parts,
+            scratch_slot: slot(regions.scratch.len(), shape.scratch),
+            packet_slot: slot(regions.packets.len(), shape.packets),
+        };
+        let layout = Layout::of(&kernel.tables);
+        let mut this = Self {
+            _module: module,
+            function,
+            parameter: vec![0; layout.size / 8],
+            layout,
+            addresses: Vec::new(),
+            bounds,
+        };
+        this.fill(&kernel.tables, regions, rank);
+        Ok(this)
+    }
+
+    /// Fills in what does not depend on a call.
+    fn fill(&mut self, tables: &Tables, regions: &Regions, rank: usize) {
+        let Layout { places, semaphores, boards, parts, peers, .. } = self.layout;
+        for (n, operand) in tables.places.iter().enumerate() {
+            let (address, fixed) = self.resolve(operand, regions, rank);
+            self.addresses.push(address);
+            self.word(places, n, fixed);
+        }
+        for (n, semaphore) in tables.semaphores.iter().enumerate() {
+            self.word(semaphores, n, regions.semaphore(semaphore));
+        }
+        for (n, peer) in tables.boards.iter().enumerate() {
+            self.word(boards, n, regions.board(*peer));
+        }
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.parameter);
+        for (n, part) in tables.parts.iter().enumerate() {
+            bytes[parts + 4 * n..][..4].copy_from_slice(&part.to_le_bytes());
+        }
+        let semaphores = tables.semaphores.iter().map(|semaphore| semaphore.peer);
+        let places =
+            tables.places.iter().map(|Operand { place, .. }| match (place.writer, place.whose) {
+                (Some(writer), _) => writer,
+                (None, Whose::Rank(owner)) => owner,
+                (None, Whose::Group) => rank,
+            });
+        for (to, peer) in bytes[peers..].iter_mut().zip(semaphores.chain(places)) {
+            *to = peer as u8;
+        }
+    }
+
+    fn resolve(&self, operand: &Operand, regions: &Regions, rank: usize) -> (Address, u64) {
+        let Operand { place, announced } = operand;
+        let owner = match place.whose {
+            Whose::Rank(owner) => owner,
+            Whose::Group => rank,
+        };
+        let block = place.index;
+        let slot = |base: u64, bytes: Option<usize>| base + (block * bytes.unwrap_or(0)) as u64;
+        match place.buffer {
+            Buffer::Input if !announced => (Address::Input { block }, 0),
+            Buffer::Input => (Address::InInputWindow { rank: owner, block }, 0),
+            Buffer::Output if !announced => (Address::Output { block }, 0),
+            Buffer::Output => (Address::InOutputWindow { rank: owner, block }, 0),
+            Buffer::Scratch => {
+                let base = regions.scratch.address(owner);
+                (Address::Fixed, slot(base, self.bounds.scratch_slot))
+            }
+            Buffer::Packets => {
+                let base = regions.packets.address(owner);
+                (Address::Fixed, slot(base, self.bounds.packet_slot))
+            }
+        }
+    }
+
+    fn word(&mut self, at: usize, n: usize, value: u64) {
+        self.parameter[at / 8 + n] = value;
+    }
+
+    /// Launches the kernel on a stream.
+    ///
+    /// # Safety
+    /// The buffers are device memory, good for what the plan does with them, until the kernel has ended; the stream is of the
+    /// kernel's context.
+    pub(crate) unsafe fn launch(
+        &mut self,
+        call: &Call,
+        buffers: &Buffers<'_>,
+        blocks: usize,
+        stream: CUstream,
+    ) -> Result<(), CudaError> {
+        self.parameter[..size_of::<Call>() / 8]
+            .copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(call)));
+        let places = self.layout.places / 8;
+        for (to, address) in self.parameter[places..].iter_mut().zip(&self.addresses) {
+            let block = |block: usize| block as u64 * buffers.block;
+            *to = match *address {
+                Address::Fixed => continue,
+                Address::Input { block: n } => buffers.input + block(n),
+                Address::Output { block: n } => buffers.output + block(n),
+                Address::InInputWindow { rank, block: n } => {
+                    (buffers.input_window)(rank) + block(n)
+                }
+                Address::InOutputWindow { rank, block: n } => {
+                    (buffers.output_window)(rank) + block(n)
+                }
+            };
+        }
+        let mut arguments: [*mut c_void; 1] = [self.parameter.as_mut_ptr().cast()];
+        // SAFETY: the kernel has one parameter of this size, which the driver copies; the rest is the caller's promise.
+        let code = unsafe {
+            sys::cuLaunchKernel(
+                self.function,
+                blocks as u32,
+                1,
+                1,
+                THREADS as u32,
+                1,
+                1,
+                0,
+                stream,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        CudaError::check(code, "cuLaunchKernel")
+    }
+}

@@ -1,0 +1,95 @@
+//! The memory that a communicator has on every GPU, and where things lie in it.
+
+use std::sync::Arc;
+
+use warpmesh_primitives::control::SEMAPHORES;
+use warpmesh_primitives::gpu::{Gpu, HostMemory, PeerMemory};
+use warpmesh_primitives::node::Node;
+
+use super::emit::{GUARD, SemaphoreOf};
+use super::params::Board;
+use crate::error::Error;
+
+/// The most thread blocks of a kernel: `MAX_BLOCKS` of wait.cuh.
+pub(crate) const MAX_BLOCKS: usize = 64;
+/// `Control` of wait.cuh: two words, padding, and a record for each block.
+const CONTROL_BYTES: usize = 64 + 32 * MAX_BLOCKS;
+/// `State` of plan.cuh: two words for each block.
+const STATE_BYTES: usize = 16 * MAX_BLOCKS;
+
+/// Memory of all ranks, mapped for this rank's GPU.
+pub(crate) struct Regions {
+    rank: usize,
+    world: usize,
+    /// Two halves of slots.
+    pub(crate) scratch: PeerMemory,
+    /// Two halves of slots of packets.
+    pub(crate) packets: PeerMemory,
+    /// Semaphores, then boards in two halves, then the state.
+    words: PeerMemory,
+    /// What the device tells the host, and is told.
+    pub(crate) control: HostMemory,
+}
+
+impl Regions {
+    /// Shares the memory. Every rank calls it; blocks until all have.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        node: &Arc<Node>,
+        scratch: usize,
+        packets: usize,
+    ) -> Result<Self, Error> {
+        let (rank, world) = (node.rank(), node.world());
+        let bytes = Self::state_at(world) + STATE_BYTES;
+        Ok(Self {
+            rank,
+            world,
+            scratch: gpu.share(node, scratch)?,
+            packets: gpu.share(node, packets)?,
+            words: gpu.share(node, bytes)?,
+            control: gpu.host_memory(CONTROL_BYTES).map_err(warpmesh_primitives::Error::from)?,
+        })
+    }
+
+    /// Bytes that this rank holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.scratch.len() + self.packets.len() + self.words.len() + self.control.len()
+    }
+
+    /// The word of block 0 of a semaphore: a signaller's in the peer's memory, a waiter's in its own.
+    pub(crate) fn semaphore(&self, of: &SemaphoreOf) -> u64 {
+        let (owner, from) = if of.awaited { (self.rank, of.peer) } else { (of.peer, self.rank) };
+        let words = (of.semaphore * self.world + from) * MAX_BLOCKS;
+        self.words.address(owner) + (words * size_of::<u64>()) as u64
+    }
+
+    /// Where this rank writes its board for a peer: of block 0, in the first half.
+    pub(crate) fn board(&self, peer: usize) -> u64 {
+        let boards = (self.rank * MAX_BLOCKS * size_of::<Board>()) as u64;
+        self.words.address(peer) + Self::boards_at(self.world) as u64 + boards
+    }
+
+    /// The boards that peers write for this rank.
+    pub(crate) fn boards(&self) -> u64 {
+        self.words.address(self.rank) + Self::boards_at(self.world) as u64
+    }
+
+    /// Bytes to the boards of the second half.
+    pub(crate) fn half_boards(&self) -> u64 {
+        (self.world * MAX_BLOCKS * size_of::<Board>()) as u64
+    }
+
+    /// This rank's state.
+    pub(crate) fn state(&self) -> u64 {
+        self.words.address(self.rank) + Self::state_at(self.world) as u64
+    }
+
+    fn boards_at(world: usize) -> usize {
+        const { assert!(GUARD == SEMAPHORES, "the guard comes after the plans' semaphores") };
+        (SEMAPHORES + 1) * world * MAX_BLOCKS * size_of::<u64>()
+    }
+
+    fn state_at(world: usize) -> usize {
+        Self::boards_at(world) + 2 * world * MAX_BLOCKS * size_of::<Board>()
+    }
+}
