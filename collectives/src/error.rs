@@ -1,8 +1,10 @@
 //! What can go wrong in a collective.
 
+use warpmesh_kernels::CompileError;
 use warpmesh_primitives::bootstrap::BootstrapError;
 use warpmesh_primitives::failure::Failure;
 
+use crate::cuda::EmitError;
 use crate::plan::verify::Defect;
 use crate::plan::{Collective, PlanJsonError, PlanTextError};
 
@@ -58,6 +60,14 @@ pub enum Error {
     /// A plan's JSON cannot be read.
     #[error(transparent)]
     PlanJson(#[from] PlanJsonError),
+
+    /// A plan cannot become a CUDA kernel.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+
+    /// A CUDA kernel cannot be compiled.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
 
     /// Ranks have loaded different plans.
     #[error("rank {peer} loaded another plan than rank {rank}, or none")]

@@ -46,6 +46,7 @@ pub use communicator::{
     AbortHandle, Buffer, Builder, Communicator, Group, RawCall, Registration, SharedBytes,
 };
 pub use cost::Machine;
+pub use cuda::{CudaBytes, CudaCommunicator, EmitError};
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;
 pub use op::{ReduceOp, Scalar};

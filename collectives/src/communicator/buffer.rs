@@ -154,8 +154,7 @@ impl Communicator {
 
     fn keep(&mut self, memory: SharedMemory, alive: &Arc<()>, held: usize) {
         self.held += held;
-        let id = self.next_buffer;
-        self.next_buffer += 1;
+        let id = self.next_number();
         self.executor.keep(id, memory);
         self.buffers.push((id, Arc::downgrade(alive), held));
     }

@@ -71,6 +71,10 @@ impl Builder {
         self
     }
 
+    pub(super) fn preferences(&self) -> (bool, Option<&str>) {
+        (self.canonical, self.algorithm.as_deref())
+    }
+
     /// Joins the ranks that the launcher's environment variables describe. Blocks until all have
     /// come, or fails after the timeout.
     pub fn from_env(self) -> Result<Communicator, Error> {

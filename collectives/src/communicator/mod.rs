@@ -4,7 +4,7 @@ mod buffer;
 mod builder;
 pub(crate) mod call;
 mod group;
-mod plans;
+pub(crate) mod plans;
 mod report;
 mod typed;
 
@@ -231,15 +231,35 @@ impl Communicator {
         self.node.failure().map_or(Ok(()), |failure| Err(self.failed(failure)))
     }
 
+    /// The ranks of this host, as this rank sees them.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    pub(crate) fn bootstrap_mut(&mut self) -> &mut dyn Bootstrap {
+        self.bootstrap.as_mut()
+    }
+
+    /// Whether only canonical plans may be taken, and the name of the plan that is preferred.
+    pub(crate) fn preferences(&self) -> (bool, Option<&str>) {
+        self.config.preferences()
+    }
+
+    /// A number for memory that all ranks register now.
+    pub(crate) fn next_number(&mut self) -> usize {
+        self.next_buffer += 1;
+        self.next_buffer - 1
+    }
+
     #[cold]
-    fn failed(&self, failure: Failure) -> Error {
+    pub(crate) fn failed(&self, failure: Failure) -> Error {
         let report = report::report(&self.node, failure);
         tracing::error!(rank = self.rank(), %failure, "{report}");
         Error::Failed { failure, report }
     }
 
     #[cold]
-    fn no_plan(&self, query: &Query) -> Error {
+    pub(crate) fn no_plan(&self, query: &Query) -> Error {
         let Query { collective, in_place, dtype, op, .. } = *query;
         let place = if in_place { "in place" } else { "out of place" };
         let condition = format!("{dtype}, {}, {place}", op.name());

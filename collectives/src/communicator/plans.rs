@@ -164,22 +164,9 @@ impl Plans {
 
     fn able(&self, number: usize, query: &Query, root: usize) -> bool {
         let candidate = &self.candidates[number];
-        let Claims { same_bits, canonical, finishes_once, contributors, in_place, .. } =
-            candidate.claims;
-        let narrow = query.dtype.is_narrow_float();
-        let needs_finish = narrow || matches!(query.op, OpKind::Avg | OpKind::PreMulSum);
-        let float = narrow || matches!(query.dtype, DataType::F32 | DataType::F64);
-        let reduces = query.collective.reduces();
         candidate.collective() == query.collective
             && candidate.serves_root(root)
-            && (query.registered || !candidate.registered)
-            && (!query.uneven || !candidate.registered)
-            && (!query.in_place || in_place)
-            && (!self.canonical || !reduces || canonical)
-            && (!reduces || finishes_once || !needs_finish)
-            && (!reduces || contributors || query.op != OpKind::PreMulSum)
-            && (!reduces || same_bits || !float)
-            && (!reduces || finishes_once || !self.canonical)
+            && serves(&candidate.claims, query, candidate.registered, self.canonical)
     }
 
     fn predict(&mut self, number: usize, query: &Query, count: usize) -> Option<f64> {
@@ -297,6 +284,27 @@ impl Candidate {
             Source::Loaded(plan) => plan.programs[rank].clone(),
         }
     }
+}
+
+/// Whether a plan that keeps these claims, and touches peers' buffers or not, can do a call.
+pub(crate) fn serves(
+    claims: &Claims,
+    query: &Query,
+    registered: bool,
+    only_canonical: bool,
+) -> bool {
+    let Claims { same_bits, canonical, finishes_once, contributors, in_place, .. } = *claims;
+    let narrow = query.dtype.is_narrow_float();
+    let needs_finish = narrow || matches!(query.op, OpKind::Avg | OpKind::PreMulSum);
+    let float = narrow || matches!(query.dtype, DataType::F32 | DataType::F64);
+    let reduces = query.collective.reduces();
+    (!registered || query.registered && !query.uneven)
+        && (!query.in_place || in_place)
+        && (!only_canonical || !reduces || canonical)
+        && (!reduces || finishes_once || !needs_finish)
+        && (!reduces || contributors || query.op != OpKind::PreMulSum)
+        && (!reduces || same_bits || !float)
+        && (!reduces || finishes_once || !only_canonical)
 }
 
 /// Sizes with the same two leading bits share a choice.

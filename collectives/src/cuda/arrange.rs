@@ -64,12 +64,15 @@ fn is_wait(instruction: &Instruction) -> Option<(usize, &[usize])> {
     }
 }
 
+/// The semaphore and peers of an instruction, if it is of a kind.
+type Kind = fn(&Instruction) -> Option<(usize, &[usize])>;
+
 /// The next instruction of the kind and semaphore of the one at `at`, for other peers, if there are only
 /// moves between, if any, that may be passed.
 fn next_over(
     list: &[Instruction],
     at: usize,
-    kind: fn(&Instruction) -> Option<(usize, &[usize])>,
+    kind: Kind,
     passes: impl Fn(&[Place], &[Place]) -> bool,
 ) -> Option<usize> {
     let (semaphore, peers) = kind(&list[at])?;

@@ -79,11 +79,12 @@ pub enum EmitError {
     },
 }
 
-/// The kernel of `rank`'s program for a type and an operator.
+/// The kernel of `rank`'s program for a type and an operator. `announces`: some rank of the plan reaches into peers' buffers.
 pub(crate) fn emit(
     shape: &Shape,
     program: &Program,
     claims: &Claims,
+    announces: bool,
     rank: usize,
     dtype: DataType,
     op: OpKind,
@@ -108,7 +109,7 @@ pub(crate) fn emit(
         return Err(unsupported("several workers", 1, 0));
     }
     let list = program.workers.first().map_or_else(Vec::new, |list| arrange(list));
-    writer.begin(program, shape);
+    writer.begin(announces);
     let mut at = 0;
     while at < list.len() {
         at += writer.step(&list[at..], at).map_err(|what| unsupported(what, 0, at))?;
@@ -131,7 +132,7 @@ struct Writer {
 
 impl Writer {
     /// What every epoch begins with: the guard, and the announcement.
-    fn begin(&mut self, program: &Program, shape: &Shape) {
+    fn begin(&mut self, announces: bool) {
         let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
         if peers.is_empty() {
             return;
@@ -139,10 +140,7 @@ impl Writer {
         let first = self.semaphores(GUARD, &peers, true);
         let count = peers.len();
         self.line(&format!("w.guard<{count}>(p.semaphore + {first}, p.peer + {first});"));
-        let reaches = Shape::reaches_user_memory(program, self.rank);
-        if reaches || shape.collective.is_rooted() || self.op == OpKind::PreMulSum {
-            self.tables.announces = true;
-        }
+        self.tables.announces = announces || self.op == OpKind::PreMulSum;
         if self.tables.announces {
             self.line(&format!("w.announce<{count}>(p.board);"));
             self.tables.boards = peers;
@@ -364,13 +362,12 @@ fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static s
     let own =
         from.get(rank).is_some_and(|place| place.buffer == Buffer::Input && place.is_of(rank));
     let buffer = others.clone().next()?.1.buffer;
-    (own && others.all(|(_, place)| place.buffer == buffer))
-        .then(|| match buffer {
-            Buffer::Packets => Some("OWN"),
-            Buffer::Scratch => Some("OWN_SLOT"),
-            _ => None,
-        })
-        .flatten()
+    match buffer {
+        _ if !own || !others.all(|(_, place)| place.buffer == buffer) => None,
+        Buffer::Packets => Some("OWN"),
+        Buffer::Scratch => Some("OWN_SLOT"),
+        _ => None,
+    }
 }
 
 /// Whether a list of operands reaches into a peer's buffers: then all of them are found by what their ranks announced.
@@ -451,7 +448,7 @@ mod tests {
             |a: &&&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
         let algorithm = algorithms::ALL.iter().find(find).unwrap();
         let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
-        emit(&shape, &program, &algorithm.claims, rank, DataType::F16, OpKind::Sum).unwrap()
+        emit(&shape, &program, &algorithm.claims, true, rank, DataType::F16, OpKind::Sum).unwrap()
     }
 
     #[test]
@@ -459,7 +456,7 @@ mod tests {
         for algorithm in algorithms::ALL.iter().filter(|a| !a.collective.is_rooted()) {
             let of = |rank| {
                 let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
-                emit(&shape, &program, &algorithm.claims, rank, DataType::F32, OpKind::Sum)
+                emit(&shape, &program, &algorithm.claims, true, rank, DataType::F32, OpKind::Sum)
                     .map(|k| k.source)
             };
             for rank in 1..4 {
