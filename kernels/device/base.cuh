@@ -29,6 +29,11 @@ WARPMESH_DEVICE To bits(From from) {
   return both.to;
 }
 
+template <class A, class B>
+constexpr bool is_same = false;
+template <class A>
+constexpr bool is_same<A, A> = true;
+
 template <class T>
 WARPMESH_DEVICE T least(T a, T b) {
   return b < a ? b : a;

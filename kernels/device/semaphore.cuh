@@ -28,8 +28,7 @@ struct Semaphore {
   WARPMESH_DEVICE bool wait(u64 value, const Patience& patience, u32 peer, u32 place) const {
     u64 seen = 0;
     return persist(
-        patience, [&] { return poll([&] { return (seen = load_acquire_sys(word)) >= value; }); },
-        [&] { return WaitingFor{peer, place, value, seen}; });
+        patience, [&] { return (seen = load_acquire_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
   }
 };
 
