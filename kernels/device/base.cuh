@@ -34,6 +34,12 @@ constexpr bool is_same = false;
 template <class A>
 constexpr bool is_same<A, A> = true;
 
+// The same number, of which the compiler knows nothing more: what is computed with it stays where it is written.
+WARPMESH_DEVICE u64 opaque(u64 x) {
+  asm("" : "+l"(x));
+  return x;
+}
+
 template <class T>
 WARPMESH_DEVICE T least(T a, T b) {
   return b < a ? b : a;

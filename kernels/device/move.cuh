@@ -33,8 +33,7 @@ struct Kinds {
   static WARPMESH_DEVICE constexpr Kind at(int n) {
     return static_cast<Kind>((n < 16 ? code(0) >> 4 * n : code(16) >> 4 * (n - 16)) & 15);
   }
-  static WARPMESH_DEVICE constexpr int count(Kind kind) { return ((K == kind ? 1 : 0) + ...); }
-  static WARPMESH_DEVICE constexpr bool has(Kind kind) { return count(kind) != 0; }
+  static WARPMESH_DEVICE constexpr bool has(Kind kind) { return ((K == kind) || ...); }
 };
 
 namespace detail {
@@ -84,8 +83,7 @@ struct Move {
   static constexpr int SOURCES = From::N, DESTINATIONS = To::N;
   static constexpr bool AWAITS = From::has(PACKETS) || From::has(OWN);
   static constexpr bool PACKETED = AWAITS || To::has(PACKETS);
-  static_assert(From::count(OWN) % From::N == 0, "all sources, or none");
-  static constexpr int AWAITED = From::has(OWN) ? From::N - 1 : From::count(PACKETS);
+  static_assert(!From::has(OWN) || is_same<From, Repeated<From::N, OWN>>, "all sources, or none");
   static constexpr bool COPIES = From::N == 1 && !is_same<Op, PreMulSum> && !is_same<Op, Avg>;
   static constexpr int SIZE = sizeof(Bits);
   static constexpr int BYTES = PACKETED ? LINE_DATA : 16;
@@ -164,9 +162,18 @@ struct Move {
     return {offset, u == 0 || first + u * 32 < tasks, is_whole};
   }
 
-  WARPMESH_DEVICE u64 source(int s) const {
-    const bool own = From::at(s) == USER || ((From::at(s) == OWN || From::at(s) == OWN_SLOT) && s == static_cast<int>(c.own));
-    return ops.from[s] + (own ? user : slot);
+  // Where a task finds its elements of a source.
+  WARPMESH_DEVICE u64 source(int s, const Task& t) const {
+    if (From::at(s) == OWN_SLOT) {
+      // Opaque, because else the sums of all addresses would be made before the loop, and take up registers in it.
+      const u64 in_user = opaque(user + t.offset), in_slot = opaque(slot + t.offset);
+      return ops.from[s] + (s == static_cast<int>(c.own) ? in_user : in_slot);
+    }
+    return ops.from[s] + (From::at(s) == USER ? user + t.offset : slot + t.offset);
+  }
+
+  WARPMESH_DEVICE u64 destination(int d, const Task& t) const {
+    return ops.to[d] + (To::at(d) == USER ? user + t.offset : slot + t.offset);
   }
 
   WARPMESH_DEVICE u64 line(u64 base, u64 offset) const { return base + (lines + offset * (LINE_BYTES / LINE_DATA)); }
@@ -179,7 +186,7 @@ struct Move {
       if (!t.is) break;
 #pragma unroll
       for (int s = 0; s < From::N; ++s) {
-        if (From::at(s) != PACKETS && From::at(s) != OWN) read(source(s), t, in[u][s]);
+        if (From::at(s) != PACKETS && From::at(s) != OWN) read(source(s, t), t, in[u][s]);
       }
     }
   }
@@ -196,14 +203,13 @@ struct Move {
         if (To::at(d) == PACKETS) {
           Line::write(line(ops.to[d], t.offset), out.word, c.flag);
         } else {
-          write(ops.to[d] + (To::at(d) == USER ? user : slot), t, out);
+          write(destination(d, t), t, out);
         }
       }
     }
   }
 
-  WARPMESH_DEVICE void read(u64 base, const Task& t, Unit& unit) const {
-    const u64 at = base + t.offset;
+  WARPMESH_DEVICE void read(u64 at, const Task& t, Unit& unit) const {
     if constexpr (!PACKETED || EACH == 1) {
       load<BYTES, SIZE>(at, t.whole, unit.word);
     } else if (t.whole) {
@@ -222,8 +228,7 @@ struct Move {
     }
   }
 
-  WARPMESH_DEVICE void write(u64 base, const Task& t, const Unit& unit) const {
-    const u64 at = base + t.offset;
+  WARPMESH_DEVICE void write(u64 at, const Task& t, const Unit& unit) const {
     if constexpr (!PACKETED || EACH == 1) {
       store<BYTES, SIZE>(at, t.whole, unit.word);
     } else if (t.whole) {
@@ -244,19 +249,21 @@ struct Move {
   // A batch with packets among its sources. Data and flags are loaded together, again and again, until all flags are this epoch's.
   // (A task that is not there looks at the last one's packets, which is cheaper than not to look.)
   WARPMESH_DEVICE bool awaited(u32 first, u32 tasks, u32 whole) const {
-    Quad got[UNROLL][AWAITED];
+    Quad got[UNROLL][From::N];
     auto arrived = [&] {
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
         const u64 offset = task(first, u, tasks, whole).offset;
 #pragma unroll
-        for (int j = 0; j < AWAITED; ++j) got[u][j] = Line::read(line(ops.from[number(j)], offset));
+        for (int n = 0; n < From::N; ++n) {
+          if (awaits(n)) got[u][n] = Line::read(line(ops.from[number(n)], offset));
+        }
       }
       bool all = true;
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
-        for (int j = 0; j < AWAITED; ++j) all &= Line::is_of(got[u][j], c.flag);
+        for (int n = 0; n < From::N; ++n) all &= !awaits(n) || Line::is_of(got[u][n], c.flag);
       }
       return all;
     };
@@ -271,45 +278,38 @@ struct Move {
     return true;
   }
 
-  // Which source the j-th is that packets are awaited from.
-  WARPMESH_DEVICE int number(int j) const {
-    if constexpr (From::has(OWN)) {
-      return j + (j >= static_cast<int>(c.own) ? 1 : 0);
-    } else {
-      int s = 0;
-#pragma unroll
-      for (; From::at(s) != PACKETS || j-- > 0; ++s) {
-      }
-      return s;
-    }
-  }
+  // Packets are awaited from the sources that are packets; where these are all but the own one, the n-th of the others.
+  static WARPMESH_DEVICE bool awaits(int n) { return From::has(OWN) ? n < From::N - 1 : From::at(n) == PACKETS; }
+  WARPMESH_DEVICE int number(int n) const { return From::has(OWN) && n >= static_cast<int>(c.own) ? n + 1 : n; }
 
   // Puts the packets' data where their sources stand.
-  WARPMESH_DEVICE void arrange(const Quad (&got)[AWAITED], Unit (&in)[From::N], const Task& t) const {
+  WARPMESH_DEVICE void arrange(const Quad (&got)[From::N], Unit (&in)[From::N], const Task& t) const {
     if constexpr (From::has(OWN)) {
       Unit mine;
-      if (t.is) read(ops.from[c.own] + user, t, mine);
+      if (t.is) read(ops.from[c.own] + user + t.offset, t, mine);
       // Selects, not a store to in[own], for which the array would have to lie in memory.
       const int own = static_cast<int>(c.own);
 #pragma unroll
       for (int s = 0; s < From::N; ++s) {
-        const Quad before = got[s < AWAITED ? s : AWAITED - 1], after = got[s > 0 ? s - 1 : 0];
-        in[s].word[0] = s < own ? before.x : s == own ? mine.word[0] : after.x;
-        in[s].word[1] = s < own ? before.z : s == own ? mine.word[1] : after.z;
+        const Quad below = got[s < From::N - 1 ? s : From::N - 2], above = got[s > 0 ? s - 1 : 0];
+        in[s].word[0] = s < own ? below.x : s == own ? mine.word[0] : above.x;
+        in[s].word[1] = s < own ? below.z : s == own ? mine.word[1] : above.z;
       }
     } else {
 #pragma unroll
-      for (int j = 0; j < AWAITED; ++j) in[number(j)] = {got[j].x, got[j].z};
+      for (int s = 0; s < From::N; ++s) {
+        if (From::at(s) == PACKETS) in[s] = {got[s].x, got[s].z};
+      }
     }
   }
 
-  // The source of a packet that is not there.
-  WARPMESH_DEVICE int missing(const Quad (&got)[UNROLL][AWAITED]) const {
+  // A source whose packets are not there.
+  WARPMESH_DEVICE int missing(const Quad (&got)[UNROLL][From::N]) const {
     int missing = 0;
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
-      for (int j = 0; j < AWAITED; ++j) missing = Line::is_of(got[u][j], c.flag) ? missing : j;
+      for (int n = 0; n < From::N; ++n) missing = !awaits(n) || Line::is_of(got[u][n], c.flag) ? missing : n;
     }
     return number(missing);
   }
