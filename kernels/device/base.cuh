@@ -1,5 +1,6 @@
 // Types and small helpers that every header here uses. No header of the CUDA toolkit is needed: NVRTC alone compiles this.
-#pragma once
+#ifndef WARPMESH_BASE_CUH
+#define WARPMESH_BASE_CUH
 
 namespace warpmesh {
 
@@ -46,3 +47,5 @@ WARPMESH_DEVICE T least(T a, T b) {
 }
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_BASE_CUH

@@ -2,7 +2,8 @@
 //
 // The rules are the host device's, bit for bit (collectives/src/host/fold): f16, bf16 and the 8-bit floats are accumulated in
 // f32 and rounded once, to nearest even; 8-bit floats saturate; arithmetic that gives NaN gives the type's one quiet NaN.
-#pragma once
+#ifndef WARPMESH_ELEMENT_CUH
+#define WARPMESH_ELEMENT_CUH
 
 #include "base.cuh"
 
@@ -297,3 +298,5 @@ struct Max {
 };
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_ELEMENT_CUH

@@ -3,7 +3,8 @@
 //
 // Work is cut into units (16 bytes, or 8 where packets are involved), units into tasks of a warp. All loads of a task are issued
 // before the first is used. A unit that is not whole, or not aligned, goes element by element.
-#pragma once
+#ifndef WARPMESH_MOVE_CUH
+#define WARPMESH_MOVE_CUH
 
 #include "element.cuh"
 #include "packet.cuh"
@@ -355,3 +356,5 @@ struct Move {
 };
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_MOVE_CUH

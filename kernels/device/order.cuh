@@ -3,7 +3,8 @@
 //
 // A release makes what this thread wrote or knows of visible to whoever acquires it; bar.sync in front of it takes in what the
 // other threads of the block wrote. Relaxed accesses order nothing: where one is used, its caller says what makes it enough.
-#pragma once
+#ifndef WARPMESH_ORDER_CUH
+#define WARPMESH_ORDER_CUH
 
 #include "base.cuh"
 
@@ -162,3 +163,5 @@ WARPMESH_DEVICE u64 now() {
 }
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_ORDER_CUH

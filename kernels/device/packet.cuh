@@ -6,7 +6,8 @@
 //
 // A flag is never 0, which is what memory begins with, and is another for 2^32 - 1 epochs. The memory holds packets alone: no
 // data that looks like a flag.
-#pragma once
+#ifndef WARPMESH_PACKET_CUH
+#define WARPMESH_PACKET_CUH
 
 #include "wait.cuh"
 
@@ -38,3 +39,5 @@ struct Line {
 };
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_PACKET_CUH

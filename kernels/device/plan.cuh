@@ -6,7 +6,8 @@
 //   block of a buffer   |           window of round k            |
 //   parts               |    part 0     |    part 1     | ...
 //   slices              | b0 | b1 | b2  | b0 | b1 | b2  |
-#pragma once
+#ifndef WARPMESH_PLAN_CUH
+#define WARPMESH_PLAN_CUH
 
 #include "move.cuh"
 #include "semaphore.cuh"
@@ -139,3 +140,5 @@ struct Worker {
 };
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_PLAN_CUH

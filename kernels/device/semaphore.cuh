@@ -9,7 +9,8 @@
 //
 // Values only grow: (epoch, n-th signal of the epoch). So nothing is ever reset, and a kernel that is replayed from a graph goes
 // on where the last call ended. The word lies in the waiter's memory: polling stays on its own GPU.
-#pragma once
+#ifndef WARPMESH_SEMAPHORE_CUH
+#define WARPMESH_SEMAPHORE_CUH
 
 #include "wait.cuh"
 
@@ -33,3 +34,5 @@ struct Semaphore {
 };
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_SEMAPHORE_CUH

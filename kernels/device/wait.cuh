@@ -1,5 +1,6 @@
 // Waits that end: each is bounded by a time and by the host's abort word, and says what it waits for when it takes long.
-#pragma once
+#ifndef WARPMESH_WAIT_CUH
+#define WARPMESH_WAIT_CUH
 
 #include "order.cuh"
 
@@ -91,3 +92,5 @@ WARPMESH_DEVICE bool persist(const Patience& patience, Reached reached, What wha
 }
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_WAIT_CUH

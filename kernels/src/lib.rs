@@ -1,6 +1,9 @@
 //! The CUDA device library of warpmesh, and what compiles, caches and loads its kernels.
 
 /// The headers of the device library: name as in `#include "warpmesh/NAME"`, and text.
+///
+/// They include each other by `NAME` alone, so NVRTC needs each under both names. (Include guards keep them apart, not
+/// `#pragma once`, for which two names are two files.)
 pub const HEADERS: [(&str, &str); 8] = [
     ("base.cuh", include_str!("../device/base.cuh")),
     ("element.cuh", include_str!("../device/element.cuh")),
