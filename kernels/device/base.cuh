@@ -1,5 +1,6 @@
 // Types and small helpers that every header here uses. No header of the CUDA toolkit is needed: NVRTC alone compiles this.
-#pragma once
+#ifndef WARPMESH_BASE_CUH
+#define WARPMESH_BASE_CUH
 
 namespace warpmesh {
 
@@ -29,9 +30,22 @@ WARPMESH_DEVICE To bits(From from) {
   return both.to;
 }
 
+template <class A, class B>
+constexpr bool is_same = false;
+template <class A>
+constexpr bool is_same<A, A> = true;
+
+// The same number, of which the compiler knows nothing more: what is computed with it stays where it is written.
+WARPMESH_DEVICE u64 opaque(u64 x) {
+  asm("" : "+l"(x));
+  return x;
+}
+
 template <class T>
 WARPMESH_DEVICE T least(T a, T b) {
   return b < a ? b : a;
 }
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_BASE_CUH

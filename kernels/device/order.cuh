@@ -3,7 +3,8 @@
 //
 // A release makes what this thread wrote or knows of visible to whoever acquires it; bar.sync in front of it takes in what the
 // other threads of the block wrote. Relaxed accesses order nothing: where one is used, its caller says what makes it enough.
-#pragma once
+#ifndef WARPMESH_ORDER_CUH
+#define WARPMESH_ORDER_CUH
 
 #include "base.cuh"
 
@@ -66,11 +67,14 @@ WARPMESH_DEVICE void store_relaxed_sys(Pair* at, Pair value) {
 }
 
 // Two halves of 8 bytes, each single-copy atomic; nothing is said of their order.
-WARPMESH_DEVICE void load_relaxed_sys(const Quad* at, u64& low, u64& high) {
+WARPMESH_DEVICE Quad load_relaxed_sys(const Quad* at) {
+  u64 low, high;
   asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(global(at)) : "memory");
+  return {static_cast<u32>(low), static_cast<u32>(low >> 32), static_cast<u32>(high), static_cast<u32>(high >> 32)};
 }
 
-WARPMESH_DEVICE void store_relaxed_sys(Quad* at, u64 low, u64 high) {
+WARPMESH_DEVICE void store_relaxed_sys(Quad* at, Quad value) {
+  const u64 low = value.x | static_cast<u64>(value.y) << 32, high = value.z | static_cast<u64>(value.w) << 32;
   asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(global(at)), "l"(low), "l"(high) : "memory");
 }
 
@@ -83,54 +87,72 @@ WARPMESH_DEVICE u32 count_acq_rel_gpu(u32* at) {
 
 WARPMESH_DEVICE void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
-// Data: plain accesses of 16 bytes. Signals and waits order them.
-WARPMESH_DEVICE Quad load(const Quad* at) {
-  Quad v;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(global(at))
-               : "memory");
-  return v;
-}
-
-WARPMESH_DEVICE void store(Quad* at, Quad v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global(at)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
-
-// Data: plain accesses of one element.
-template <class T>
-WARPMESH_DEVICE T load_element(u64 at) {
-  if constexpr (sizeof(T) == 8) {
-    u64 x;
-    asm volatile("ld.global.u64 %0, [%1];" : "=l"(x) : "l"(at) : "memory");
-    return x;
-  } else if constexpr (sizeof(T) == 4) {
-    u32 x;
-    asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
-    return x;
-  } else if constexpr (sizeof(T) == 2) {
-    u16 x;
-    asm volatile("ld.global.u16 %0, [%1];" : "=h"(x) : "l"(at) : "memory");
-    return x;
-  } else {
-    u16 x;
-    asm volatile("ld.global.u8 %0, [%1];" : "=h"(x) : "l"(at) : "memory");
-    return static_cast<u8>(x);
+// Data: plain accesses, which signals and waits order. A unit of BYTES bytes (8 or 16) in words or, where it is not whole, its first
+// element alone, of SIZE bytes in the low bits; the other bits are then anything. Both ways in one place, so that they share address
+// and branch.
+template <int BYTES, int SIZE>
+WARPMESH_DEVICE void load(u64 at, bool whole, u32* word) {
+#define WARPMESH_LOAD(ELEMENT)                                                                                            \
+  if constexpr (BYTES == 16) {                                                                                            \
+    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %5, 0; @whole ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; @!whole "  \
+                 ELEMENT ", [%4];}"                                                                                       \
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])                                             \
+                 : "l"(at), "r"(static_cast<u32>(whole))                                                                  \
+                 : "memory");                                                                                             \
+  } else {                                                                                                                \
+    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %3, 0; @whole ld.global.v2.u32 {%0, %1}, [%2]; @!whole " ELEMENT  \
+                 ", [%2];}"                                                                                               \
+                 : "=r"(word[0]), "=r"(word[1])                                                                           \
+                 : "l"(at), "r"(static_cast<u32>(whole))                                                                  \
+                 : "memory");                                                                                             \
   }
+  if constexpr (SIZE == 1) {
+    WARPMESH_LOAD("ld.global.u8 %0")
+  } else if constexpr (SIZE == 2) {
+    WARPMESH_LOAD("ld.global.u16 %0")
+  } else if constexpr (SIZE == 4) {
+    WARPMESH_LOAD("ld.global.u32 %0")
+  } else {
+    WARPMESH_LOAD("ld.global.v2.u32 {%0, %1}")
+  }
+#undef WARPMESH_LOAD
 }
 
-template <class T>
-WARPMESH_DEVICE void store_element(u64 at, T value) {
-  if constexpr (sizeof(T) == 8) {
-    asm volatile("st.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
-  } else if constexpr (sizeof(T) == 4) {
-    asm volatile("st.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
-  } else if constexpr (sizeof(T) == 2) {
-    asm volatile("st.global.u16 [%0], %1;" ::"l"(at), "h"(value) : "memory");
-  } else {
-    asm volatile("st.global.u8 [%0], %1;" ::"l"(at), "h"(static_cast<u16>(value)) : "memory");
+template <int BYTES, int SIZE>
+WARPMESH_DEVICE void store(u64 at, bool whole, const u32* word) {
+#define WARPMESH_STORE(TYPE, ELEMENT)                                                                                     \
+  if constexpr (BYTES == 16) {                                                                                            \
+    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %5, 0; @whole st.global.v4.u32 [%4], {%0, %1, %2, %3}; @!whole "  \
+                 "st.global." TYPE " [%4], " ELEMENT ";}" ::"r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]),       \
+                 "l"(at), "r"(static_cast<u32>(whole))                                                                    \
+                 : "memory");                                                                                             \
+  } else {                                                                                                                \
+    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %3, 0; @whole st.global.v2.u32 [%2], {%0, %1}; @!whole "          \
+                 "st.global." TYPE " [%2], " ELEMENT ";}" ::"r"(word[0]), "r"(word[1]), "l"(at),                          \
+                 "r"(static_cast<u32>(whole))                                                                             \
+                 : "memory");                                                                                             \
   }
+  if constexpr (SIZE == 1) {
+    WARPMESH_STORE("u8", "%0")
+  } else if constexpr (SIZE == 2) {
+    WARPMESH_STORE("u16", "%0")
+  } else if constexpr (SIZE == 4) {
+    WARPMESH_STORE("u32", "%0")
+  } else {
+    WARPMESH_STORE("v2.u32", "{%0, %1}")
+  }
+#undef WARPMESH_STORE
+}
+
+// Data of one thread's own: a word of 8 bytes.
+WARPMESH_DEVICE u64 load(const u64* at) {
+  u64 value;
+  asm volatile("ld.global.u64 %0, [%1];" : "=l"(value) : "l"(global(at)) : "memory");
+  return value;
+}
+
+WARPMESH_DEVICE void store(u64* at, u64 value) {
+  asm volatile("st.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
 }
 
 // Nanoseconds of the device's clock.
@@ -141,3 +163,5 @@ WARPMESH_DEVICE u64 now() {
 }
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_ORDER_CUH

@@ -9,7 +9,8 @@
 //
 // Values only grow: (epoch, n-th signal of the epoch). So nothing is ever reset, and a kernel that is replayed from a graph goes
 // on where the last call ended. The word lies in the waiter's memory: polling stays on its own GPU.
-#pragma once
+#ifndef WARPMESH_SEMAPHORE_CUH
+#define WARPMESH_SEMAPHORE_CUH
 
 #include "wait.cuh"
 
@@ -28,9 +29,10 @@ struct Semaphore {
   WARPMESH_DEVICE bool wait(u64 value, const Patience& patience, u32 peer, u32 place) const {
     u64 seen = 0;
     return persist(
-        patience, [&] { return poll([&] { return (seen = load_acquire_sys(word)) >= value; }); },
-        [&] { return WaitingFor{peer, place, value, seen}; });
+        patience, [&] { return (seen = load_acquire_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
   }
 };
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_SEMAPHORE_CUH

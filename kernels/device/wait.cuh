@@ -1,5 +1,6 @@
 // Waits that end: each is bounded by a time and by the host's abort word, and says what it waits for when it takes long.
-#pragma once
+#ifndef WARPMESH_WAIT_CUH
+#define WARPMESH_WAIT_CUH
 
 #include "order.cuh"
 
@@ -8,9 +9,9 @@ namespace warpmesh {
 // The most thread blocks that one rank's kernel has.
 constexpr int MAX_BLOCKS = 64;
 
-// What a block that waits for long tells the host. Written by the one thread that noticed, relaxed: each word is right by itself,
-// and `sequence` is written last.
-struct Record {
+// What a block that waits for long tells the host. Its threads write it, relaxed: each word is right by itself, and peer and place
+// are of the same wait. `sequence` is written last.
+struct alignas(8) Record {
   u64 sequence;  // the call's number
   u64 expected;  // what the word has to reach
   u64 seen;      // what it held
@@ -47,24 +48,25 @@ namespace detail {
 
 // Between two looks at the clock and at the host's memory, which is far away.
 constexpr int POLLS = 256;
-// From when on a wait is worth a word to the host, in nanoseconds.
-constexpr u64 LONG = 1000000;
-constexpr u64 GIVEN_UP = ~0ull;
+// Times are counted in units of 2^20 nanoseconds, in 32 bits.
+constexpr int TICK = 20;
+constexpr u32 GIVEN_UP = ~0u;
 
-// When the wait began, or GIVEN_UP. Not inlined, and all by value: the poll loop stays a few instructions without a stack.
-static __device__ __noinline__ u64 look_around(Control* control, u64 timeout, u64 sequence, u64 since, u32 peer, u32 place,
+// When the wait began (0: now), or GIVEN_UP. Not inlined, and with few arguments, all by value: so the poll loop stays a few
+// instructions, and neither side needs a stack.
+static __device__ __noinline__ u32 look_around(Control* control, u64 sequence, u32 timeout, u32 since, u32 peer, u32 place,
                                                u64 expected, u64 seen) {
-  const u64 time = now();
+  const u32 time = static_cast<u32>(now() >> TICK);
   if (since == 0) since = time;
-  const bool late = time - since > timeout;
-  if (time - since > LONG) {
-    Record* record = &control->record[blockIdx.x];
+  const u32 waited = time - since;
+  if (waited > 0) {
+    Record* record = &control->record[blockIdx.x % MAX_BLOCKS];
     store_relaxed_sys(&record->expected, expected);
     store_relaxed_sys(&record->seen, seen);
-    store_relaxed_sys(&record->peer, peer);
-    store_relaxed_sys(&record->place, place);
+    store_relaxed_sys(reinterpret_cast<Pair*>(&record->peer), {peer, place});
     store_relaxed_sys(&record->sequence, sequence);
   }
+  const bool late = waited > timeout;
   if (late) store_relaxed_sys(&control->failed, 1);
   // `abort` and `failed` at once: what one thread waits for in vain, others need not wait for.
   const bool over = late || load_relaxed_sys(reinterpret_cast<const u64*>(&control->abort)) != 0;
@@ -73,26 +75,22 @@ static __device__ __noinline__ u64 look_around(Control* control, u64 timeout, u6
 
 }  // namespace detail
 
-// Polls until `reached()` says that a word is there, but no longer than until it is time to look around.
-template <class Reached>
-WARPMESH_DEVICE bool poll(Reached reached) {
+// Calls `reached()` until it is true; `what()` is for the host. False if given up. The loop is `reached`'s code and a count.
+template <class Reached, class What>
+WARPMESH_DEVICE bool persist(const Patience& patience, Reached reached, What what) {
+  u32 since = 0;
+  for (;;) {
 #pragma unroll 1
-  for (int polls = 0; polls < detail::POLLS; ++polls) {
-    if (reached()) return true;
-  }
-  return false;
-}
-
-// Repeats `attempt()`, which polls, until it succeeds; `what()` is for the host. False if given up.
-template <class Attempt, class What>
-WARPMESH_DEVICE bool persist(const Patience& patience, Attempt attempt, What what) {
-  u64 since = 0;
-  while (!attempt()) {
+    for (int polls = 0; polls < detail::POLLS; ++polls) {
+      if (reached()) return true;
+    }
     const WaitingFor w = what();
-    since = detail::look_around(patience.control, patience.timeout, patience.sequence, since, w.peer, w.place, w.expected, w.seen);
+    const u32 timeout = static_cast<u32>(patience.timeout >> detail::TICK);
+    since = detail::look_around(patience.control, patience.sequence, timeout, since, w.peer, w.place, w.expected, w.seen);
     if (since == detail::GIVEN_UP) return false;
   }
-  return true;
 }
 
 }  // namespace warpmesh
+
+#endif  // WARPMESH_WAIT_CUH

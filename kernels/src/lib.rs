@@ -9,6 +9,9 @@ mod compile;
 pub use compile::{CompileError, Compiled, compile};
 
 /// The headers of the device library: name as in `#include "warpmesh/NAME"`, and text.
+///
+/// They include each other by `NAME` alone, so NVRTC needs each under both names. (Include guards keep them apart, not
+/// `#pragma once`, for which two names are two files.)
 pub const HEADERS: [(&str, &str); 8] = [
     ("base.cuh", include_str!("../device/base.cuh")),
     ("element.cuh", include_str!("../device/element.cuh")),
