@@ -9,15 +9,19 @@
 #ifndef WARPMESH_PLAN_CUH
 #define WARPMESH_PLAN_CUH
 
+#include "board.cuh"
 #include "move.cuh"
 #include "semaphore.cuh"
 
 namespace warpmesh {
 
-// Device memory of one communicator and rank.
+// Device memory of one communicator and rank. A block reads and writes its own entry alone; kernels of a communicator follow each
+// other.
 struct State {
-  // By block: epochs that it has finished. A block reads and writes its own alone; kernels of a communicator follow each other.
-  u64 epoch[MAX_BLOCKS];
+  struct Block {
+    u64 epoch;  // epochs that it has finished
+    u64 open;   // 1 if the last one's plan did not show that all ranks had begun it
+  } block[MAX_BLOCKS];
 };
 
 // A kernel's only parameter: what is the same for all plans, then tables whose sizes are the plan's. Everything that depends
@@ -35,25 +39,50 @@ struct Call {
   u64 half_packets;
   u64 sequence;       // the call's number
   u64 timeout;        // nanoseconds
+  Board mine;         // what this rank tells its peers
   State* state;
   Control* control;
+  u64 boards;         // what peers tell this rank: by half, peer, block
+  u64 half_boards;    // bytes to the second half
 };
-static_assert(sizeof(Call) == 96, "as in kernels/src/params.rs");
+static_assert(sizeof(Call) == 144, "as in collectives/src/cuda/params.rs");
 
-template <int PEERS, int PARTS, int PLACES, int FACTORS>
+// Operands of plans that announce: how their addresses are found.
+enum Announced : u8 {
+  NOT,     // the address is in the table
+  INPUT,   // the table has the window's address for the block, the peer tells where in the window its input begins
+  OUTPUT,  // the same for its output
+};
+
+template <int PEERS, int PARTS, int PLACES, int BOARDS>
 struct Params {
+  static constexpr int PLACE_COUNT = PLACES, PEER_COUNT = PEERS;
   Call call;
-  u64 place[PLACES ? PLACES : 1];     // addresses of operands
-  u64 factor[FACTORS ? FACTORS : 1];  // PreMulSum's factor of each source
-  u64 semaphore[PEERS ? PEERS : 1];   // addresses of the words of each signalled or awaited peer, for block 0
-  u32 parts[PARTS ? PARTS : 1];       // part of each move
-  u8 peer[PLACES + PEERS + 8];        // for reports: the peer of each semaphore, then of each place
+  u64 place[PLACES ? PLACES : 1];    // addresses of operands
+  u64 semaphore[PEERS ? PEERS : 1];  // addresses of the words of each signalled or awaited peer, for block 0
+  u64 board[BOARDS ? BOARDS : 1];    // addresses of this rank's board at each peer, for block 0 of the first half
+  u32 parts[PARTS ? PARTS : 1];      // part of each move
+  u8 peer[PLACES + PEERS + 8];       // the peer of each semaphore, then of each place
+  u8 announced[PLACES ? PLACES : 1];
+};
+
+// What a block has learned of its peers: addresses of all operands, and the factors of their ranks. In shared memory.
+template <int PLACES>
+struct Learned {
+  u64 at[PLACES ? PLACES : 1];
+  u64 factor[PLACES ? PLACES : 1];
 };
 
 // Between the words of two blocks.
 constexpr u64 SEMAPHORE_STRIDE = sizeof(u64);
 
+// `Control::failed` of a rank whose peer makes another call: this plus the peer.
+constexpr u32 MISMATCH = 1u << 16;
+
+// SYNCHRONISED: whoever has finished an epoch of this plan knows that all ranks have begun it.
+//
 // Its state is small, so that moves have the registers: what can be computed from the round is.
+template <bool SYNCHRONISED>
 struct Worker {
   const Call& call;
   u64 before;   // epochs of this block before the call
@@ -61,7 +90,7 @@ struct Worker {
   bool failed;  // of this thread, until the next signal, wait or round makes it the block's
 
   WARPMESH_DEVICE explicit Worker(const Call& call)
-      : call(call), before(load(&call.state->epoch[blockIdx.x])), rounds(0), failed(false) {}
+      : call(call), before(load(&call.state->block[blockIdx.x].epoch)), rounds(0), failed(false) {}
 
   // On to the next round, when all threads are done with this one; false after the last.
   WARPMESH_DEVICE bool next(u32& round) {
@@ -70,11 +99,52 @@ struct Worker {
     return round < call.rounds && !failed;
   }
 
+  // Before anything of this epoch is written to a peer: all have finished the epoch before the last, whose half is used again. After
+  // a plan that synchronises that is known, else each peer says when it begins.
+  template <int COUNT>
+  WARPMESH_DEVICE void guard(const u64* words, const u8* peers, u32 place) {
+    const bool open = rounds > 0 ? !SYNCHRONISED : load(&call.state->block[blockIdx.x].open) != 0;
+    if (threadIdx.x < COUNT && open && !failed) {
+      failed = !word(words[threadIdx.x]).wait(begun(before + rounds), patience(), peers[threadIdx.x], place);
+    }
+    failed = __syncthreads_or(failed);
+  }
+
+  // Tells COUNT peers that this epoch is begun, and so the one before is finished.
+  template <int COUNT>
+  WARPMESH_DEVICE void begin(const u64* words) {
+    if (threadIdx.x < COUNT && !failed) word(words[threadIdx.x]).signal(begun(before + rounds + 1));
+  }
+
   // All blocks' words are kept in step, also of blocks that this launch does not have.
   WARPMESH_DEVICE void finish() const {
     for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < MAX_BLOCKS; b += blockDim.x * gridDim.x) {
-      store(&call.state->epoch[b], before + rounds);
+      store(&call.state->block[b].epoch, before + rounds);
+      store(&call.state->block[b].open, SYNCHRONISED ? 0 : 1);
     }
+  }
+
+  // Tells COUNT peers where this rank's buffers are. The next signal to a peer publishes it.
+  template <int COUNT, class P>
+  WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) {
+    const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
+    if (threadIdx.x < COUNT) call.mine.write(p.board[threadIdx.x] + half + blockIdx.x * sizeof(Board));
+    for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += blockDim.x) {
+      const bool own = p.peer[P::PEER_COUNT + n] == call.rank;
+      if (p.announced[n] == NOT) learned.at[n] = p.place[n];
+      if (own) learn(p, learned, n, call.mine);
+    }
+  }
+
+  // Waits for COUNT peers, and takes in what they announced.
+  template <int COUNT, class P>
+  WARPMESH_DEVICE void meet(const P& p, Learned<P::PLACE_COUNT>& learned, int first, u32 nth, u32 place) {
+    if (threadIdx.x < COUNT && !failed) {
+      const u32 peer = p.peer[first + threadIdx.x];
+      failed = !word(p.semaphore[first + threadIdx.x]).wait(value(nth), patience(), peer, place);
+      if (!failed) take_in(p, learned, peer);
+    }
+    failed = __syncthreads_or(failed);
   }
 
   // Signals COUNT peers: everything that this block wrote before is visible to whoever waits for it. If the block has given up, they
@@ -116,6 +186,30 @@ struct Worker {
   }
 
  private:
+  template <class P>
+  WARPMESH_DEVICE void take_in(const P& p, Learned<P::PLACE_COUNT>& learned, u32 peer) {
+    const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
+    const Board board = Board::read(call.boards + half + (peer * MAX_BLOCKS + blockIdx.x) * sizeof(Board));
+    if (board.digest != call.mine.digest) {
+      store_relaxed_sys(&call.control->failed, MISMATCH + peer);
+      failed = true;
+      return;
+    }
+#pragma unroll 1
+    for (int n = 0; n < P::PLACE_COUNT; ++n) {
+      if (p.peer[P::PEER_COUNT + n] == peer) learn(p, learned, n, board);
+    }
+  }
+
+  template <class P>
+  static WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, const Board& board) {
+    learned.factor[n] = board.factor;
+    if (p.announced[n] != NOT) learned.at[n] = p.place[n] + (p.announced[n] == INPUT ? board.input : board.output);
+  }
+
+  // The guard's word of a rank that has begun an epoch, which are counted from 1 here.
+  static WARPMESH_DEVICE u64 begun(u64 epoch) { return epoch << 8; }
+
   // The value of the n-th signal of this epoch over a semaphore.
   WARPMESH_DEVICE u64 value(u32 nth) const { return (before + rounds + 1) << 8 | nth; }
 

@@ -12,8 +12,9 @@ pub use compile::{CompileError, Compiled, compile};
 ///
 /// They include each other by `NAME` alone, so NVRTC needs each under both names. (Include guards keep them apart, not
 /// `#pragma once`, for which two names are two files.)
-pub const HEADERS: [(&str, &str); 8] = [
+pub const HEADERS: [(&str, &str); 9] = [
     ("base.cuh", include_str!("../device/base.cuh")),
+    ("board.cuh", include_str!("../device/board.cuh")),
     ("element.cuh", include_str!("../device/element.cuh")),
     ("move.cuh", include_str!("../device/move.cuh")),
     ("order.cuh", include_str!("../device/order.cuh")),

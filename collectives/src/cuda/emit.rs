@@ -98,6 +98,7 @@ pub(crate) fn emit(
         tables: Tables::default(),
         signalled: Vec::new(),
         awaited: Vec::new(),
+        met: Vec::new(),
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -109,12 +110,11 @@ pub(crate) fn emit(
         return Err(unsupported("several workers", 1, 0));
     }
     let list = program.workers.first().map_or_else(Vec::new, |list| arrange(list));
-    writer.begin(announces);
+    writer.begin(announces, claims);
     let mut at = 0;
     while at < list.len() {
         at += writer.step(&list[at..], at).map_err(|what| unsupported(what, 0, at))?;
     }
-    writer.end(claims);
     Ok(writer.finish(shape, claims))
 }
 
@@ -128,31 +128,30 @@ struct Writer {
     /// How often a semaphore of a peer has been signalled so far, and awaited.
     signalled: Vec<(usize, usize, u32)>,
     awaited: Vec<(usize, usize, u32)>,
+    /// Peers that were waited for.
+    met: Vec<usize>,
 }
 
 impl Writer {
-    /// What every epoch begins with: the guard, and the announcement.
-    fn begin(&mut self, announces: bool) {
+    /// What every epoch begins with: the guard, and announcements.
+    fn begin(&mut self, announces: bool, claims: &Claims) {
         let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
         if peers.is_empty() {
             return;
         }
-        let first = self.semaphores(GUARD, &peers, true);
         let count = peers.len();
-        self.line(&format!("w.guard<{count}>(p.semaphore + {first}, p.peer + {first});"));
+        let first = self.semaphores(GUARD, &peers, true);
+        self.line(&format!(
+            "w.guard<{count}>(p.semaphore + {first}, p.peer + {first}, {AT_GUARD});"
+        ));
+        if !claims.synchronises {
+            let first = self.semaphores(GUARD, &peers, false);
+            self.line(&format!("w.begin<{count}>(p.semaphore + {first});"));
+        }
         self.tables.announces = announces || self.op == OpKind::PreMulSum;
         if self.tables.announces {
-            self.line(&format!("w.announce<{count}>(p.board);"));
+            self.line(&format!("w.announce<{count}>(p, learned);"));
             self.tables.boards = peers;
-        }
-    }
-
-    /// What an epoch ends with, if its plan does not show that all have begun it.
-    fn end(&mut self, claims: &Claims) {
-        let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
-        if !peers.is_empty() && !claims.synchronises {
-            let first = self.semaphores(GUARD, &peers, false);
-            self.line(&format!("w.publish<{}>(p.semaphore + {first});", peers.len()));
         }
     }
 
@@ -183,11 +182,15 @@ impl Writer {
         for (nth, peers) in by_turn(&mut self.awaited, semaphore, from) {
             let first = self.semaphores(semaphore, &peers, true);
             let count = peers.len();
-            self.line(&format!(
-                "w.wait<{count}>(p.semaphore + {first}, p.peer + {first}, {nth}, {number});"
-            ));
-            if self.tables.announces {
-                self.line(&format!("w.learn<{count}>(p.peer + {first}, {number});"));
+            // What a peer has announced is learned with the first wait for it.
+            let new = peers.iter().any(|peer| !self.met.contains(peer));
+            if self.tables.announces && new {
+                self.met.extend(&peers);
+                self.line(&format!("w.meet<{count}>(p, learned, {first}, {nth}, {number});"));
+            } else {
+                self.line(&format!(
+                    "w.wait<{count}>(p.semaphore + {first}, p.peer + {first}, {nth}, {number});"
+                ));
             }
         }
     }
@@ -220,9 +223,14 @@ impl Writer {
         for instruction in group {
             self.tables.places.extend(announced(operands(instruction).1, self.rank));
         }
+        let (peers, count) = (format!("p.peer + PEERS + {sources}"), group.len());
+        let (at, factor) = if self.tables.announces {
+            ("learned.at", "learned.factor")
+        } else {
+            ("p.place", "p.place")
+        };
         self.line(&format!(
-            "w.move<{form}, {}>(p.place + {sources}, p.place + {destinations}, p.peer + PEERS + {sources}, p.peer + PEERS + {destinations}, p.parts + {part}, {number});",
-            group.len(),
+            "w.move<{form}, {count}>({at} + {sources}, {at} + {destinations}, {factor} + {sources}, {peers}, p.parts + {part}, {number});",
         ));
         Ok(())
     }
@@ -234,12 +242,12 @@ impl Writer {
         if partial && (self.dtype.is_narrow_float() || finishes) {
             return Err("unfinished sums that differ from elements");
         }
-        let mut sources = kinds(from, self.rank)?;
+        let mut sources = kinds(from)?;
         if let Some(own) = contributions(from, self.rank, self.world) {
             sources.fill(own);
         }
         let op = if reduce { op_name(self.op) } else { "Copy" };
-        let to = kinds(to, self.rank)?;
+        let to = kinds(to)?;
         let ty = type_name(self.dtype);
         Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&sources), kinds_name(&to)))
     }
@@ -253,7 +261,11 @@ impl Writer {
         let name = entry_name(shape, dtype, op);
         let (peers, parts) = (tables.semaphores.len(), tables.parts.len());
         let (places, boards) = (tables.places.len(), tables.boards.len());
-        let learned = if tables.announces { world } else { 1 };
+        let learned = if tables.announces {
+            format!("  __shared__ Learned<{places}> learned;\n")
+        } else {
+            String::new()
+        };
         let synchronises = claims.synchronises || world == 1;
         let size = super::params::Layout::of(&tables).size;
         let source = format!(
@@ -265,12 +277,12 @@ impl Writer {
              static_assert(sizeof(P) == {size}, \"as the host fills it\");\n\n\
              extern \"C\" __global__ void __launch_bounds__({THREADS}, 2)\n\
              {name}(const __grid_constant__ P p) {{\n  \
-               __shared__ Board learned[{learned}];\n  \
-               Worker w(p.call, learned);\n  \
+{learned}  \
+               Worker<{synchronises}> w(p.call);\n  \
                u32 round = 0;\n  \
                do {{\n{body}  \
                }} while (w.next(round));\n  \
-               w.finish({synchronises});\n\
+               w.finish();\n\
              }}\n",
             collective = shape.collective,
             plan = shape.name.replace(|c: char| c.is_control(), " "),
@@ -280,6 +292,9 @@ impl Writer {
         Kernel { source, name, tables }
     }
 }
+
+/// The step that a rank reports while it waits for peers to begin the last epoch.
+const AT_GUARD: u32 = u32::MAX - 4;
 
 /// The most threads of a block.
 pub(crate) const THREADS: usize = 512;
@@ -311,7 +326,7 @@ fn by_turn(
 fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
     let form = |instruction: &Instruction| {
         let Instruction::Move { from, to, reduce, .. } = instruction else { return None };
-        let kinds = (kinds(from, rank).ok(), kinds(to, rank).ok());
+        let kinds = (kinds(from).ok(), kinds(to).ok());
         Some((kinds, *reduce, contributions(from, rank, world)))
     };
     let first = form(&list[0]);
@@ -381,12 +396,9 @@ fn announced(places: &[Place], rank: usize) -> impl Iterator<Item = Operand> + u
 }
 
 /// The kinds of a list of operands.
-fn kinds(places: &[Place], rank: usize) -> Result<Vec<&'static str>, &'static str> {
-    let remote = reaches(places, rank);
+fn kinds(places: &[Place]) -> Result<Vec<&'static str>, &'static str> {
     let kind = |place: &Place| match (place.whose, place.buffer) {
         (Whose::Group, _) => Err("a multicast place"),
-        (_, Buffer::Input) if remote => Ok("PEER_INPUT"),
-        (_, Buffer::Output) if remote => Ok("PEER_OUTPUT"),
         (_, Buffer::Input | Buffer::Output) => Ok("USER"),
         (_, Buffer::Scratch) => Ok("SLOT"),
         (_, Buffer::Packets) => Ok("PACKETS"),
@@ -480,7 +492,8 @@ mod tests {
     fn a_barrier_is_one_signal_and_one_wait() {
         let kernel = kernel("direct", "all_reduce", 2);
         assert!(kernel.source.contains("w.signal<3>(p.semaphore + 3, 0);"), "{}", kernel.source);
-        assert!(kernel.source.contains("w.wait<3>(p.semaphore + 6, p.peer + 6, 0, 1);"));
-        assert!(kernel.source.contains("Sum, Repeated<4, PEER_INPUT>, Repeated<4, PEER_OUTPUT>>"));
+        assert!(kernel.source.contains("w.meet<3>(p, learned, 6, 0, 1);"), "{}", kernel.source);
+        assert!(kernel.source.contains("w.wait<3>(p.semaphore + 12, p.peer + 12, 0, 4);"));
+        assert!(kernel.source.contains("Sum, Repeated<4, USER>, Repeated<4, USER>>"));
     }
 }

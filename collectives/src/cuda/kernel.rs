@@ -141,7 +141,7 @@ impl Loaded {
 
     /// Fills in what does not depend on a call.
     fn fill(&mut self, tables: &Tables, regions: &Regions, rank: usize) {
-        let Layout { places, semaphores, boards, parts, peers, .. } = self.layout;
+        let Layout { places, semaphores, boards, parts, peers, announced, .. } = self.layout;
         for (n, operand) in tables.places.iter().enumerate() {
             let (address, fixed) = self.resolve(operand, regions, rank);
             self.addresses.push(address);
@@ -164,6 +164,13 @@ impl Loaded {
                 (None, Whose::Rank(owner)) => owner,
                 (None, Whose::Group) => rank,
             });
+        for (to, operand) in bytes[announced..].iter_mut().zip(&tables.places) {
+            *to = match (operand.announced, operand.place.buffer) {
+                (true, Buffer::Input) => 1,
+                (true, Buffer::Output) => 2,
+                _ => 0,
+            };
+        }
         for (to, peer) in bytes[peers..].iter_mut().zip(semaphores.chain(places)) {
             *to = peer as u8;
         }

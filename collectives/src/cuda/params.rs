@@ -58,6 +58,7 @@ pub(crate) struct Layout {
     pub(crate) boards: usize,
     pub(crate) parts: usize,
     pub(crate) peers: usize,
+    pub(crate) announced: usize,
     pub(crate) size: usize,
 }
 
@@ -71,7 +72,9 @@ impl Layout {
         let boards = semaphores + bytes(tables.semaphores.len(), 8);
         let parts = boards + bytes(tables.boards.len(), 8);
         let peers = parts + bytes(tables.parts.len(), 4);
-        let end = peers + tables.places.len() + tables.semaphores.len() + 8;
-        Self { places, semaphores, boards, parts, peers, size: end.next_multiple_of(8) }
+        let announced = peers + tables.places.len() + tables.semaphores.len() + 8;
+        // The boards in the call are aligned to 16 bytes, and so is the whole.
+        let size = (announced + tables.places.len().max(1)).next_multiple_of(16);
+        Self { places, semaphores, boards, parts, peers, announced, size }
     }
 }

@@ -25,7 +25,8 @@ pub fn compile(source: &str, arch: u32) -> Option<Result<String, String>> {
     let text = |s: &str| CString::new(s).unwrap();
     // Each under two names: as users and as the headers themselves include it.
     let both = |(name, _): &(&str, &str)| [format!("warpmesh/{name}"), (*name).to_owned()];
-    let names: Vec<CString> = warpmesh_kernels::HEADERS.iter().flat_map(both).map(|s| text(&s)).collect();
+    let names: Vec<CString> =
+        warpmesh_kernels::HEADERS.iter().flat_map(both).map(|s| text(&s)).collect();
     let texts: Vec<CString> =
         warpmesh_kernels::HEADERS.iter().flat_map(|(_, body)| [text(body), text(body)]).collect();
     let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
