@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr::null_mut;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
 
@@ -54,13 +55,8 @@ pub(crate) fn version() -> Result<(i32, i32), CompileError> {
 
 /// The options for an architecture. No contraction: a product and a sum are rounded one after the other,
 /// as on the host.
-pub(crate) fn options(arch: u32) -> [String; 4] {
-    [
-        format!("--gpu-architecture=sm_{arch}"),
-        "-std=c++17".into(),
-        "-fmad=false".into(),
-        "-dopt=on".into(),
-    ]
+pub(crate) fn options(arch: u32) -> [String; 3] {
+    [format!("--gpu-architecture=sm_{arch}"), "-std=c++17".into(), "-fmad=false".into()]
 }
 
 /// Compiles CUDA C++ that may include the device library, for an architecture (90 for sm_90). Takes some
@@ -70,6 +66,9 @@ pub(crate) fn options(arch: u32) -> [String; 4] {
 /// NVRTC is not found, or refuses the text.
 pub fn compile(source: &str, name: &str, arch: u32) -> Result<Compiled, CompileError> {
     version()?;
+    // NVRTC 13 crashes when two threads compile for the first time at once.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = Program::new(source, name).map_err(|code| refused(name, arch, code, ""))?;
     let options = options(arch).map(|option| CString::new(option).expect("options have no NUL"));
     let pointers = options.each_ref().map(|option| option.as_ptr());

@@ -28,12 +28,12 @@ impl Module {
     /// Loads code for the architecture, or where the driver does not take it, PTX.
     fn load(context: &Arc<CudaContext>, compiled: &Compiled) -> Result<Self, CudaError> {
         let ptx = CString::new(compiled.ptx.clone()).unwrap_or_default();
-        let images = [compiled.cubin.as_ptr(), ptx.as_ptr().cast()];
         let mut module = std::ptr::null_mut();
         let mut code = CUresult::CUDA_ERROR_INVALID_IMAGE;
-        for image in images {
+        let images = [compiled.cubin.as_slice(), ptx.to_bytes_with_nul()];
+        for image in images.into_iter().filter(|image| image.len() > 1) {
             // SAFETY: an ELF file or text that ends with NUL, alive during the call.
-            code = unsafe { sys::cuModuleLoadData(&mut module, image.cast()) };
+            code = unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
             if code == CUresult::CUDA_SUCCESS {
                 return Ok(Self { context: context.clone(), module });
             }
