@@ -160,8 +160,12 @@ fn litmus(
                 }
             }
         };
+        let proxies = if test.proxies { "; proxies are NOT told apart" } else { "" };
         let seed = o.first_seed.map_or(String::new(), |s| format!(" (seed {s})"));
-        println!("{name:<48} {:>9} {:>9} {:>9}  {says}{seed}", o.seen, o.runs, o.unfinished);
+        println!(
+            "{name:<48} {:>9} {:>9} {:>9}  {says}{seed}{proxies}",
+            o.seen, o.runs, o.unfinished
+        );
     }
     if !verdicts.is_empty() {
         println!("allowed states seen: {found} of {allowed}");
