@@ -40,8 +40,10 @@ impl LoadError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// An access outside every allocation.
-    #[error("{at}: {bytes} bytes at {address:#x} are not inside one allocation")]
+    /// An access outside every allocation, or to one that the device may not access.
+    #[error(
+        "{at}: {bytes} bytes at {address:#x} are not inside one allocation that the device may access"
+    )]
     IllegalAddress {
         /// Where in which kernel.
         at: Place,

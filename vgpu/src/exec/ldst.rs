@@ -12,6 +12,7 @@ use super::{Ctl, Exec, Handler, pick, plain_handler};
 use crate::isa::W;
 use crate::mem::access::{load_unit, load16, store_unit, store16};
 use crate::mem::rmw;
+use crate::mem::space::Kind;
 use crate::ptx::{Space, Ty};
 
 /// Generic addresses of shared memory start here: no host address looks like this.
@@ -122,14 +123,16 @@ impl Warp {
             }
             Space::Global | Space::Generic | Space::Const => {
                 // SAFETY: the space outlives all warps.
-                let region = unsafe { (*self.space).find(addr, n as u64) }.ok_or(illegal)?;
-                if region.backing.is_none() {
+                let region = unsafe { (*self.space).access(addr, n as u64, self.device, store) }
+                    .ok_or(illegal)?;
+                if region.kind == Kind::Multicast {
                     return Err(Trouble::Trap(format!(
                         "{addr:#x} is a multicast address: only multimem instructions reach it"
                     )));
                 }
                 self.counters.access(store, region.target(self.device), region.device, n, 1);
-                Ok(Spot::Global(addr as *mut u8))
+                // One place for bytes that are mapped several times: the memory model goes by addresses.
+                Ok(Spot::Global((addr - region.base + region.home) as *mut u8))
             }
         }
     }
@@ -162,10 +165,11 @@ fn whole<const N: usize>(w: &mut Warp, addr: u64, store: bool) -> bool {
         return false;
     }
     // SAFETY: the space outlives all warps.
-    let Some(region) = (unsafe { (*w.space).find(addr, (N * LANES) as u64) }) else {
+    let region = unsafe { (*w.space).access(addr, (N * LANES) as u64, w.device, store) };
+    let Some(region) = region else {
         return false;
     };
-    if region.backing.is_none() {
+    if region.kind == Kind::Multicast {
         return false;
     }
     let (target, peer) = (region.target(w.device), region.device);

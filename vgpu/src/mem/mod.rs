@@ -2,5 +2,7 @@
 
 pub mod access;
 pub mod counters;
+pub mod region;
+pub mod registered;
 pub mod rmw;
 pub mod space;

@@ -3,62 +3,28 @@
 //! One range of host addresses is reserved for all devices. A page table of one word per 64 KiB names the region of an
 //! address, so a check is two loads. Regions are separated by a page that is never mapped, so that running over the
 //! end is an error, as under a memory checker. A region's bytes come from a memfd, which other processes can map.
+//!
+//! A region says which devices may access it. Host memory that a program registers lies outside the range; it is found by
+//! a slower way, that is taken only by addresses outside.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::counters::Target;
+use super::region::{Fixed, new_id, rights};
+pub use super::region::{Kind, Mapping, Region, Team};
+use super::registered::Registered;
 
 const PAGE_BITS: u32 = 16;
 const PAGE: u64 = 1 << PAGE_BITS;
 const ARENA: u64 = 1 << 40;
 const MAX_REGIONS: usize = 1 << 16;
-
-/// What a region is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// Memory of a device.
-    Device,
-    /// Host memory that devices see.
-    Host,
-    /// A multicast object: no bytes of its own.
-    Multicast,
-}
-
-/// One allocation or mapping.
-#[derive(Debug)]
-pub struct Region {
-    /// First address.
-    pub base: u64,
-    /// Length as asked for, in bytes.
-    pub len: u64,
-    /// Device that owns the bytes (of a multicast region: that mapped it).
-    pub device: u32,
-    /// What it is.
-    pub kind: Kind,
-    /// File and offset of the bytes; none for multicast.
-    pub backing: Option<(Arc<OwnedFd>, u64)>,
-    /// Addresses of the members' bytes, for multicast.
-    pub members: RwLock<Vec<u64>>,
-}
-
-impl Region {
-    /// Where an access from `device` goes.
-    #[inline(always)]
-    pub fn target(&self, device: u32) -> Target {
-        match self.kind {
-            Kind::Device if self.device == device => Target::Own,
-            Kind::Device => Target::Peer,
-            Kind::Host => Target::Host,
-            Kind::Multicast => Target::Multicast,
-        }
-    }
-}
+/// The most devices: rights are masks of 64 bits.
+pub const MAX_DEVICES: usize = 64;
 
 /// The address space of a process.
 pub struct AddressSpace {
@@ -66,6 +32,7 @@ pub struct AddressSpace {
     pages: *mut AtomicU32,
     table: Box<[AtomicPtr<Region>]>,
     state: Mutex<State>,
+    registered: Registered,
 }
 
 // SAFETY: `pages` is a private mapping of atomics; everything else is Sync by itself.
@@ -79,6 +46,8 @@ struct State {
     free_ids: Vec<u32>,
     next_id: u32,
     files: BTreeMap<(u32, bool), (Arc<OwnedFd>, u64)>,
+    /// Who may access a device's ordinary memory: a bit for each device.
+    peers: [u64; MAX_DEVICES],
 }
 
 impl AddressSpace {
@@ -104,7 +73,9 @@ impl AddressSpace {
                 free_ids: Vec::new(),
                 next_id: 1,
                 files: BTreeMap::new(),
+                peers: [u64::MAX; MAX_DEVICES],
             }),
+            registered: Registered::default(),
         })
     }
 
@@ -113,7 +84,7 @@ impl AddressSpace {
     pub fn find(&self, addr: u64, len: u64) -> Option<&Region> {
         let page = addr.wrapping_sub(self.base) >> PAGE_BITS;
         if page >= ARENA >> PAGE_BITS {
-            return None;
+            return self.registered.find(addr, len);
         }
         // SAFETY: `page` is inside the page table; ids index the region table; a region that the page table names
         // is alive, since `free` clears the pages first and callers free no memory that a kernel still uses.
@@ -124,24 +95,82 @@ impl AddressSpace {
         }
     }
 
+    /// The region of an access that a device is allowed to make.
+    #[inline(always)]
+    pub fn access(&self, addr: u64, len: u64, device: u32, store: bool) -> Option<&Region> {
+        self.find(addr, len).filter(|r| r.allows(device, store))
+    }
+
+    /// Host memory of the program that devices see.
+    pub fn registered(&self) -> &Registered {
+        &self.registered
+    }
+
+    /// True if the address is in the reserved range: no host memory of the program is there.
+    pub fn contains(&self, addr: u64) -> bool {
+        addr.wrapping_sub(self.base) < ARENA
+    }
+
+    /// Ordinary memory of a device is from now on its own only; peers are let in by [`AddressSpace::set_peer`].
+    pub fn restrict_to_owners(&self) {
+        let mut st = self.state.lock().unwrap();
+        st.peers = std::array::from_fn(|device| 1 << device);
+    }
+
+    /// Whether `device` may access the ordinary memory of `owner`, what is there and what will be.
+    pub fn set_peer(&self, owner: u32, device: u32, on: bool) {
+        let mut st = self.state.lock().unwrap();
+        let mask = &mut st.peers[owner as usize];
+        if on {
+            *mask |= 1 << device
+        } else {
+            *mask &= !(1 << device)
+        }
+        for slot in &self.table[..st.next_id as usize] {
+            // SAFETY: regions are freed under the lock that is held here.
+            if let Some(r) = unsafe { slot.load(Ordering::Acquire).as_ref() }
+                && r.follows
+                && r.device == owner
+            {
+                r.allow(device, on, on);
+            }
+        }
+    }
+
+    /// True if `device` may access the ordinary memory of `owner`.
+    pub fn is_peer(&self, owner: u32, device: u32) -> bool {
+        self.state.lock().unwrap().peers[owner as usize] >> device & 1 == 1
+    }
+
     /// Allocates zeroed memory of a device, or host memory.
     pub fn alloc(&self, device: u32, kind: Kind, len: u64) -> std::io::Result<u64> {
-        let span = len.max(1).next_multiple_of(PAGE);
-        let (fd, offset) = {
-            let mut st = self.state.lock().unwrap();
-            let entry = match st.files.entry((device, kind == Kind::Host)) {
-                std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
-                std::collections::btree_map::Entry::Vacant(v) => {
-                    let fd = rustix::fs::memfd_create("vgpu", rustix::fs::MemfdFlags::CLOEXEC)?;
-                    v.insert((Arc::new(fd), 0))
-                }
-            };
-            let offset = entry.1;
-            entry.1 += span;
-            rustix::fs::ftruncate(&entry.0, entry.1)?;
-            (entry.0.clone(), offset)
-        };
+        let (fd, offset) = self.file(device, kind, len)?;
         self.map(device, kind, fd, offset, len)
+    }
+
+    /// Allocates memory that only its device may access, whatever its peers are.
+    pub fn alloc_private(&self, device: u32, len: u64) -> std::io::Result<u64> {
+        let (fd, offset) = self.file(device, Kind::Device, len)?;
+        self.map_private(device, fd, offset, len)
+    }
+
+    /// A part of the device's file that was not used before.
+    fn file(&self, device: u32, kind: Kind, len: u64) -> std::io::Result<(Arc<OwnedFd>, u64)> {
+        let span =
+            len.max(1).checked_next_multiple_of(PAGE).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let mut st = self.state.lock().unwrap();
+        let entry = match st.files.entry((device, kind == Kind::Host)) {
+            std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
+            std::collections::btree_map::Entry::Vacant(v) => {
+                let fd = rustix::fs::memfd_create("vgpu", rustix::fs::MemfdFlags::CLOEXEC)?;
+                v.insert((Arc::new(fd), 0))
+            }
+        };
+        let offset = entry.1;
+        let end = offset.checked_add(span).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        rustix::fs::ftruncate(&entry.0, end)?;
+        entry.1 = end;
+        Ok((entry.0.clone(), offset))
     }
 
     /// Maps part of a file as a region: an allocation of this process or of another one.
@@ -153,7 +182,55 @@ impl AddressSpace {
         offset: u64,
         len: u64,
     ) -> std::io::Result<u64> {
-        let base = self.reserve(len)?;
+        let host = kind == Kind::Host;
+        self.map_with(device, kind, (fd, offset), len, u64::MAX, !host)
+    }
+
+    /// As [`AddressSpace::map`]; only the device itself, and whom [`Region::allow`] lets, may access it.
+    pub fn map_private(
+        &self,
+        device: u32,
+        fd: Arc<OwnedFd>,
+        offset: u64,
+        len: u64,
+    ) -> std::io::Result<u64> {
+        self.map_with(device, Kind::Device, (fd, offset), len, 1 << device, false)
+    }
+
+    fn map_with(
+        &self,
+        device: u32,
+        kind: Kind,
+        backing: (Arc<OwnedFd>, u64),
+        len: u64,
+        mask: u64,
+        follows: bool,
+    ) -> std::io::Result<u64> {
+        let base = self.reserve(len, PAGE)?;
+        let mapped = self.map_file(base, len, &backing.0, backing.1).and_then(|()| {
+            self.publish(Region {
+                base,
+                len,
+                device,
+                kind,
+                backing: Some(backing),
+                home: base,
+                team: None,
+                id: new_id(),
+                rights: rights(mask),
+                follows,
+            })
+        });
+        if let Err(e) = mapped {
+            self.clear(base, len);
+            self.release(base, len);
+            return Err(e);
+        }
+        Ok(base)
+    }
+
+    /// Puts a file's bytes at a range that [`AddressSpace::reserve`] gave.
+    pub fn map_file(&self, base: u64, len: u64, fd: &OwnedFd, offset: u64) -> std::io::Result<()> {
         let span = len.max(1).next_multiple_of(PAGE);
         // SAFETY: the range was taken from the reserved arena and belongs to no region.
         unsafe {
@@ -161,46 +238,103 @@ impl AddressSpace {
             let flags = MapFlags::SHARED | MapFlags::FIXED;
             rustix::mm::mmap(base as *mut _, span as usize, rw, flags, fd.as_fd(), offset)?;
         }
+        Ok(())
+    }
+
+    /// Makes a region at a reserved range; no device may access it before [`Region::allow`].
+    pub fn map_at(&self, base: u64, len: u64, mapping: Mapping) -> std::io::Result<()> {
+        let Mapping { device, kind, home, team } = mapping;
+        let rights = rights(0);
+        let backing = None;
         self.publish(Region {
             base,
             len,
             device,
             kind,
-            backing: Some((fd, offset)),
-            members: RwLock::default(),
-        })?;
-        Ok(base)
+            backing,
+            home,
+            team,
+            id: new_id(),
+            rights,
+            follows: false,
+        })
+    }
+
+    /// Takes back [`AddressSpace::map_at`] and `map_file`: the range is reserved as before. No kernel may still use it.
+    pub fn unmap_at(&self, base: u64, len: u64) {
+        self.withdraw(base);
+        self.clear(base, len);
     }
 
     /// Makes a multicast region: an access reaches the bytes at the same offset of every member.
     pub fn multicast(&self, device: u32, members: Vec<u64>, len: u64) -> std::io::Result<u64> {
-        let base = self.reserve(len)?;
-        let members = RwLock::new(members);
-        self.publish(Region { base, len, device, kind: Kind::Multicast, backing: None, members })?;
+        let base = self.reserve(len, PAGE)?;
+        let team: Option<Arc<dyn Team>> = Some(Arc::new(Fixed(members)));
+        self.map_at(base, len, Mapping { device, kind: Kind::Multicast, home: base, team })?;
+        if let Some(r) = self.find(base, 1) {
+            (0..MAX_DEVICES as u32).for_each(|d| r.allow(d, true, true));
+        }
         Ok(base)
     }
 
-    fn reserve(&self, len: u64) -> std::io::Result<u64> {
-        let pages = (len.max(1).next_multiple_of(PAGE) >> PAGE_BITS) + 1; // and a guard page
+    /// Takes a range of addresses, with a page after it that stays unmapped.
+    pub fn reserve(&self, len: u64, align: u64) -> std::io::Result<u64> {
+        let pages = (len.max(1).next_multiple_of(PAGE) >> PAGE_BITS) + 1;
+        let align = align.max(PAGE) >> PAGE_BITS;
         let mut st = self.state.lock().unwrap();
-        let found = st.free.iter().find(|&(_, &n)| n >= pages).map(|(&s, &n)| (s, n));
-        let (start, n) = found.ok_or(std::io::ErrorKind::OutOfMemory)?;
-        st.free.remove(&start);
-        if n > pages {
-            st.free.insert(start + pages, n - pages);
+        let fits = |(&s, &n): (&u64, &u64)| {
+            let start = s.next_multiple_of(align);
+            (start + pages <= s + n).then_some((s, n, start))
+        };
+        let (s, n, start) = st.free.iter().find_map(fits).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        st.free.remove(&s);
+        if start > s {
+            st.free.insert(s, start - s);
+        }
+        if start + pages < s + n {
+            st.free.insert(start + pages, s + n - start - pages);
         }
         Ok(start << PAGE_BITS)
     }
 
-    fn publish(&self, region: Region) -> std::io::Result<()> {
-        let id = {
-            let mut st = self.state.lock().unwrap();
-            st.free_ids.pop().unwrap_or_else(|| {
-                st.next_id += 1;
-                st.next_id - 1
-            })
-        };
+    /// Gives back a range of [`AddressSpace::reserve`].
+    pub fn release(&self, base: u64, len: u64) {
+        let mut start = base >> PAGE_BITS;
+        let mut n = (len.max(1).next_multiple_of(PAGE) >> PAGE_BITS) + 1;
+        let mut st = self.state.lock().unwrap();
+        if let Some(after) = st.free.remove(&(start + n)) {
+            n += after;
+        }
+        if let Some((&s, &before)) =
+            st.free.range(..start).next_back().filter(|(s, n)| **s + **n == start)
+        {
+            start = s;
+            n += before;
+        }
+        st.free.insert(start, n);
+    }
+
+    /// Unmaps whatever bytes are at a reserved range.
+    pub fn clear(&self, base: u64, len: u64) {
+        let span = len.max(1).next_multiple_of(PAGE) as usize;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range belongs to its caller alone; it goes back to being reserved.
+        unsafe {
+            let _ = rustix::mm::mmap_anonymous(base as *mut _, span, ProtFlags::empty(), flags);
+        }
+    }
+
+    fn publish(&self, mut region: Region) -> std::io::Result<()> {
+        let mut st = self.state.lock().unwrap();
+        if region.follows {
+            region.rights = rights(st.peers[region.device as usize]);
+        }
+        let id = st.free_ids.pop().unwrap_or_else(|| {
+            st.next_id += 1;
+            st.next_id - 1
+        });
         if id as usize >= MAX_REGIONS {
+            st.next_id -= 1;
             return Err(std::io::ErrorKind::OutOfMemory.into());
         }
         let (base, len) = (region.base, region.len);
@@ -208,6 +342,21 @@ impl AddressSpace {
         self.table[id as usize].store(Box::into_raw(Box::new(region)), Ordering::Release);
         self.set_pages(base, len, id);
         Ok(())
+    }
+
+    /// Takes a region's address out of the tables.
+    fn withdraw(&self, base: u64) -> Option<Box<Region>> {
+        let mut st = self.state.lock().unwrap();
+        let len = self.find(base, 0).filter(|r| r.base == base)?.len;
+        // SAFETY: as in `find`.
+        let id = unsafe {
+            (*self.pages.add(((base - self.base) >> PAGE_BITS) as usize)).load(Ordering::Relaxed)
+        };
+        self.set_pages(base, len, 0);
+        let old = self.table[id as usize].swap(null_mut(), Ordering::AcqRel);
+        st.free_ids.push(id);
+        // SAFETY: the pointer came from `Box::into_raw` in `publish`, and no page names it any more.
+        Some(unsafe { Box::from_raw(old) })
     }
 
     fn set_pages(&self, base: u64, len: u64, id: u32) {
@@ -219,42 +368,25 @@ impl AddressSpace {
         }
     }
 
-    /// Frees a region by its first address. No kernel may still use it.
+    /// Frees a region of [`AddressSpace::map`] or [`AddressSpace::alloc`] by its first address. No kernel may still use it.
     pub fn free(&self, base: u64) -> bool {
-        let Some(region) = self.find(base, 0).filter(|r| r.base == base) else {
+        if !self.contains(base) || self.find(base, 0).is_none_or(|r| r.backing.is_none()) {
+            return false;
+        }
+        let Some(region) = self.withdraw(base) else {
             return false;
         };
-        let (len, backing) = (region.len, region.backing.clone());
-        // SAFETY: as in `find`.
-        let id = unsafe {
-            (*self.pages.add(((base - self.base) >> PAGE_BITS) as usize)).load(Ordering::Relaxed)
-        };
-        self.set_pages(base, len, 0);
-        let old = self.table[id as usize].swap(null_mut(), Ordering::AcqRel);
-        // SAFETY: the pointer came from `Box::into_raw` in `publish`, and no page names it any more.
-        drop(unsafe { Box::from_raw(old) });
-        let span = len.max(1).next_multiple_of(PAGE);
-        // SAFETY: the range belongs to this region alone; it goes back to being reserved.
-        unsafe {
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-            let _ = rustix::mm::mmap_anonymous(
-                base as *mut _,
-                span as usize,
-                ProtFlags::empty(),
-                flags,
-            );
-        }
-        if let Some((fd, offset)) = backing {
+        self.clear(base, region.len);
+        if let Some((fd, offset)) = &region.backing
+            // Only the owner's file is punched; an importer holds another reference to the same memory.
+            && self.owns(fd)
+        {
             let mode =
                 rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-            // Only the owner's file is punched; an importer holds another reference to the same memory.
-            if self.owns(&fd) {
-                let _ = rustix::fs::fallocate(&fd, mode, offset, span);
-            }
+            let span = region.len.max(1).next_multiple_of(PAGE);
+            let _ = rustix::fs::fallocate(fd, mode, *offset, span);
         }
-        let mut st = self.state.lock().unwrap();
-        st.free_ids.push(id);
-        st.free.insert(base >> PAGE_BITS, (span >> PAGE_BITS) + 1);
+        self.release(base, region.len);
         true
     }
 
@@ -300,5 +432,24 @@ mod tests {
             assert_eq!((again as *const u32).read_volatile(), 7);
         }
         assert!(space.free(b) && !space.free(b) && space.find(b, 1).is_none());
+    }
+
+    #[test]
+    fn rights_follow_the_peers_and_freed_ranges_grow_together() {
+        let space = AddressSpace::new().unwrap();
+        space.restrict_to_owners();
+        let a = space.alloc(0, Kind::Device, 100).unwrap();
+        assert!(space.access(a, 4, 0, true).is_some() && space.access(a, 4, 1, false).is_none());
+        space.set_peer(0, 1, true);
+        let later = space.alloc(0, Kind::Device, 100).unwrap();
+        assert!(space.access(a, 4, 1, true).is_some() && space.access(later, 4, 1, true).is_some());
+        space.set_peer(0, 1, false);
+        assert!(space.access(later, 4, 1, false).is_none());
+        assert!(space.free(a) && space.free(later));
+        assert_eq!(space.state.lock().unwrap().free.len(), 1);
+        let aligned = space.reserve(1, 1 << 21).unwrap();
+        assert_eq!(aligned % (1 << 21), 0);
+        space.release(aligned, 1);
+        assert_eq!(space.state.lock().unwrap().free.len(), 1);
     }
 }
