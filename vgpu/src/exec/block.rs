@@ -93,12 +93,15 @@ pub struct BlockState {
     /// Number of this block among all blocks of the process, for addresses of its shared memory in tracked mode.
     pub uid: u64,
     barriers: [BarrierState; 16],
+    /// Barriers at which somebody has arrived.
+    arrived: u16,
     live: u32,
 }
 
 impl BlockState {
     /// Counts the lanes of a warp that arrive at a barrier.
     pub fn arrive(&mut self, id: u32, threads: u32, exec: u32, votes: u32, kind: u32, agent: u32) {
+        self.arrived |= 1 << id;
         let b = &mut self.barriers[id as usize];
         b.lanes += exec.count_ones();
         b.votes += votes.count_ones();
@@ -125,6 +128,7 @@ impl BlockState {
             _ => b.votes,
         };
         *b = BarrierState::default();
+        self.arrived &= !(1 << id);
         Some(r)
     }
 }
@@ -177,6 +181,7 @@ impl Block {
             tracked: launch.tracked.clone(),
             uid,
             barriers: Default::default(),
+            arrived: 0,
             live: threads,
         });
         let block: *mut BlockState = &raw mut *state;
@@ -218,22 +223,22 @@ impl Block {
 
     /// Lets each warp run a slice, beginning with the one after the last turn's first.
     pub fn turn(&mut self) -> Turn {
-        let kernel = self.state.kernel.clone();
         let mut busy = false;
         let n = self.warps.len();
         self.next = (self.next + 1) % n;
         for k in 0..n {
             let at = (self.next + k) % n;
-            let before = self.warps[at].live;
+            let w = &mut self.warps[at];
+            let before = w.live;
             if before == 0 {
                 continue;
             }
-            let moves = self.warps[at].poll.moves;
-            let stop = self.warps[at].run(&kernel.code, SLICE);
-            let gone = (before & !self.warps[at].live).count_ones();
+            let moves = w.poll.moves;
+            let stop = w.run(&self.launch.kernel.code, SLICE);
+            let gone = (before & !w.live).count_ones();
+            busy |= stop == Stop::Budget || gone != 0 || w.poll.moves != moves;
             self.state.live -= gone;
-            busy |= self.settle_barriers() || stop == Stop::Budget || gone != 0;
-            busy |= self.warps[at].poll.moves != moves;
+            busy |= self.settle_barriers();
             if stop == Stop::Fault {
                 return Turn::Fault(self.fault(at));
             }
@@ -246,12 +251,11 @@ impl Block {
 
     /// Runs one slice of one warp: the seeded scheduler's step. False if that warp could not run.
     pub fn step(&mut self, warp: usize, budget: u32) -> Turn {
-        let kernel = self.state.kernel.clone();
         let before = self.warps[warp].live;
         if before == 0 {
             return Turn::Idle;
         }
-        let stop = self.warps[warp].run(&kernel.code, budget);
+        let stop = self.warps[warp].run(&self.launch.kernel.code, budget);
         let gone = (before & !self.warps[warp].live).count_ones();
         self.state.live -= gone;
         let moved = self.settle_barriers();
@@ -271,6 +275,9 @@ impl Block {
 
     /// Wakes the paths whose barrier is complete.
     fn settle_barriers(&mut self) -> bool {
+        if self.state.arrived == 0 {
+            return false;
+        }
         let mut any = false;
         for id in 0..16 {
             let Some(result) = self.state.complete(id) else {

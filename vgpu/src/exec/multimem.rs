@@ -167,7 +167,10 @@ impl Warp {
     }
 
     /// One lane of a register of 2, 4 or 8 bytes per lane.
-    unsafe fn value(&self, reg: u32, lane: usize, size: usize) -> u64 {
+    ///
+    /// # Safety
+    /// `reg` must be a register of this kernel of that width.
+    pub unsafe fn value(&self, reg: u32, lane: usize, size: usize) -> u64 {
         // SAFETY: the caller gives a register of that width.
         unsafe {
             match size {
@@ -178,7 +181,11 @@ impl Warp {
         }
     }
 
-    unsafe fn set_value(&mut self, reg: u32, lane: usize, size: usize, x: u64) {
+    /// Writes one lane of such a register.
+    ///
+    /// # Safety
+    /// As for [`Warp::value`].
+    pub unsafe fn set_value(&mut self, reg: u32, lane: usize, size: usize, x: u64) {
         // SAFETY: the caller gives a register of that width.
         unsafe {
             match size {

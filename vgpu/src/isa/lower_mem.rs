@@ -10,7 +10,7 @@ use crate::exec::ldst::{self, UNIFORM};
 use crate::exec::multimem::{Kind, Multimem};
 use crate::exec::plain_handler;
 use crate::exec::sync::{MbarOp, Mbarrier};
-use crate::exec::warp::{Inst, MemInfo};
+use crate::exec::warp::{Inst, LANES, MemInfo};
 use crate::ptx::{Space, Ty};
 
 type Res<T> = Result<T, LoadError>;
@@ -70,6 +70,7 @@ impl<'a> Decoder<'a> {
         for (k, p) in parts.into_iter().enumerate() {
             i.v[k] = self.dest(std::slice::from_ref(p), 0, class)?;
         }
+        (i.b, i.c) = (n as u32, class.bytes() / LANES as u32);
         i.run = ldst::load_handler(info.ty, n, class, self.tracked)
             .ok_or_else(|| self.error("destination has the wrong width"))?;
         self.emit(i);
@@ -92,6 +93,7 @@ impl<'a> Decoder<'a> {
         for (k, p) in parts.into_iter().enumerate() {
             i.v[k] = self.value(p, class)?;
         }
+        (i.b, i.c) = (n as u32, class.bytes() / LANES as u32);
         i.run = ldst::store_handler(info.ty, n, class, self.tracked)
             .ok_or_else(|| self.error("source has the wrong width"))?;
         self.emit(i);
