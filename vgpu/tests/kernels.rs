@@ -196,3 +196,26 @@ fn vgpu_an_unknown_instruction_is_a_load_error_with_its_line() {
     );
     assert!(error(&text.replace("frob.u32", "add.u32")).is_none());
 }
+
+#[test]
+fn vgpu_a_guarded_call_keeps_the_guards_of_the_callee() {
+    let text = ".version 8.0\n.target sm_90\n.address_size 64
+.func (.param .b32 r) odd(.param .b32 x) {
+  .reg .b32 %r<3>; .reg .pred %p;
+  ld.param.u32 %r1, [x]; and.b32 %r2, %r1, 1; setp.ne.u32 %p, %r2, 0;
+  mov.u32 %r2, 100; @%p mov.u32 %r2, 200;
+  st.param.b32 [r], %r2; ret;
+}
+.visible .entry k(.param .u64 out) {
+  .reg .b64 %d; .reg .b32 %r<3>; .reg .pred %q;
+  ld.param.u64 %d, [out]; mov.u32 %r1, %tid.x; mad.wide.u32 %d, %r1, 4, %d;
+  setp.gt.u32 %q, %r1, 3; mov.u32 %r2, 7;
+  { .param .b32 a; .param .b32 b; st.param.b32 [a], %r1; st.param.b32 [b], %r2;
+    @%q call (b), odd, (a); ld.param.b32 %r2, [b]; }
+  st.global.u32 [%d], %r2; ret;
+}";
+    let rig = Rig::new(text, sc(1));
+    let out = rig.alloc::<u32>(0, 8);
+    rig.run("k", 0, 1, 8, 0, &Params::new().u64(out)).unwrap();
+    assert_eq!(rig.read::<u32>(out, 8), [7, 7, 7, 7, 100, 200, 100, 200]);
+}

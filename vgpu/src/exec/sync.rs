@@ -167,7 +167,9 @@ exec!(
         if i.d != NONE {
             w.put(i.d, [leader; LANES]);
         }
-        w.put_pred(i.e, 1 << (leader & 31));
+        if i.e != NONE {
+            w.put_pred(i.e, 1 << (leader & 31));
+        }
         Ctl::Next
     }
 );

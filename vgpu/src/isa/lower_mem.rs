@@ -31,7 +31,7 @@ impl<'a> Decoder<'a> {
             if !matches!(w, W::S | W::D) {
                 return Err(self.error(format!("`{base}` is too narrow for an address")));
             }
-            i.a = self.touch(r);
+            i.a = r | VREG;
             (i.imm, i.mem.narrow) = (offset, w == W::S);
             return Ok(false);
         }
@@ -211,7 +211,8 @@ impl<'a> Decoder<'a> {
         let sel = sel.ok_or_else(|| self.error("no addition"))?;
         let bits = if narrow { u64::from(offset as u32) } else { offset as u64 };
         let b = self.constant(w, bits) | VREG;
-        let d = self.fresh(w) | VREG;
+        let d = self.fresh(w);
+        let d = self.write(d);
         let i = Inst { run: sel.run, d, a: reg, b, ..self.blank() };
         self.emit(i);
         Ok(d)
