@@ -127,6 +127,31 @@ fn vgpu_the_watchdog_says_who_waits_for_what() {
 }
 
 #[test]
+fn vgpu_the_watchdog_knows_plain_writers_of_what_is_polled() {
+    // Block 0 polls for 9; block 1 writes something else a while later, with a plain store of 16 bytes around it.
+    let text = ".version 8.0\n.target sm_90\n.address_size 64
+.visible .entry writes_plainly(.param .u64 flag) {
+  .reg .b64 %d<4>; .reg .b32 %r<3>; .reg .pred %p;
+  ld.param.u64 %d1, [flag]; mov.u32 %r1, %ctaid.x; setp.eq.u32 %p, %r1, 0; @%p bra POLL;
+  mov.u64 %d2, %globaltimer;
+WAIT: mov.u64 %d3, %globaltimer; sub.u64 %d3, %d3, %d2; setp.lt.u64 %p, %d3, 50000000; @%p bra WAIT;
+  st.global.v4.u32 [%d1], {%r1, 5, %r1, %r1}; ret;
+POLL: ld.volatile.global.u32 %r2, [%d1+4]; setp.ne.u32 %p, %r2, 9; @%p bra POLL;
+  ret;
+}";
+    let rig = Rig::new(text, MachineConfig { watchdog: Duration::from_millis(300), ..sc(1) });
+    let flag = rig.alloc::<u32>(0, 4);
+    let Err(Fault::Hang { report, .. }) =
+        rig.run("writes_plainly", 0, 2, 1, 0, &Params::new().u64(flag))
+    else {
+        panic!("no hang was reported");
+    };
+    let writer = "last written by kernel `writes_plainly` on device 0, block 1, warp 0, PTX line 9";
+    assert!(report.contains(&format!("{:#x}, which holds 0x5", flag + 4)), "{report}");
+    assert!(report.contains(writer), "{report}");
+}
+
+#[test]
 fn vgpu_blocks_that_do_not_fit_deadlock_as_on_hardware() {
     let Some(ptx) = kernels_ptx() else { return };
     let rig =

@@ -348,7 +348,9 @@ impl Block {
                 let _ = write!(out, "  {place}: polls {:#x}, which holds {value:#x}", w.poll.addr);
                 match self.launch.writers.last(w.poll.addr) {
                     Some(who) => out.push_str(&format!("; last written by {who}\n")),
-                    None => out.push_str("; no kernel is known to have written it\n"),
+                    None => out.push_str(
+                        "; no kernel is known to have written it (plain stores count once it is polled for long)\n",
+                    ),
                 }
             }
             for p in &w.paths {

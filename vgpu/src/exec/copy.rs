@@ -42,6 +42,12 @@ unsafe fn bulk<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble> {
                 let d = w.resolve(i.mem.space, dst + off, size, l, true)?;
                 one::<T>(w, i, l, &s, &d, size);
             }
+            if i.mem.space == Space::Global {
+                // In pieces, because a page is as far as the watch looks.
+                for off in (0..u64::from(bytes)).step_by(4096) {
+                    w.note_plain(i, dst + off, (u64::from(bytes) - off).min(4096));
+                }
+            }
             if i.e != NONE {
                 let addr = w.address(i.e, l, i.v[2]);
                 let Spot::Shared(p, _) = w.resolve(Space::Shared, addr, 8, l, true)? else {

@@ -13,6 +13,7 @@ use crate::isa::W;
 use crate::mem::access::{load_unit, load16, store_unit, store16};
 use crate::mem::rmw;
 use crate::ptx::{Space, Ty};
+use crate::writers::Writer;
 
 /// Generic addresses of shared memory start here: no host address looks like this.
 pub const SHARED_WINDOW: u64 = 1 << 56;
@@ -141,7 +142,23 @@ impl Warp {
     pub fn note_write(&self, i: &Inst, addr: u64) {
         // SAFETY: the block outlives its warps and runs on this thread.
         let block = unsafe { &*self.block };
-        block.writers.note(addr, block.launch_id, block.index, self.index, i.line);
+        block.writers.note(addr, self.writer(i));
+    }
+
+    /// Remembers a plain write if somebody has polled there for long.
+    #[inline(always)]
+    pub fn note_plain(&self, i: &Inst, addr: u64, len: u64) {
+        // SAFETY: as above.
+        let block = unsafe { &*self.block };
+        if block.writers.is_watched(addr, len) {
+            block.writers.note_watched(addr, len, self.writer(i));
+        }
+    }
+
+    fn writer(&self, i: &Inst) -> Writer {
+        // SAFETY: as above.
+        let block = unsafe { &*self.block };
+        Writer { launch: block.launch_id, block: block.index, warp: self.index, line: i.line }
     }
 }
 
@@ -194,6 +211,7 @@ unsafe fn store_units<const N: usize>(
         {
             let p = addr[0] as *mut u8;
             let q = data.0.as_ptr().cast::<[u8; 16]>();
+            w.note_plain(i, addr[0], (N * LANES) as u64);
             for n in 0..N * LANES / 16 {
                 store16(p.add(n * 16), *q.add(n));
             }
@@ -203,6 +221,8 @@ unsafe fn store_units<const N: usize>(
             let spot = w.resolve(i.mem.space, addr[l], N, l, true)?;
             if i.mem.sem != Sem::Weak {
                 w.note_write(i, addr[l]);
+            } else {
+                w.note_plain(i, addr[l], N as u64);
             }
             match spot {
                 Spot::Private(p) => p.cast::<[u8; N]>().write_unaligned(data.0[l]),

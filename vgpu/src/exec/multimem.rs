@@ -54,6 +54,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
                         let val = w.value(i.v[k], l, size);
                         for &m in &members[..n] {
                             w.counters.atomics += 1;
+                            w.note_write(i, m + off);
                             if T {
                                 crate::track::hooks::atomic_at(w, i, m + off, l, val, 0);
                             } else {
@@ -78,6 +79,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
                         .copy_from_slice(&w.value(i.v[k], l, size).to_le_bytes()[..size]);
                 }
                 for &m in &members[..n] {
+                    w.note_write(i, m);
                     write::<T>(w, i, m, l, &unit[..bytes]);
                 }
             }

@@ -569,6 +569,10 @@ impl Warp {
         let inst = std::ptr::from_ref(i) as usize;
         if self.poll.inst == inst && self.poll.addr == addr && self.poll.value == value {
             self.poll.spins += 1;
+            if self.poll.spins == 64 {
+                // SAFETY: the block outlives its warps and runs on this thread.
+                unsafe { (*self.block).writers.watch(addr) };
+            }
             self.poll.at = self.counters.instructions;
             self.counters.polls += 1;
             return true;
