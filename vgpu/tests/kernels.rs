@@ -99,6 +99,16 @@ fn vgpu_bulk_copy() {
 }
 
 #[test]
+fn vgpu_a_missing_wait_for_a_copy_shows_in_sc_mode_too() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let start = ptx.find("mbarrier.try_wait").unwrap();
+    let end = start + ptx[start..].find(';').unwrap();
+    let mutant = format!("{}setp.eq.u32 p, 0, 0{}", &ptx[..start], &ptx[end..]);
+    let wrong = || cases::bulk_copy(&Rig::new(&mutant, sc(1)));
+    assert!(std::panic::catch_unwind(wrong).is_err(), "the result is right without the wait");
+}
+
+#[test]
 fn vgpu_lanes_of_a_warp_make_progress_by_themselves() {
     in_all_modes(1, cases::lanes_of_a_warp_make_progress_by_themselves);
 }

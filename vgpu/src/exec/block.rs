@@ -12,6 +12,7 @@ use crate::isa::special::Special;
 use crate::machine::Launch;
 use crate::mem::counters::Counters;
 use crate::track::Tracked;
+use crate::track::clock::Vc;
 use crate::writers::Writers;
 
 /// Instructions that a warp runs before the next one gets its turn.
@@ -90,6 +91,8 @@ pub struct BlockState {
     pub index: u64,
     /// Memory model, in tracked mode.
     pub tracked: Option<Arc<Tracked>>,
+    /// Tracked mode: what happened before the launch.
+    pub known: Vc,
     /// Number of this block among all blocks of the process, for addresses of its shared memory in tracked mode.
     pub uid: u64,
     barriers: [BarrierState; 16],
@@ -179,6 +182,7 @@ impl Block {
             launch_id: launch.id,
             index,
             tracked: launch.tracked.clone(),
+            known: launch.known.clone(),
             uid,
             barriers: Default::default(),
             arrived: 0,
@@ -212,6 +216,7 @@ impl Block {
                 fault: None,
                 counters: Counters::default(),
                 poll: super::warp::Poll::default(),
+                copies: super::copy::Copies::default(),
                 warp_barrier: (0, 0),
             };
             warp.fill(launch, index, sm);
@@ -244,7 +249,13 @@ impl Block {
             }
         }
         if self.state.live == 0 {
+            self.finish_copies();
             return Turn::Done;
+        }
+        // A step of each warp's oldest copy, so that it is late enough for a missing wait to show.
+        for w in self.warps.iter_mut().filter(|w| w.copies_pending() > 0) {
+            w.advance_copy(0);
+            busy = true;
         }
         if busy { Turn::Busy } else { Turn::Idle }
     }
@@ -258,13 +269,41 @@ impl Block {
         let stop = self.warps[warp].run(&self.launch.kernel.code, budget);
         let gone = (before & !self.warps[warp].live).count_ones();
         self.state.live -= gone;
-        let moved = self.settle_barriers();
+        let mut moved = self.settle_barriers();
+        if self.state.live == 0 {
+            self.finish_copies();
+        }
+        moved |= self.late_copy();
         match stop {
             Stop::Fault => Turn::Fault(self.fault(warp)),
             _ if self.state.live == 0 => Turn::Done,
             Stop::Budget if !self.warps[warp].is_spinning() => Turn::Busy,
             _ if moved || gone != 0 => Turn::Busy,
             _ => Turn::Idle,
+        }
+    }
+
+    /// Sometimes takes some copy a step further, as the seed decides.
+    fn late_copy(&mut self) -> bool {
+        let Some(t) = &self.state.tracked else { return false };
+        // So that a copy is late by some steps of every warp.
+        let rare = 4 + self.warps.len() as u64;
+        let pending = self.warps.iter_mut().filter(|w| w.copies_pending() > 0);
+        let mut pending: Vec<&mut Warp> = pending.collect();
+        if pending.is_empty() || t.random(rare) != 0 {
+            return false;
+        }
+        let w = t.random(pending.len() as u64) as usize;
+        let n = t.random(pending[w].copies_pending() as u64) as usize;
+        pending[w].advance_copy(n);
+        true
+    }
+
+    fn finish_copies(&mut self) {
+        for w in &mut self.warps {
+            while w.copies_pending() > 0 {
+                w.advance_copy(0);
+            }
         }
     }
 
@@ -303,10 +342,12 @@ impl Block {
 
     /// True if every live warp waits at a barrier that nobody can complete any more.
     pub fn is_stuck(&self) -> bool {
-        self.warps
-            .iter()
-            .filter(|w| w.live != 0)
-            .all(|w| w.mask == 0 && w.paths.iter().all(|p| p.wait != Wait::No))
+        self.warps.iter().all(|w| w.copies_pending() == 0)
+            && self
+                .warps
+                .iter()
+                .filter(|w| w.live != 0)
+                .all(|w| w.mask == 0 && w.paths.iter().all(|p| p.wait != Wait::No))
     }
 
     /// True if every live warp waits at a barrier or polls a value that has not changed for a while.
@@ -399,7 +440,7 @@ impl Block {
 
     /// Agents of its warps, in tracked mode.
     pub fn agents(&self) -> impl Iterator<Item = u32> + '_ {
-        self.warps.iter().map(|w| w.agent)
+        self.warps.iter().flat_map(|w| w.copies.agents.iter().copied().chain([w.agent]))
     }
 }
 

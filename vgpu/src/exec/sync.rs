@@ -279,6 +279,14 @@ exec!(
     }
 );
 
+exec!(
+    /// `fence.proxy.async`.
+    ProxyFence, |w, _i| {
+        crate::track::hooks::proxy_fence(w);
+        Ctl::Next
+    }
+);
+
 /// What an `mbarrier` instruction does; in `Inst::aux`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]

@@ -5,6 +5,7 @@
 //! the others run (lanes make progress independently, as since sm_70).
 
 use super::block::BlockState;
+use super::copy::Copies;
 use super::{Ctl, Handler};
 use crate::mem::counters::Counters;
 use crate::mem::space::AddressSpace;
@@ -268,6 +269,8 @@ pub struct Warp {
     pub counters: Counters,
     /// The last poll.
     pub poll: Poll,
+    /// Bulk copies that it has issued.
+    pub copies: Copies,
     /// Lanes that have arrived at `bar.warp.sync`, and those it waits for.
     pub warp_barrier: (u32, u32),
 }
@@ -546,6 +549,12 @@ impl Warp {
         }
         self.next_switch = 0;
         true
+    }
+
+    /// True in tracked mode.
+    pub fn is_tracked(&self) -> bool {
+        // SAFETY: the block outlives its warps and runs on this thread.
+        unsafe { (*self.block).tracked.is_some() }
     }
 
     /// Notes a fault; the run loop stops.

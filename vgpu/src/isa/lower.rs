@@ -9,10 +9,11 @@ use crate::error::LoadError;
 use crate::exec::alu::{self, NONE};
 use crate::exec::control::{ActiveMask, Brx, Clock, Exit, Nanosleep, Nop, Trap};
 use crate::exec::convert;
+use crate::exec::copy::{CommitGroup, WaitGroup};
 use crate::exec::ldst;
 use crate::exec::sync::{
-    Barrier, Elect, Fence, Match, Move, Pack, PredLogic, PredMove, Redux, Select, Shuffle, Unpack,
-    Vote, WarpBarrier,
+    Barrier, Elect, Fence, Match, Move, Pack, PredLogic, PredMove, ProxyFence, Redux, Select,
+    Shuffle, Unpack, Vote, WarpBarrier,
 };
 use crate::exec::warp::Inst;
 use crate::exec::{Handler, pick, plain_handler};
@@ -98,6 +99,15 @@ pub(super) fn lower<'a>(
         Form::Exit => d.end(plain_handler::<Exit>()),
         Form::Trap => d.end(plain_handler::<Trap>()),
         Form::Nop => d.plain(plain_handler::<Nop>()),
+        Form::ProxyFence => d.plain(plain_handler::<ProxyFence>()),
+        Form::CommitGroup => d.plain(plain_handler::<CommitGroup>()),
+        Form::WaitGroup(read_only) => {
+            let [Opnd::Int(n)] = ops else {
+                return Err(d.error("wait_group needs the number of groups that may be open"));
+            };
+            let run = plain_handler::<WaitGroup>();
+            d.emit(Inst { run, imm: *n as i64, aux: read_only.into(), ..d.blank() });
+        }
         Form::Nanosleep => d.plain(plain_handler::<Nanosleep>()),
         Form::Fence(mem) => {
             let i = Inst { run: plain_handler::<Fence>(), mem, ..d.blank() };

@@ -180,11 +180,7 @@ impl<'a> Decoder<'a> {
         ops: &[Opnd<'a>],
     ) -> Res<()> {
         let mut i = Inst { aux: u32::from(from_shared), ..self.blank() };
-        i.run = if self.tracked {
-            plain_handler::<Bulk<true>>()
-        } else {
-            plain_handler::<Bulk<false>>()
-        };
+        i.run = plain_handler::<Bulk>();
         let mut regs = [NONE; 3];
         let mut narrow = [0; 3];
         for (k, n) in [0, 1, 3].into_iter().enumerate().take(if has_bar { 3 } else { 2 }) {

@@ -3,6 +3,7 @@
 //! Host memory always holds the newest bytes in coherence order, so that copies by the host and other modes see them. If it
 //! holds something else than the model thinks, the host has written: the model takes that over.
 
+use super::clock::Vc;
 use super::{Inner, Tracked};
 use crate::exec::ldst::Spot;
 use crate::exec::warp::{Inst, Sem, Warp};
@@ -168,4 +169,39 @@ pub fn mbarrier(w: &mut Warp, spot: &Spot, waits: bool, done: bool) {
         (true, true) => t.model.leave((at, u32::MAX), &[w.agent], true),
         (true, false) => {}
     });
+}
+
+/// `fence.proxy.async`.
+pub fn proxy_fence(w: &mut Warp) {
+    if let Some(t) = tracked(w) {
+        t.with(|t| t.model.proxy_fence(w.agent));
+    }
+}
+
+/// The warp issues a bulk copy: the agent that will do it. One that has done a copy which the warp has waited for, or a new one.
+pub fn proxy_issue(w: &mut Warp) -> Option<u32> {
+    let t = tracked(w)?;
+    // SAFETY: the block outlives its warps and runs on this thread.
+    let known = unsafe { &(*w.block).known };
+    let waited = |&a: &u32| t.with(|t| t.model.is_known(a, w.agent));
+    let old = w.copies.free.iter().position(waited);
+    let copy = old.map_or_else(|| t.proxy_agent(w.agent, known), |n| w.copies.free[n]);
+    t.with(|t| t.model.proxy_issue(w.agent, copy));
+    match old {
+        Some(n) => drop(w.copies.free.swap_remove(n)),
+        None => w.copies.agents.push(copy),
+    }
+    Some(copy)
+}
+
+/// What the warp's agent knows now.
+pub fn proxy_clock(w: &Warp) -> Vc {
+    tracked(w).map_or_else(Vc::new, |t| t.with(|t| t.model.clock_of(w.agent)))
+}
+
+/// The warp has waited for something that knew this.
+pub fn learn(w: &Warp, vc: &Vc) {
+    if let Some(t) = tracked(w) {
+        t.with(|t| t.model.learn(w.agent, vc));
+    }
 }
