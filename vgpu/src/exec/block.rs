@@ -216,6 +216,7 @@ impl Block {
                 fault: None,
                 counters: Counters::default(),
                 poll: super::warp::Poll::default(),
+                late: Vec::new(),
                 copies: super::copy::Copies::default(),
                 warp_barrier: (0, 0),
             };

@@ -1,5 +1,8 @@
 //! `ld` and `st` of tracked mode.
 //!
+//! In weak mode some loads are *late*: their registers get their values when an instruction uses them, or at the thread's end.
+//! So a load may see a store that the same thread's later store has brought about, but never one that depends on it.
+//!
 //! One handler for all types and vector lengths: beside what the model does, sizes known only at run time cost nothing.
 
 use super::ldst::{Spot, UNIFORM};
@@ -7,6 +10,20 @@ use super::warp::{Inst, Sem, Trouble, Warp, lanes};
 use super::{Ctl, Exec};
 use crate::ptx::Space;
 use crate::track::hooks;
+
+/// A load of one lane whose registers have no value yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Late {
+    ticket: u64,
+    /// The load.
+    pc: u32,
+    lane: usize,
+    /// Its place in its 16 bytes.
+    from: usize,
+}
+
+/// The most late loads of a warp.
+const MOST_LATE: usize = 64;
 
 /// Bytes of one lane's access.
 fn unit_bytes(i: &Inst) -> usize {
@@ -34,7 +51,8 @@ unsafe fn load(w: &mut Warp, i: &Inst) -> Result<bool, Trouble> {
     unsafe {
         let addr = w.addresses(i);
         let first = w.exec.trailing_zeros() as usize;
-        let mut polled = [0u8; 32];
+        let mut polled = Some([0u8; 32]);
+        let late = n <= 16 && w.late.len() < MOST_LATE && hooks::may_be_late(w, i);
         for l in lanes(w.exec) {
             let at =
                 if i.mem.space == Space::Param && i.aux == UNIFORM { addr[0] } else { addr[l] };
@@ -42,16 +60,26 @@ unsafe fn load(w: &mut Warp, i: &Inst) -> Result<bool, Trouble> {
             let mut unit = [0u8; 32];
             match spot {
                 Spot::Private(p) => p.copy_to_nonoverlapping(unit.as_mut_ptr(), n),
+                spot if late => {
+                    if let Some(ticket) = hooks::load_late(w, i, &spot, &mut unit[..n]) {
+                        let from = (at & 15) as usize;
+                        w.late.push(Late { ticket, pc: w.pc, lane: l, from });
+                        polled = polled.filter(|_| l != first);
+                        continue;
+                    }
+                }
                 spot => hooks::load(w, i, &spot, l, &mut unit[..n]),
             }
             if l == first {
-                polled = unit;
+                polled = Some(unit);
             }
             w.set_elements(i, l, &unit);
         }
-        Ok(i.mem.sem != Sem::Weak
-            && w.polls(i, addr[first], &polled[..n])
-            && w.poll.spins & 15 == 0)
+        // What a late load sees is not known yet.
+        let Some(polled) = polled.filter(|_| i.mem.sem != Sem::Weak) else {
+            return Ok(false);
+        };
+        Ok(w.polls(i, addr[first], &polled[..n]) && w.poll.spins & 15 == 0)
     }
 }
 
@@ -92,6 +120,37 @@ unsafe fn store(w: &mut Warp, i: &Inst) -> Result<(), Trouble> {
 }
 
 impl Warp {
+    /// Performs late loads of the executing lanes whose registers this instruction reads or writes.
+    ///
+    /// # Safety
+    /// `pc` must be an instruction of this warp's kernel.
+    #[cold]
+    pub unsafe fn force_used(&mut self, pc: u32) {
+        // SAFETY: the block outlives its warps and runs on this thread.
+        let kernel = unsafe { &*std::ptr::from_ref(&*(*self.block).kernel) };
+        let uses = &kernel.uses[pc as usize];
+        self.force_where(|late| {
+            let load = &kernel.code[late.pc as usize];
+            load.v[..load.b as usize].iter().any(|r| uses.contains(r))
+        });
+    }
+
+    /// Performs late loads of the executing lanes.
+    pub fn force_where(&mut self, which: impl Fn(&Late) -> bool) {
+        // SAFETY: as above; the kernel is never changed.
+        let kernel = unsafe { &*std::ptr::from_ref(&*(*self.block).kernel) };
+        let exec = self.exec;
+        let due = |late: &Late| exec >> late.lane & 1 == 1 && which(late);
+        while let Some(n) = self.late.iter().position(due) {
+            let Late { ticket, pc, lane, from } = self.late.remove(n);
+            let load = &kernel.code[pc as usize];
+            let mut unit = [0; 32];
+            hooks::force(self, ticket, from, &mut unit[..unit_bytes(load)]);
+            // SAFETY: the instruction is a load of this warp's kernel.
+            unsafe { self.set_elements(load, lane, &unit) };
+        }
+    }
+
     /// Writes one lane of a load's registers.
     unsafe fn set_elements(&mut self, i: &Inst, lane: usize, unit: &[u8; 32]) {
         let size = i.mem.ty.bytes() as usize;

@@ -6,6 +6,7 @@
 
 use super::block::BlockState;
 use super::copy::Copies;
+use super::tracked::Late;
 use super::{Ctl, Handler};
 use crate::mem::counters::Counters;
 use crate::mem::space::AddressSpace;
@@ -269,6 +270,8 @@ pub struct Warp {
     pub counters: Counters,
     /// The last poll.
     pub poll: Poll,
+    /// Loads whose registers have no value yet, in weak mode.
+    pub late: Vec<Late>,
     /// Bulk copies that it has issued.
     pub copies: Copies,
     /// Lanes that have arrived at `bar.warp.sync`, and those it waits for.
@@ -374,6 +377,10 @@ impl Warp {
             if self.exec == 0 {
                 self.pc += 1;
                 continue;
+            }
+            if !self.late.is_empty() {
+                // SAFETY: the instruction is of this warp's kernel.
+                unsafe { self.force_used(self.pc) };
             }
             // SAFETY: `code` was decoded for this warp's kernel.
             match unsafe { (i.run)(self, i) } {
@@ -522,6 +529,7 @@ impl Warp {
 
     /// Ends the executing lanes.
     pub fn exit(&mut self) -> Ctl {
+        self.force_where(|_| true);
         self.live &= !self.exec;
         self.mask &= !self.exec;
         for p in &mut self.paths {

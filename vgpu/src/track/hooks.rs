@@ -58,6 +58,36 @@ pub fn load(w: &mut Warp, i: &Inst, spot: &Spot, _lane: usize, out: &mut [u8]) {
     load_place(w, i, p, at, out);
 }
 
+/// A lane's load that may be performed later: then a ticket for [`force`] instead of the bytes.
+pub fn load_late(w: &mut Warp, i: &Inst, spot: &Spot, out: &mut [u8]) -> Option<u64> {
+    let (p, at) = (spot.ptr(), place(w, spot));
+    let t = tracked(w)?;
+    t.with(|t| {
+        let initial = sync(t, p, at);
+        let access = t.access(w, i, at, out.len());
+        let seen = t.model.load(w.agent, access, &initial, true);
+        seen.map(|b| out.copy_from_slice(&b[(at & 15) as usize..][..out.len()])).err()
+    })
+}
+
+/// The bytes of a load that was late; `at` is where they lie in their 16 bytes.
+pub fn force(w: &Warp, ticket: u64, at: usize, out: &mut [u8]) {
+    if let Some(t) = tracked(w) {
+        let bytes = t.with(|t| t.model.force(ticket));
+        out.copy_from_slice(&bytes[at..][..out.len()]);
+    }
+}
+
+/// Whether a load may be late: strong ones are few and are what tests are about, plain ones would cost too much.
+pub fn may_be_late(w: &Warp, i: &Inst) -> bool {
+    let Some(t) = tracked(w) else { return false };
+    t.with(|t| {
+        t.model.config.weak
+            && !i.mem.sem.acquires()
+            && (i.mem.sem != Sem::Weak || t.model.random(8) == 0)
+    })
+}
+
 /// A load from an address in device memory.
 pub fn load_at(w: &mut Warp, i: &Inst, addr: u64, _lane: usize, out: &mut [u8]) {
     load_place(w, i, addr as *mut u8, addr, out);

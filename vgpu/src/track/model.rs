@@ -65,7 +65,7 @@ pub type Update = Box<dyn Fn(&[u8; 16]) -> [u8; 16] + Send>;
 pub(super) struct Deferred {
     ticket: u64,
     pub(super) agent: u32,
-    clock: u32,
+    pub(super) clock: u32,
     vc: Vc,
     pub(super) access: Access,
     update: Option<Update>,

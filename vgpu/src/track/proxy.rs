@@ -51,6 +51,8 @@ impl Model {
     pub fn proxy_issue(&mut self, issuer: u32, copy: u32) {
         self.tick(issuer);
         let vc = self.agents[issuer as usize].vc.clone();
+        // What the copy takes for over is over.
+        self.flush(|d| knows(&vc, d.agent, d.clock));
         let mut known = Vc::new();
         for f in self.proxy_fences.values().flatten().filter(|f| knows(&vc, f.agent, f.clock)) {
             join(&mut known, &f.vc);
