@@ -172,7 +172,7 @@ impl Block {
         let k = &launch.kernel;
         let threads = launch.block.iter().product::<u32>();
         let n = threads.div_ceil(LANES as u32);
-        let regs = Buffer::new((k.reg_bytes * n) as usize);
+        let regs = Buffer::new(k.reg_bytes as usize * n as usize);
         let locals = Buffer::new(k.local_bytes as usize * LANES * n as usize);
         let mut state = Box::new(BlockState {
             kernel: k.clone(),
@@ -197,7 +197,7 @@ impl Block {
                 .as_ref()
                 .map_or(0, |t| t.new_agent(launch.device, uid, launch, index, w));
             let warp = Warp {
-                regs: regs.at(u64::from(k.reg_bytes * w)),
+                regs: regs.at(u64::from(k.reg_bytes) * u64::from(w)),
                 exec: live,
                 mask: live,
                 pc: 0,

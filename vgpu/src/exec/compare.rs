@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 
 use super::alu::{F2, Lane, NONE, Sel, by_width, flush};
-use super::warp::{Inst, Warp, mask_where};
+use super::lanes::mask_where;
+use super::warp::{Inst, Warp};
 use super::{Ctl, Exec, pick};
 use crate::isa::{Spec, W};
 use crate::num::{bf16_to_f32, f16_to_f32};

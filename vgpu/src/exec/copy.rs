@@ -6,9 +6,10 @@
 
 use super::alu::NONE;
 use super::control::exec;
+use super::lanes::lanes;
 use super::ldst::Spot;
 use super::sync::Mbar;
-use super::warp::{Inst, LANES, Trouble, Warp, lanes};
+use super::warp::{Inst, LANES, Trouble, Warp};
 use super::{Ctl, Exec};
 use crate::mem::rmw;
 use crate::ptx::Space;

@@ -7,7 +7,8 @@
 use std::marker::PhantomData;
 
 use super::convert::Word;
-use super::warp::{Inst, LANES, Sem, Trouble, Warp, lanes, mask_where};
+use super::lanes::{lanes, mask_where};
+use super::warp::{Inst, LANES, Sem, Trouble, Warp};
 use super::{Ctl, Exec, Handler, pick, plain_handler, tracked};
 use crate::isa::W;
 use crate::mem::access::{load_unit, load16, store_unit, store16};

@@ -13,6 +13,7 @@ pub mod compare;
 pub mod control;
 pub mod convert;
 pub mod copy;
+pub mod lanes;
 pub mod ldst;
 pub mod multimem;
 pub mod sync;

@@ -5,8 +5,9 @@
 //!
 //! One handler for all types and vector lengths: beside what the model does, sizes known only at run time cost nothing.
 
+use super::lanes::lanes;
 use super::ldst::{Spot, UNIFORM};
-use super::warp::{Inst, Sem, Trouble, Warp, lanes};
+use super::warp::{Inst, Sem, Trouble, Warp};
 use super::{Ctl, Exec};
 use crate::ptx::Space;
 use crate::track::hooks;

@@ -24,6 +24,13 @@ use crate::ptx::{Function, Lexer, Module, Space, Tok, Ty, variables};
 /// Marks a field as a virtual register.
 pub const VREG: u32 = 1 << 31;
 
+/// Limits that no real kernel comes near, so that sums of what a kernel needs stay below 2^32.
+const MOST_REGISTERS: i64 = 1 << 22;
+/// Bytes of a variable in shared or local memory (CUDA allows 512 KiB of local memory in all).
+const MOST_BYTES: u64 = 1 << 24;
+/// Calls that are inlined into a kernel.
+const MOST_CALLS: u32 = 1 << 16;
+
 /// Stands for the start of dynamic shared memory while a body is decoded.
 pub const DYNAMIC_SHARED: u64 = 1 << 40;
 
@@ -95,6 +102,8 @@ pub(super) struct Decoder<'a> {
     /// Inlined calls around this one: branches that `ret` leaves behind; none in the kernel itself.
     pub returns: Option<Vec<usize>>,
     depth: u32,
+    /// Calls inlined so far.
+    calls: u32,
     pub line: u32,
     /// Registers that the instruction at hand writes.
     pub written: SmallVec<[u32; 4]>,
@@ -141,6 +150,7 @@ pub(crate) fn decode_with(
         local: 0,
         returns: None,
         depth: 0,
+        calls: 0,
         line: f.line,
         written: SmallVec::new(),
         share,
@@ -154,6 +164,9 @@ pub(crate) fn decode_with(
     }
     d.body(f)?;
     d.jump(Inst { run: plain_handler::<Exit>(), ..d.blank() }, Flow::End);
+    if d.shared.max(d.local) > MOST_BYTES {
+        return Err(d.error("more shared or local memory than there is"));
+    }
     Ok(Arc::new(d.finish(f)))
 }
 
@@ -311,7 +324,11 @@ impl<'a> Decoder<'a> {
             let name = lx.word()?;
             let first = self.classes.len() as u32;
             let named = if lx.accept(b'<')? {
-                let n = lx.int()? as u32;
+                let n = lx.int()?;
+                if n < 0 || self.classes.len() as i64 + n > MOST_REGISTERS {
+                    return Err(self.error(format!("{n} registers")));
+                }
+                let n = n as u32;
                 lx.expect(b'>')?;
                 self.classes.extend(std::iter::repeat_n(class, n as usize));
                 Named::Family(first, class, n)
@@ -335,6 +352,9 @@ impl<'a> Decoder<'a> {
     fn declare(&mut self, lx: &mut Lexer<'a>, space: Space) -> Result<(), LoadError> {
         let text = self.module.text.as_str();
         for v in variables(lx, space)? {
+            if v.size.saturating_add(v.align.into()) > MOST_BYTES {
+                return Err(self.error(format!("`{}` is too large", v.name)));
+            }
             let named = match space {
                 Space::Shared => Named::Var(Space::Shared, self.place_shared(v.size, v.align)),
                 // Parameters of a call live in local memory until the callee has read them.
@@ -467,9 +487,10 @@ impl<'a> Decoder<'a> {
         f: &'a Function,
         bind: HashMap<&'a str, Named>,
     ) -> Result<(), LoadError> {
-        if self.depth >= 16 {
+        self.calls += 1;
+        if self.depth >= 16 || self.calls > MOST_CALLS {
             return Err(self.error(format!(
-                "calls of `{}` nest too deep: recursion is not supported",
+                "calls of `{}` are too many or nest too deep: recursion is not supported",
                 f.name
             )));
         }
