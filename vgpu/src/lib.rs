@@ -39,6 +39,7 @@ pub mod machine;
 pub mod mem;
 pub mod module;
 pub mod num;
+mod progress;
 pub mod ptx;
 mod seeded;
 pub mod track;

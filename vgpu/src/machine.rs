@@ -6,8 +6,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use crate::error::{Fault, LoadError};
 use crate::exec::block::{Block, Buffer, Turn};
@@ -15,6 +15,7 @@ use crate::isa::decode::Kernel;
 use crate::mem::counters::Counters;
 use crate::mem::space::AddressSpace;
 use crate::module::LoadedModule;
+use crate::progress::{Padded, Progress};
 use crate::track::clock::Vc;
 use crate::track::model::Config;
 use crate::track::{RaceReport, Tracked};
@@ -84,6 +85,8 @@ pub struct Launch {
     pub known: Vc,
     /// Tracked mode: what its blocks did.
     pub clock: Mutex<Vc>,
+    /// Set with the first fault: its other blocks need not go on.
+    failed: AtomicBool,
     state: Mutex<LaunchState>,
     done: Condvar,
 }
@@ -146,6 +149,17 @@ pub struct LaunchSpec<'a> {
     pub cooperative: bool,
 }
 
+/// What workers look at after every turn; written rarely, so kept away from what is written often.
+#[derive(Default)]
+pub(crate) struct Signals {
+    /// Blocks that are ready and have no worker.
+    pub(crate) waiting: AtomicUsize,
+    /// A worker has found that nothing moves: all put their blocks down.
+    pub(crate) hang: AtomicBool,
+    /// The machine is dropped.
+    pub(crate) stop: AtomicBool,
+}
+
 pub(crate) struct Shared {
     pub(crate) config: MachineConfig,
     pub(crate) space: Arc<AddressSpace>,
@@ -153,10 +167,8 @@ pub(crate) struct Shared {
     pub(crate) writers: Arc<Writers>,
     pub(crate) sched: Mutex<Sched>,
     pub(crate) wake: Condvar,
-    pub(crate) waiting: AtomicUsize,
-    pub(crate) progress: AtomicU64,
-    pub(crate) hang: AtomicBool,
-    pub(crate) stop: AtomicBool,
+    pub(crate) signals: Padded<Signals>,
+    pub(crate) progress: Progress,
     pub(crate) ids: AtomicU64,
     pub(crate) uids: AtomicU64,
 }
@@ -168,20 +180,13 @@ pub struct Machine {
     runner: Mutex<()>,
 }
 
-pub(crate) fn now_ms() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64
-}
-
 impl Machine {
     /// Builds a machine.
     pub fn new(config: MachineConfig) -> std::io::Result<Machine> {
-        // Only with AVX are 16-byte accesses single-copy atomic, and `access` is written with its instructions.
-        #[cfg(target_arch = "x86_64")]
-        if !is_x86_feature_detected!("avx") {
+        if !crate::exec::is_supported() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,
-                "vgpu needs a processor with AVX",
+                "vgpu needs a processor with AVX2, FMA and BMI2",
             ));
         }
         let n = config.devices as usize;
@@ -200,17 +205,15 @@ impl Machine {
             writers: Arc::default(),
             sched: Mutex::new(sched),
             wake: Condvar::new(),
-            waiting: AtomicUsize::new(0),
-            progress: AtomicU64::new(0),
-            hang: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
+            signals: Padded::default(),
+            progress: Progress::new(workers),
             ids: AtomicU64::new(0),
             uids: AtomicU64::new(1),
             config,
         });
         let spawn = |n| {
             let s = shared.clone();
-            std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work())
+            std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work(n))
         };
         let threads = (0..workers).map(spawn).collect::<Result<_, _>>()?;
         Ok(Machine { shared, threads, runner: Mutex::new(()) })
@@ -266,12 +269,13 @@ impl Machine {
             writers: s.writers.clone(),
             known: s.tracked.as_ref().map_or_else(Vc::new, |t| t.ended()),
             clock: Mutex::default(),
+            failed: AtomicBool::new(false),
             state: Mutex::default(),
             done: Condvar::new(),
         });
         s.writers.names.lock().unwrap().push((spec.kernel.name.clone(), spec.device));
         let mut sched = s.sched.lock().unwrap();
-        s.progress.store(now_ms(), Ordering::Relaxed);
+        s.progress.event();
         sched.live += 1;
         sched.pending[spec.device as usize].push_back(launch.clone());
         s.admit(&mut sched);
@@ -345,7 +349,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.signals.0.stop.store(true, Ordering::SeqCst);
         drop(self.shared.sched.lock().unwrap());
         self.shared.wake.notify_all();
         for t in self.threads.drain(..) {
@@ -375,7 +379,7 @@ impl Shared {
                     self.occupy(sched, &launch, sm, 1);
                     sched.places.insert(self.key(&launch, index), sm);
                     sched.ready.push_back(block);
-                    self.waiting.fetch_add(1, Ordering::Relaxed);
+                    self.signals.0.waiting.fetch_add(1, Ordering::Relaxed);
                     self.wake.notify_one();
                 }
                 let st = launch.state();
@@ -436,7 +440,8 @@ impl Shared {
         let mut st = launch.state();
         st.counters.add(&counters);
         st.running -= 1;
-        if st.fault.is_none() {
+        if st.fault.is_none() && fault.is_some() {
+            launch.failed.store(true, Ordering::Relaxed);
             st.fault = fault;
         }
         let over = st.running == 0 && (st.next == launch.blocks() || st.fault.is_some());
@@ -452,13 +457,13 @@ impl Shared {
             launch.state().ended = true;
             launch.done.notify_all();
         }
-        self.progress.store(now_ms(), Ordering::Relaxed);
+        self.progress.event();
         drop(block);
         self.admit(&mut sched);
     }
 
     /// A worker thread.
-    fn work(&self) {
+    fn work(&self, worker: usize) {
         let mut mine: Option<Box<Block>> = None;
         let mut idle = 0u32;
         loop {
@@ -469,11 +474,11 @@ impl Shared {
                     None => return,
                 },
             };
-            let failed = block.launch.state().fault.is_some() && idle & 63 == 63;
+            let failed = block.launch.failed.load(Ordering::Relaxed);
             match if failed { Turn::Done } else { block.turn() } {
                 Turn::Busy => {
                     idle = 0;
-                    self.progress.store(now_ms(), Ordering::Relaxed);
+                    self.progress.moved(worker);
                 }
                 Turn::Idle => {
                     idle = idle.wrapping_add(1);
@@ -497,14 +502,14 @@ impl Shared {
                     continue;
                 }
             }
-            if self.waiting.load(Ordering::Relaxed) > 0
-                || self.hang.load(Ordering::Relaxed)
-                || self.stop.load(Ordering::Relaxed)
+            if self.signals.0.waiting.load(Ordering::Relaxed) > 0
+                || self.signals.0.hang.load(Ordering::Relaxed)
+                || self.signals.0.stop.load(Ordering::Relaxed)
             {
                 let mut sched = self.sched.lock().unwrap();
                 sched.ready.push_back(block);
                 sched.running -= 1;
-                self.waiting.fetch_add(1, Ordering::Relaxed);
+                self.signals.0.waiting.fetch_add(1, Ordering::Relaxed);
             } else {
                 mine = Some(block);
             }
@@ -518,13 +523,13 @@ impl Shared {
     fn next_block(&self) -> Option<Box<Block>> {
         let mut sched = self.sched.lock().unwrap();
         loop {
-            if self.stop.load(Ordering::SeqCst) {
+            if self.signals.0.stop.load(Ordering::SeqCst) {
                 return None;
             }
-            if !self.hang.load(Ordering::SeqCst)
+            if !self.signals.0.hang.load(Ordering::SeqCst)
                 && let Some(b) = sched.ready.pop_front()
             {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.signals.0.waiting.fetch_sub(1, Ordering::Relaxed);
                 sched.running += 1;
                 return Some(b);
             }
@@ -533,8 +538,7 @@ impl Shared {
     }
 
     fn is_late(&self) -> bool {
-        now_ms().saturating_sub(self.progress.load(Ordering::Relaxed))
-            > self.config.watchdog.as_millis() as u64
+        self.progress.quiet_for() > self.config.watchdog
     }
 
     /// Nothing moves: stops all workers, reports all resident blocks, and fails their launches.
@@ -542,13 +546,13 @@ impl Shared {
         let mut sched = self.sched.lock().unwrap();
         sched.ready.push_back(block);
         sched.running -= 1;
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.hang.store(true, Ordering::SeqCst);
+        self.signals.0.waiting.fetch_add(1, Ordering::Relaxed);
+        self.signals.0.hang.store(true, Ordering::SeqCst);
         while sched.running > 0 {
             sched = self.wake.wait_timeout(sched, Duration::from_millis(1)).unwrap().0;
         }
         let blocks: Vec<_> = sched.ready.drain(..).collect();
-        self.waiting.store(0, Ordering::Relaxed);
+        self.signals.0.waiting.store(0, Ordering::Relaxed);
         let waits = sched
             .pending
             .iter()
@@ -557,7 +561,7 @@ impl Shared {
             .collect::<Vec<_>>();
         drop(sched);
         let fault = self.hang_fault(&blocks, &waits);
-        self.hang.store(false, Ordering::SeqCst);
+        self.signals.0.hang.store(false, Ordering::SeqCst);
         for b in blocks {
             self.retire(b, Some(fault.clone()));
         }

@@ -99,6 +99,16 @@ fn vgpu_bulk_copy() {
 }
 
 #[test]
+fn vgpu_a_missing_wait_for_a_copy_shows_in_sc_mode_too() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let start = ptx.find("mbarrier.try_wait").unwrap();
+    let end = start + ptx[start..].find(';').unwrap();
+    let mutant = format!("{}setp.eq.u32 p, 0, 0{}", &ptx[..start], &ptx[end..]);
+    let wrong = || cases::bulk_copy(&Rig::new(&mutant, sc(1)));
+    assert!(std::panic::catch_unwind(wrong).is_err(), "the result is right without the wait");
+}
+
+#[test]
 fn vgpu_lanes_of_a_warp_make_progress_by_themselves() {
     in_all_modes(1, cases::lanes_of_a_warp_make_progress_by_themselves);
 }
@@ -124,6 +134,31 @@ fn vgpu_the_watchdog_says_who_waits_for_what() {
             assert!(report.contains(part), "`{part}` is not in:\n{report}");
         }
     }
+}
+
+#[test]
+fn vgpu_the_watchdog_knows_plain_writers_of_what_is_polled() {
+    // Block 0 polls for 9; block 1 writes something else a while later, with a plain store of 16 bytes around it.
+    let text = ".version 8.0\n.target sm_90\n.address_size 64
+.visible .entry writes_plainly(.param .u64 flag) {
+  .reg .b64 %d<4>; .reg .b32 %r<3>; .reg .pred %p;
+  ld.param.u64 %d1, [flag]; mov.u32 %r1, %ctaid.x; setp.eq.u32 %p, %r1, 0; @%p bra POLL;
+  mov.u64 %d2, %globaltimer;
+WAIT: mov.u64 %d3, %globaltimer; sub.u64 %d3, %d3, %d2; setp.lt.u64 %p, %d3, 50000000; @%p bra WAIT;
+  st.global.v4.u32 [%d1], {%r1, 5, %r1, %r1}; ret;
+POLL: ld.volatile.global.u32 %r2, [%d1+4]; setp.ne.u32 %p, %r2, 9; @%p bra POLL;
+  ret;
+}";
+    let rig = Rig::new(text, MachineConfig { watchdog: Duration::from_millis(300), ..sc(1) });
+    let flag = rig.alloc::<u32>(0, 4);
+    let Err(Fault::Hang { report, .. }) =
+        rig.run("writes_plainly", 0, 2, 1, 0, &Params::new().u64(flag))
+    else {
+        panic!("no hang was reported");
+    };
+    let writer = "last written by kernel `writes_plainly` on device 0, block 1, warp 0, PTX line 9";
+    assert!(report.contains(&format!("{:#x}, which holds 0x5", flag + 4)), "{report}");
+    assert!(report.contains(writer), "{report}");
 }
 
 #[test]
@@ -195,4 +230,27 @@ fn vgpu_an_unknown_instruction_is_a_load_error_with_its_line() {
             && error(&text.replace("frob.u32", "ld.global.weird.u32")).is_some()
     );
     assert!(error(&text.replace("frob.u32", "add.u32")).is_none());
+}
+
+#[test]
+fn vgpu_a_guarded_call_keeps_the_guards_of_the_callee() {
+    let text = ".version 8.0\n.target sm_90\n.address_size 64
+.func (.param .b32 r) odd(.param .b32 x) {
+  .reg .b32 %r<3>; .reg .pred %p;
+  ld.param.u32 %r1, [x]; and.b32 %r2, %r1, 1; setp.ne.u32 %p, %r2, 0;
+  mov.u32 %r2, 100; @%p mov.u32 %r2, 200;
+  st.param.b32 [r], %r2; ret;
+}
+.visible .entry k(.param .u64 out) {
+  .reg .b64 %d; .reg .b32 %r<3>; .reg .pred %q;
+  ld.param.u64 %d, [out]; mov.u32 %r1, %tid.x; mad.wide.u32 %d, %r1, 4, %d;
+  setp.gt.u32 %q, %r1, 3; mov.u32 %r2, 7;
+  { .param .b32 a; .param .b32 b; st.param.b32 [a], %r1; st.param.b32 [b], %r2;
+    @%q call (b), odd, (a); ld.param.b32 %r2, [b]; }
+  st.global.u32 [%d], %r2; ret;
+}";
+    let rig = Rig::new(text, sc(1));
+    let out = rig.alloc::<u32>(0, 8);
+    rig.run("k", 0, 1, 8, 0, &Params::new().u64(out)).unwrap();
+    assert_eq!(rig.read::<u32>(out, 8), [7, 7, 7, 7, 100, 200, 100, 200]);
 }

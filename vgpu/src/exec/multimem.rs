@@ -54,6 +54,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
                         let val = w.value(i.v[k], l, size);
                         for &m in &members[..n] {
                             w.counters.atomics += 1;
+                            w.note_write(i, m + off);
                             if T {
                                 crate::track::hooks::atomic_at(w, i, m + off, l, val, 0);
                             } else {
@@ -78,6 +79,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
                         .copy_from_slice(&w.value(i.v[k], l, size).to_le_bytes()[..size]);
                 }
                 for &m in &members[..n] {
+                    w.note_write(i, m);
                     write::<T>(w, i, m, l, &unit[..bytes]);
                 }
             }
@@ -162,7 +164,10 @@ impl Warp {
     }
 
     /// One lane of a register of 2, 4 or 8 bytes per lane.
-    unsafe fn value(&self, reg: u32, lane: usize, size: usize) -> u64 {
+    ///
+    /// # Safety
+    /// `reg` must be a register of this kernel of that width.
+    pub unsafe fn value(&self, reg: u32, lane: usize, size: usize) -> u64 {
         // SAFETY: the caller gives a register of that width.
         unsafe {
             match size {
@@ -173,7 +178,11 @@ impl Warp {
         }
     }
 
-    unsafe fn set_value(&mut self, reg: u32, lane: usize, size: usize, x: u64) {
+    /// Writes one lane of such a register.
+    ///
+    /// # Safety
+    /// As for [`Warp::value`].
+    pub unsafe fn set_value(&mut self, reg: u32, lane: usize, size: usize, x: u64) {
         // SAFETY: the caller gives a register of that width.
         unsafe {
             match size {

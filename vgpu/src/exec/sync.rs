@@ -167,7 +167,9 @@ exec!(
         if i.d != NONE {
             w.put(i.d, [leader; LANES]);
         }
-        w.put_pred(i.e, 1 << (leader & 31));
+        if i.e != NONE {
+            w.put_pred(i.e, 1 << (leader & 31));
+        }
         Ctl::Next
     }
 );
@@ -273,6 +275,14 @@ exec!(
             std::sync::atomic::fence(std::sync::atomic::Ordering::AcqRel);
         }
         crate::track::hooks::fence(w, i);
+        Ctl::Next
+    }
+);
+
+exec!(
+    /// `fence.proxy.async`.
+    ProxyFence, |w, _i| {
+        crate::track::hooks::proxy_fence(w);
         Ctl::Next
     }
 );

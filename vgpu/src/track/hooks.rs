@@ -3,6 +3,7 @@
 //! Host memory always holds the newest bytes in coherence order, so that copies by the host and other modes see them. If it
 //! holds something else than the model thinks, the host has written: the model takes that over.
 
+use super::clock::Vc;
 use super::{Inner, Tracked};
 use crate::exec::ldst::Spot;
 use crate::exec::warp::{Inst, Sem, Warp};
@@ -55,6 +56,36 @@ fn halves(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
 pub fn load(w: &mut Warp, i: &Inst, spot: &Spot, _lane: usize, out: &mut [u8]) {
     let (p, at) = (spot.ptr(), place(w, spot));
     load_place(w, i, p, at, out);
+}
+
+/// A lane's load that may be performed later: then a ticket for [`force`] instead of the bytes.
+pub fn load_late(w: &mut Warp, i: &Inst, spot: &Spot, out: &mut [u8]) -> Option<u64> {
+    let (p, at) = (spot.ptr(), place(w, spot));
+    let t = tracked(w)?;
+    t.with(|t| {
+        let initial = sync(t, p, at);
+        let access = t.access(w, i, at, out.len());
+        let seen = t.model.load(w.agent, access, &initial, true);
+        seen.map(|b| out.copy_from_slice(&b[(at & 15) as usize..][..out.len()])).err()
+    })
+}
+
+/// The bytes of a load that was late; `at` is where they lie in their 16 bytes.
+pub fn force(w: &Warp, ticket: u64, at: usize, out: &mut [u8]) {
+    if let Some(t) = tracked(w) {
+        let bytes = t.with(|t| t.model.force(ticket));
+        out.copy_from_slice(&bytes[at..][..out.len()]);
+    }
+}
+
+/// Whether a load may be late: strong ones are few and are what tests are about, plain ones would cost too much.
+pub fn may_be_late(w: &Warp, i: &Inst) -> bool {
+    let Some(t) = tracked(w) else { return false };
+    t.with(|t| {
+        t.model.config.weak
+            && !i.mem.sem.acquires()
+            && (i.mem.sem != Sem::Weak || t.model.random(8) == 0)
+    })
 }
 
 /// A load from an address in device memory.
@@ -168,4 +199,39 @@ pub fn mbarrier(w: &mut Warp, spot: &Spot, waits: bool, done: bool) {
         (true, true) => t.model.leave((at, u32::MAX), &[w.agent], true),
         (true, false) => {}
     });
+}
+
+/// `fence.proxy.async`.
+pub fn proxy_fence(w: &mut Warp) {
+    if let Some(t) = tracked(w) {
+        t.with(|t| t.model.proxy_fence(w.agent));
+    }
+}
+
+/// The warp issues a bulk copy: the agent that will do it. One that has done a copy which the warp has waited for, or a new one.
+pub fn proxy_issue(w: &mut Warp) -> Option<u32> {
+    let t = tracked(w)?;
+    // SAFETY: the block outlives its warps and runs on this thread.
+    let known = unsafe { &(*w.block).known };
+    let waited = |&a: &u32| t.with(|t| t.model.is_known(a, w.agent));
+    let old = w.copies.free.iter().position(waited);
+    let copy = old.map_or_else(|| t.proxy_agent(w.agent, known), |n| w.copies.free[n]);
+    t.with(|t| t.model.proxy_issue(w.agent, copy));
+    match old {
+        Some(n) => drop(w.copies.free.swap_remove(n)),
+        None => w.copies.agents.push(copy),
+    }
+    Some(copy)
+}
+
+/// What the warp's agent knows now.
+pub fn proxy_clock(w: &Warp) -> Vc {
+    tracked(w).map_or_else(Vc::new, |t| t.with(|t| t.model.clock_of(w.agent)))
+}
+
+/// The warp has waited for something that knew this.
+pub fn learn(w: &Warp, vc: &Vc) {
+    if let Some(t) = tracked(w) {
+        t.with(|t| t.model.learn(w.agent, vc));
+    }
 }

@@ -6,6 +6,7 @@ pub mod clock;
 mod history;
 pub mod hooks;
 pub mod model;
+pub mod proxy;
 mod race;
 mod sync;
 
@@ -124,6 +125,15 @@ impl Tracked {
                 SiteInfo { kernel: launch.kernel.name.clone(), device, block, warp, line: 0 };
             t.agents.push(info);
             t.model.agent(block_uid, device, &launch.known)
+        })
+    }
+
+    /// An agent for bulk copies of a warp's block.
+    pub fn proxy_agent(&self, issuer: u32, known: &[u32]) -> u32 {
+        self.with(|t| {
+            let info = t.agents[issuer as usize].clone();
+            t.agents.push(info);
+            t.model.proxy_agent(issuer, known)
         })
     }
 

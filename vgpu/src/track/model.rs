@@ -47,6 +47,10 @@ pub(super) struct Agent {
     pub(super) cta: u64,
     pub(super) gpu: u32,
     pub(super) vc: Vc,
+    /// Of copies: the reads that are over, beyond what `vc` knows.
+    pub(super) reads_known: Vc,
+    /// True if it does bulk copies.
+    pub(super) is_proxy: bool,
     /// What strong reads saw released, by granule and mask: for acquire patterns.
     pub(super) seen: Vec<((u64, u16), Release)>,
     /// Its last release fences, one per scope.
@@ -61,7 +65,7 @@ pub type Update = Box<dyn Fn(&[u8; 16]) -> [u8; 16] + Send>;
 pub(super) struct Deferred {
     ticket: u64,
     pub(super) agent: u32,
-    clock: u32,
+    pub(super) clock: u32,
     vc: Vc,
     pub(super) access: Access,
     update: Option<Update>,
@@ -97,6 +101,7 @@ pub struct Model {
     pub(super) tickets: u64,
     pub(super) results: HashMap<u64, [u8; 16]>,
     pub(super) barriers: HashMap<(u64, u32), Vc>,
+    pub(super) proxy_fences: BTreeMap<u32, Vec<super::proxy::ProxyFence>>,
     /// Races found so far.
     pub races: Vec<Race>,
 }
@@ -115,6 +120,7 @@ impl Model {
             tickets: 0,
             results: HashMap::new(),
             barriers: HashMap::new(),
+            proxy_fences: BTreeMap::new(),
             races: Vec::new(),
         }
     }

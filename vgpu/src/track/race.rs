@@ -33,7 +33,9 @@ impl Model {
             race(w.site, true, w.mask & a.mask, w.strong);
         }
         if writes {
-            for r in cell.reads.iter().filter(|r| apart(r.mask, r.agent, r.clock, r.strong)) {
+            let over = &self.agents[agent as usize].reads_known;
+            let open = cell.reads.iter().filter(|r| !knows(over, r.agent, r.clock));
+            for r in open.filter(|r| apart(r.mask, r.agent, r.clock, r.strong)) {
                 race(r.site, false, r.mask & a.mask, r.strong);
             }
         }
