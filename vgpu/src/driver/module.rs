@@ -18,7 +18,7 @@ use crate::isa::decode::Kernel;
 use crate::machine::BLOCK_SHARED;
 use crate::module::LoadedModule;
 
-/// Dynamic shared memory that a kernel may use without asking.
+/// Shared memory that a kernel may use without asking.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 
 /// A module in a context.
@@ -40,9 +40,11 @@ pub(super) struct Function {
     pub device: Option<u32>,
     pub name: CString,
     pub owner: usize,
-    /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
-    pub max_dynamic: AtomicU32,
+    /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES` if it was set, else [`NOT_ASKED`].
+    max_dynamic: AtomicU32,
 }
+
+const NOT_ASKED: u32 = u32::MAX;
 
 impl Function {
     /// The decoded kernel, on the function's device or on that of the current context.
@@ -54,6 +56,14 @@ impl Function {
             Error::InvalidPtx
         })?;
         Ok((kernel, device))
+    }
+
+    /// The most dynamic shared memory that a launch may ask for.
+    pub fn dynamic_limit(&self, kernel: &Kernel) -> u32 {
+        match self.max_dynamic.load(Ordering::Relaxed) {
+            NOT_ASKED => DEFAULT_SHARED.saturating_sub(kernel.shared_bytes),
+            asked => asked,
+        }
     }
 }
 
@@ -150,7 +160,7 @@ fn function(
     if !known.is_some_and(|f| f.is_kernel) {
         return Err(Error::NotFound);
     }
-    let max_dynamic = AtomicU32::new(DEFAULT_SHARED);
+    let max_dynamic = AtomicU32::new(NOT_ASKED);
     let (loaded, name) = (loaded.clone(), name.to_owned());
     Ok(table.add(Arc::new(Function { loaded, device, name, owner, max_dynamic })))
 }
@@ -166,7 +176,7 @@ fn attribute(d: &Driver, f: &Function, device: u32, which: c_uint) -> Res<c_int>
         4 => 32,
         5 | 6 => d.arch as c_int,
         7 => 0,
-        8 => f.max_dynamic.load(Ordering::Relaxed).min(BLOCK_SHARED - kernel.shared_bytes) as c_int,
+        8 => f.dynamic_limit(&kernel) as c_int,
         9 => -1,
         10..=15 => 0,
         _ => return Err(Error::InvalidValue),

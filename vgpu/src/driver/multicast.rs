@@ -89,7 +89,12 @@ impl Binding {
             self.id[0],
             self.id[1],
         ];
-        words.iter().zip(values).for_each(|(to, x)| to.store(x, Ordering::Relaxed));
+        // The first word last: a process that is killed in here leaves the place free.
+        words[..BINDING]
+            .iter()
+            .zip(values)
+            .rev()
+            .for_each(|(to, x)| to.store(x, Ordering::Relaxed));
     }
 }
 
