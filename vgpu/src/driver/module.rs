@@ -30,8 +30,18 @@ pub(super) struct Module {
 /// A library: loaded once, for all devices.
 pub(super) struct Library {
     loaded: Arc<LoadedModule>,
+    /// Handles that were given out: kernels by name, modules by device, functions by both.
     kernels: Mutex<HashMap<String, usize>>,
     modules: Mutex<HashMap<u32, usize>>,
+    functions: Mutex<HashMap<(u32, usize), usize>>,
+}
+
+impl Library {
+    /// Its module on a device.
+    fn module(&self, d: &Driver, device: u32) -> usize {
+        let new = || d.modules.add(Arc::new(Module { loaded: self.loaded.clone(), device }));
+        *self.modules.lock().unwrap().entry(device).or_insert_with(new)
+    }
 }
 
 /// A kernel of a module on a device (`CUfunction`), or of a library on the current one (`CUkernel`).
@@ -124,7 +134,8 @@ unsafe fn load_library(library: *mut usize, image: *const c_void, log: &Log) -> 
     // SAFETY: as above.
     unsafe {
         let loaded = load(d, image, log)?;
-        let new = Library { loaded, kernels: Mutex::default(), modules: Mutex::default() };
+        let (kernels, modules, functions) = Default::default();
+        let new = Library { loaded, kernels, modules, functions };
         put(library, d.libraries.add(Arc::new(new)))
     }
 }
@@ -230,7 +241,12 @@ api! {
         let bytes = read(file)?;
         load_module(module, bytes.as_ptr().cast(), &Log { text: std::ptr::null_mut(), size: 0 })
     }
-    cuModuleUnload(module: usize) { driver()?.modules.remove(module).map(drop) }
+    cuModuleUnload(module: usize) {
+        let d = driver()?;
+        d.modules.remove(module)?;
+        d.functions.retain(|f| f.owner != module);
+        Ok(())
+    }
     cuModuleGetLoadingMode(mode: *mut c_uint) {
         driver()?;
         put(mode, 2) // lazy: kernels are decoded when they are launched
@@ -254,8 +270,9 @@ api! {
     cuLibraryUnload(library: usize) {
         let d = driver()?;
         let gone = d.libraries.remove(library)?;
-        gone.kernels.lock().unwrap().values().for_each(|k| drop(d.functions.remove(*k)));
-        gone.modules.lock().unwrap().values().for_each(|m| drop(d.modules.remove(*m)));
+        let modules = gone.modules.lock().unwrap();
+        modules.values().for_each(|m| drop(d.modules.remove(*m)));
+        d.functions.retain(|f| f.owner != library && !modules.values().any(|m| *m == f.owner));
         Ok(())
     }
     cuLibraryGetKernel(kernel: *mut usize, library: usize, name: *const c_char) {
@@ -274,9 +291,7 @@ api! {
     }
     cuLibraryGetModule(module: *mut usize, library: usize) {
         let (d, c) = current()?;
-        let lib = d.libraries.get(library)?;
-        let new = || d.modules.add(Arc::new(Module { loaded: lib.loaded.clone(), device: c.device }));
-        put(module, *lib.modules.lock().unwrap().entry(c.device).or_insert_with(new))
+        put(module, d.libraries.get(library)?.module(d, c.device))
     }
     cuLibraryGetGlobal(at: *mut u64, bytes: *mut usize, library: usize, name: *const c_char) {
         let (d, c) = current()?;
@@ -289,9 +304,14 @@ api! {
             return Err(Error::InvalidHandle);
         }
         let owner = d.libraries.get(k.owner)?;
-        let new = || d.modules.add(Arc::new(Module { loaded: k.loaded.clone(), device: c.device }));
-        let module = *owner.modules.lock().unwrap().entry(c.device).or_insert_with(new);
-        put(f, function(&d.functions, &k.loaded, Some(c.device), module, &k.name)?)
+        let module = owner.module(d, c.device);
+        let mut known = owner.functions.lock().unwrap();
+        if let Some(old) = known.get(&(c.device, kernel)) {
+            return put(f, *old);
+        }
+        let new = function(&d.functions, &k.loaded, Some(c.device), module, &k.name)?;
+        known.insert((c.device, kernel), new);
+        put(f, new)
     }
     cuKernelGetLibrary(library: *mut usize, kernel: usize) {
         let k = driver()?.functions.get(kernel)?;

@@ -118,6 +118,11 @@ fn vgpu_copies_of_rows_and_their_errors() {
         p.srcPitch = 4;
         err!(CUDA_ERROR_INVALID_VALUE, cuMemcpy2DAsync_v2(&p, null_mut()));
         err!(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoD_v2(dst, src, 257));
+        // A pointer of the program where one of a device is asked for.
+        let mine = out.as_mut_ptr() as u64;
+        err!(CUDA_ERROR_INVALID_VALUE, cuMemcpyHtoD_v2(mine, data.as_ptr().cast(), 8));
+        err!(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoD_v2(dst, mine, 8));
+        ok!(cuMemcpy(dst, mine, 8));
         err!(CUDA_ERROR_INVALID_VALUE, cuMemsetD32_v2(dst + 2, 1, 1));
         err!(CUDA_ERROR_INVALID_VALUE, cuMemsetD8_v2(dst, 1, 257));
         err!(CUDA_ERROR_INVALID_VALUE, cuMemFree_v2(dst + 1));

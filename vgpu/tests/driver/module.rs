@@ -126,6 +126,9 @@ fn vgpu_fat_binaries_of_nvcc_load_if_they_have_ptx() {
         let at = alloc(4);
         assert_eq!(start(f, null_mut(), &[at]), CUresult::CUDA_SUCCESS);
         assert_eq!(word(at), 1);
+        ok!(cuModuleUnload(m));
+        err!(CUDA_ERROR_INVALID_HANDLE, cuModuleUnload(m));
+        assert_eq!(start(f, null_mut(), &[at]), CUresult::CUDA_ERROR_INVALID_HANDLE);
         for wrong in [packed, code, newer] {
             assert_eq!(load(&wrong), Err(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
         }

@@ -36,6 +36,7 @@ fn vgpu_streams_are_asked_and_events_take_times() {
         err!(CUDA_ERROR_NOT_READY, cuEventQuery(end));
         let mut ms = 0f32;
         err!(CUDA_ERROR_NOT_READY, cuEventElapsedTime_v2(&mut ms, start_, end));
+        ok!(cuEventSynchronize(start_));
         std::thread::sleep(std::time::Duration::from_millis(5));
         assert_eq!(counter.load(Ordering::SeqCst), 0);
         // Another stream opens the gate: 5 or more is waited for.
