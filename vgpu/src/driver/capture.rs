@@ -2,11 +2,6 @@
 //!
 //! A capture begins on one stream and spreads to those that wait for an event recorded in it. Each such stream has a
 //! [`Tail`]: the nodes that its next one depends on. What cannot be captured makes the whole capture invalid.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::cell::Cell;
 use std::ffi::c_uint;

@@ -1,9 +1,4 @@
 //! Contexts: what a thread works in, and which devices it lets into each other's memory.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::collections::HashSet;
 use std::ffi::{c_int, c_uint, c_void};

@@ -1,9 +1,4 @@
 //! Copies and fills.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::ffi::{c_uint, c_void};
 
@@ -31,8 +26,17 @@ fn is_pinned(space: &AddressSpace, at: u64, len: u64) -> Res<bool> {
     Ok(true)
 }
 
+/// Which side of a copy has to be memory that the driver knows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    HostToDevice,
+    DeviceToHost,
+    DeviceToDevice,
+    Any,
+}
+
 /// Copies bytes between any two of device, pinned and pageable memory.
-unsafe fn copy(h: usize, to: u64, from: u64, n: usize, wait: bool) -> Res<()> {
+unsafe fn copy(way: Way, h: usize, to: u64, from: u64, n: usize, wait: bool) -> Res<()> {
     let (d, c, s) = stream(h)?;
     if n == 0 {
         return Ok(());
@@ -42,6 +46,15 @@ unsafe fn copy(h: usize, to: u64, from: u64, n: usize, wait: bool) -> Res<()> {
     }
     let space = d.machine.space();
     let (dst, src) = (is_pinned(space, to, n as u64)?, is_pinned(space, from, n as u64)?);
+    let wrong = match way {
+        Way::HostToDevice => !dst,
+        Way::DeviceToHost => !src,
+        Way::DeviceToDevice => !dst || !src,
+        Way::Any => false,
+    };
+    if wrong {
+        return Err(Error::InvalidValue);
+    }
     if src || wait || s.capture().is_some() {
         c.submit(&s, NodeKind::Memcpy, move || {
             // SAFETY: device ranges were checked, host ranges are the caller's promise until the copy is done.
@@ -158,21 +171,21 @@ fn contexts(a: usize, b: usize) -> Res<()> {
 }
 
 api! {
-    cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, n: usize, s: usize) { copy(s, to, from as u64, n, false) }
-    cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, n: usize, s: usize) { copy(s, to as u64, from, n, false) }
-    cuMemcpyDtoDAsync_v2(to: u64, from: u64, n: usize, s: usize) { copy(s, to, from, n, false) }
-    cuMemcpyAsync(to: u64, from: u64, n: usize, s: usize) { copy(s, to, from, n, false) }
-    cuMemcpyHtoD_v2(to: u64, from: *const c_void, n: usize) { copy(0, to, from as u64, n, true) }
-    cuMemcpyDtoH_v2(to: *mut c_void, from: u64, n: usize) { copy(0, to as u64, from, n, true) }
-    cuMemcpyDtoD_v2(to: u64, from: u64, n: usize) { copy(0, to, from, n, true) }
-    cuMemcpy(to: u64, from: u64, n: usize) { copy(0, to, from, n, true) }
+    cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, n: usize, s: usize) { copy(Way::HostToDevice, s, to, from as u64, n, false) }
+    cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, n: usize, s: usize) { copy(Way::DeviceToHost, s, to as u64, from, n, false) }
+    cuMemcpyDtoDAsync_v2(to: u64, from: u64, n: usize, s: usize) { copy(Way::DeviceToDevice, s, to, from, n, false) }
+    cuMemcpyAsync(to: u64, from: u64, n: usize, s: usize) { copy(Way::Any, s, to, from, n, false) }
+    cuMemcpyHtoD_v2(to: u64, from: *const c_void, n: usize) { copy(Way::HostToDevice, 0, to, from as u64, n, true) }
+    cuMemcpyDtoH_v2(to: *mut c_void, from: u64, n: usize) { copy(Way::DeviceToHost, 0, to as u64, from, n, true) }
+    cuMemcpyDtoD_v2(to: u64, from: u64, n: usize) { copy(Way::DeviceToDevice, 0, to, from, n, true) }
+    cuMemcpy(to: u64, from: u64, n: usize) { copy(Way::Any, 0, to, from, n, true) }
     cuMemcpyPeer(to: u64, to_context: usize, from: u64, from_context: usize, n: usize) {
         contexts(to_context, from_context)?;
-        copy(0, to, from, n, true)
+        copy(Way::DeviceToDevice, 0, to, from, n, true)
     }
     cuMemcpyPeerAsync(to: u64, to_context: usize, from: u64, from_context: usize, n: usize, s: usize) {
         contexts(to_context, from_context)?;
-        copy(s, to, from, n, false)
+        copy(Way::DeviceToDevice, s, to, from, n, false)
     }
     cuMemcpy2D_v2(p: *const Copy2d) { copy_2d(p, 0, true) }
     cuMemcpy2DAsync_v2(p: *const Copy2d, s: usize) { copy_2d(p, s, false) }

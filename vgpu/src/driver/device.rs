@@ -1,9 +1,4 @@
 //! The driver itself, and what devices say of themselves.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 
@@ -14,16 +9,32 @@ use super::{DRIVER, Driver};
 /// Memory of a device, as far as programs are told: it is host memory and not counted.
 pub(super) const TOTAL_MEMORY: usize = 64 << 30;
 
+/// Attributes that are true. Concurrent kernels, mapped host memory, unified addresses, priorities, caches (which change nothing),
+/// preemption, registered host memory by its own pointer, stream memory operations, cooperative launches, virtual
+/// memory with file and fabric handles, memory pools.
+const TRUE: [c_int; 22] =
+    [15, 19, 31, 40, 41, 78, 79, 80, 86, 90, 91, 92, 93, 94, 95, 99, 102, 103, 115, 122, 123, 128];
+
+/// Attributes that are false or none. Clocks, buses and cache sizes; timeouts, integrated, prohibited modes, ECC, PCI
+/// numbers beyond the bus, TCC, managed and pageable memory, RDMA, sparse arrays, handles of pools, clusters, DMA
+/// buffers, events between processes, tensor maps, virtual memory on the host.
+const FALSE: [c_int; 53] = [
+    13, 17, 18, 20, 32, 34, 35, 36, 37, 38, 50, 83, 84, 85, 88, 89, 96, 98, 100, 101, 104, 105,
+    107, 108, 109, 110, 112, 113, 114, 116, 117, 118, 119, 120, 121, 124, 125, 126, 127, 129, 130,
+    133, 135, 136, 137, 138, 141, 142, 143, 144, 145, 146, 147,
+];
+
 fn attribute(d: &Driver, a: c_int, device: c_int) -> Res<c_int> {
     Ok(match a {
-        1..=3 => 1024,
+        a if TRUE.contains(&a) => 1,
+        a if FALSE.contains(&a) => 0,
+        1..=3 | 111 => 1024,
         4 => 64,
-        5 => i32::MAX,
+        5 | 11 => i32::MAX,
         6 | 7 => 65535,
         8 => 48 * 1024,
         9 => 64 * 1024,
-        10 => 32,
-        11 => i32::MAX,
+        10 | 106 => 32,
         12 | 82 => 65536,
         16 => d.machine.config().sms as c_int,
         33 => device,
@@ -31,64 +42,11 @@ fn attribute(d: &Driver, a: c_int, device: c_int) -> Res<c_int> {
         75 => (d.arch / 10) as c_int,
         76 => (d.arch % 10) as c_int,
         81 => 228 * 1024,
+        87 => 2, // the ratio of single to double precision
         97 => crate::machine::BLOCK_SHARED as c_int,
-        106 => 32,
-        111 => 1024,
-        119 => 0, // memory pools are not shared between processes
-        // What is there: concurrent kernels, mapped host memory, unified addresses, preemption, registered host memory by its
-        // own pointer, stream memory operations, cooperative launches, virtual memory with file and fabric handles, pools.
-        15
-        | 19
-        | 31
-        | 40
-        | 41
-        | 78
-        | 90
-        | 91
-        | 92..=95
-        | 99
-        | 102
-        | 103
-        | 115
-        | 122
-        | 123
-        | 128 => 1,
+        131 | 134 => -1, // no NUMA node
         // Multicast objects need hardware that has multimem instructions.
         132 => c_int::from(d.arch >= 90),
-        // What is not: timeouts, integrated, prohibited modes, ECC, PCI numbers beyond the bus, TCC, managed and pageable memory,
-        // RDMA, sparse arrays, clusters, DMA buffers, events between processes, tensor maps, host-located virtual memory.
-        17
-        | 18
-        | 20
-        | 32
-        | 34
-        | 35
-        | 50
-        | 83..=85
-        | 88
-        | 89
-        | 96
-        | 98
-        | 100
-        | 101
-        | 104
-        | 105
-        | 107..=110
-        | 112..=114
-        | 116..=118
-        | 120
-        | 121
-        | 124..=127
-        | 129
-        | 130
-        | 133
-        | 135..=138
-        | 141..=147 => 0,
-        13 | 36..=38 => 0, // there are no clocks, no bus and no caches
-        79 | 80 => 1,      // caching changes nothing
-        86 => 1,           // atomics of host and device meet
-        87 => 2,           // the ratio of single to double precision
-        131 | 134 => -1,   // no NUMA node
         _ => return Err(Error::InvalidValue),
     })
 }

@@ -2,11 +2,6 @@
 //!
 //! A node is a function that can be called again and again. Branches that do not depend on each other run on threads of their
 //! own, so that a kernel of one may wait for a kernel of another.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::ffi::c_uint;
 use std::sync::atomic::{AtomicUsize, Ordering};

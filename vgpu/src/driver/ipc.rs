@@ -2,11 +2,6 @@
 //!
 //! A handle names an [`Object`] that says where the allocation's bytes are. The object is closed when the allocation is freed,
 //! so a handle that is older than that opens nothing.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

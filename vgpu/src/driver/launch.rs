@@ -1,12 +1,6 @@
 //! Kernel launches, host functions and occupancy.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::ffi::{c_int, c_uint, c_void};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::entry::{api, current, put, slice, stream};
@@ -145,7 +139,7 @@ unsafe fn launch(
     if shape.cooperative && blocks > room.into() {
         return Err(Error::CooperativeLaunchTooLarge);
     }
-    if shape.shared > f.max_dynamic.load(Ordering::Relaxed) {
+    if shape.shared > f.dynamic_limit(&kernel) {
         return Err(Error::InvalidValue); // more has to be asked for by cuFuncSetAttribute
     }
     d.machine.check(&spec).map_err(|e| {

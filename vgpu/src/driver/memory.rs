@@ -1,9 +1,4 @@
 //! Memory of devices and memory of the host that devices see.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::collections::HashMap;
 use std::ffi::{c_uint, c_void};

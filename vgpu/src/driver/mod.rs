@@ -3,6 +3,11 @@
 //! [`api`] has the entry points; each file here has those of one subject with what is behind them. A handle is a number that
 //! a table knows, so a stale one is `CUDA_ERROR_INVALID_HANDLE` and never a wild pointer. An entry point that is not
 //! implemented does not exist.
+#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
+)]
 
 pub mod api;
 mod capture;

@@ -1,9 +1,4 @@
 //! Modules, libraries and their functions.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -18,7 +13,7 @@ use crate::isa::decode::Kernel;
 use crate::machine::BLOCK_SHARED;
 use crate::module::LoadedModule;
 
-/// Dynamic shared memory that a kernel may use without asking.
+/// Shared memory that a kernel may use without asking.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 
 /// A module in a context.
@@ -30,8 +25,18 @@ pub(super) struct Module {
 /// A library: loaded once, for all devices.
 pub(super) struct Library {
     loaded: Arc<LoadedModule>,
+    /// Handles that were given out: kernels by name, modules by device, functions by both.
     kernels: Mutex<HashMap<String, usize>>,
     modules: Mutex<HashMap<u32, usize>>,
+    functions: Mutex<HashMap<(u32, usize), usize>>,
+}
+
+impl Library {
+    /// Its module on a device.
+    fn module(&self, d: &Driver, device: u32) -> usize {
+        let new = || d.modules.add(Arc::new(Module { loaded: self.loaded.clone(), device }));
+        *self.modules.lock().unwrap().entry(device).or_insert_with(new)
+    }
 }
 
 /// A kernel of a module on a device (`CUfunction`), or of a library on the current one (`CUkernel`).
@@ -40,9 +45,11 @@ pub(super) struct Function {
     pub device: Option<u32>,
     pub name: CString,
     pub owner: usize,
-    /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
-    pub max_dynamic: AtomicU32,
+    /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES` if it was set, else [`NOT_ASKED`].
+    max_dynamic: AtomicU32,
 }
+
+const NOT_ASKED: u32 = u32::MAX;
 
 impl Function {
     /// The decoded kernel, on the function's device or on that of the current context.
@@ -54,6 +61,14 @@ impl Function {
             Error::InvalidPtx
         })?;
         Ok((kernel, device))
+    }
+
+    /// The most dynamic shared memory that a launch may ask for.
+    pub fn dynamic_limit(&self, kernel: &Kernel) -> u32 {
+        match self.max_dynamic.load(Ordering::Relaxed) {
+            NOT_ASKED => DEFAULT_SHARED.saturating_sub(kernel.shared_bytes),
+            asked => asked,
+        }
     }
 }
 
@@ -114,7 +129,8 @@ unsafe fn load_library(library: *mut usize, image: *const c_void, log: &Log) -> 
     // SAFETY: as above.
     unsafe {
         let loaded = load(d, image, log)?;
-        let new = Library { loaded, kernels: Mutex::default(), modules: Mutex::default() };
+        let (kernels, modules, functions) = Default::default();
+        let new = Library { loaded, kernels, modules, functions };
         put(library, d.libraries.add(Arc::new(new)))
     }
 }
@@ -150,7 +166,7 @@ fn function(
     if !known.is_some_and(|f| f.is_kernel) {
         return Err(Error::NotFound);
     }
-    let max_dynamic = AtomicU32::new(DEFAULT_SHARED);
+    let max_dynamic = AtomicU32::new(NOT_ASKED);
     let (loaded, name) = (loaded.clone(), name.to_owned());
     Ok(table.add(Arc::new(Function { loaded, device, name, owner, max_dynamic })))
 }
@@ -166,7 +182,7 @@ fn attribute(d: &Driver, f: &Function, device: u32, which: c_uint) -> Res<c_int>
         4 => 32,
         5 | 6 => d.arch as c_int,
         7 => 0,
-        8 => f.max_dynamic.load(Ordering::Relaxed).min(BLOCK_SHARED - kernel.shared_bytes) as c_int,
+        8 => f.dynamic_limit(&kernel) as c_int,
         9 => -1,
         10..=15 => 0,
         _ => return Err(Error::InvalidValue),
@@ -220,7 +236,12 @@ api! {
         let bytes = read(file)?;
         load_module(module, bytes.as_ptr().cast(), &Log { text: std::ptr::null_mut(), size: 0 })
     }
-    cuModuleUnload(module: usize) { driver()?.modules.remove(module).map(drop) }
+    cuModuleUnload(module: usize) {
+        let d = driver()?;
+        d.modules.remove(module)?;
+        d.functions.retain(|f| f.owner != module);
+        Ok(())
+    }
     cuModuleGetLoadingMode(mode: *mut c_uint) {
         driver()?;
         put(mode, 2) // lazy: kernels are decoded when they are launched
@@ -244,8 +265,9 @@ api! {
     cuLibraryUnload(library: usize) {
         let d = driver()?;
         let gone = d.libraries.remove(library)?;
-        gone.kernels.lock().unwrap().values().for_each(|k| drop(d.functions.remove(*k)));
-        gone.modules.lock().unwrap().values().for_each(|m| drop(d.modules.remove(*m)));
+        let modules = gone.modules.lock().unwrap();
+        modules.values().for_each(|m| drop(d.modules.remove(*m)));
+        d.functions.retain(|f| f.owner != library && !modules.values().any(|m| *m == f.owner));
         Ok(())
     }
     cuLibraryGetKernel(kernel: *mut usize, library: usize, name: *const c_char) {
@@ -264,9 +286,7 @@ api! {
     }
     cuLibraryGetModule(module: *mut usize, library: usize) {
         let (d, c) = current()?;
-        let lib = d.libraries.get(library)?;
-        let new = || d.modules.add(Arc::new(Module { loaded: lib.loaded.clone(), device: c.device }));
-        put(module, *lib.modules.lock().unwrap().entry(c.device).or_insert_with(new))
+        put(module, d.libraries.get(library)?.module(d, c.device))
     }
     cuLibraryGetGlobal(at: *mut u64, bytes: *mut usize, library: usize, name: *const c_char) {
         let (d, c) = current()?;
@@ -279,9 +299,14 @@ api! {
             return Err(Error::InvalidHandle);
         }
         let owner = d.libraries.get(k.owner)?;
-        let new = || d.modules.add(Arc::new(Module { loaded: k.loaded.clone(), device: c.device }));
-        let module = *owner.modules.lock().unwrap().entry(c.device).or_insert_with(new);
-        put(f, function(&d.functions, &k.loaded, Some(c.device), module, &k.name)?)
+        let module = owner.module(d, c.device);
+        let mut known = owner.functions.lock().unwrap();
+        if let Some(old) = known.get(&(c.device, kernel)) {
+            return put(f, *old);
+        }
+        let new = function(&d.functions, &k.loaded, Some(c.device), module, &k.name)?;
+        known.insert((c.device, kernel), new);
+        put(f, new)
     }
     cuKernelGetLibrary(library: *mut usize, kernel: usize) {
         let k = driver()?.functions.get(kernel)?;

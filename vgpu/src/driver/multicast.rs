@@ -3,11 +3,6 @@
 //! The object's header has the team: which devices were added, and which memory was bound where, by name. Each process keeps
 //! the bound memory mapped; a count of changes in the header says when it has to look again. So a process that is killed
 //! leaves its memory to those that have it mapped.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::ffi::{c_int, c_uint};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,7 +84,12 @@ impl Binding {
             self.id[0],
             self.id[1],
         ];
-        words.iter().zip(values).for_each(|(to, x)| to.store(x, Ordering::Relaxed));
+        // The first word last: a process that is killed in here leaves the place free.
+        words[..BINDING]
+            .iter()
+            .zip(values)
+            .rev()
+            .for_each(|(to, x)| to.store(x, Ordering::Relaxed));
     }
 }
 

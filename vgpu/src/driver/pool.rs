@@ -2,11 +2,6 @@
 //!
 //! An address is given at once and its bytes are there at once, which is before the stream comes to it; it is freed when
 //! the stream does. A pool keeps nothing: what is freed is gone.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};

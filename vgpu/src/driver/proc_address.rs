@@ -1,9 +1,4 @@
 //! `cuGetProcAddress`: entry points by name and by the version of CUDA that they are wanted of.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 

@@ -1,9 +1,4 @@
 //! Streams and events, as programs use them, and memory operations of streams.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::ffi::{c_int, c_uint};
 use std::sync::Arc;

@@ -62,16 +62,11 @@ impl Stream {
     pub fn new(flags: c_uint, priority: c_int) -> std::io::Result<Stream> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let (queue, work) = channel::<Op>();
-        let pending = Arc::new(AtomicUsize::new(0));
-        let left = pending.clone();
         // The thread ends when the stream and with it the sender is dropped.
-        std::thread::Builder::new().name("vgpu-stream".into()).spawn(move || {
-            for op in work {
-                op();
-                // Publishes what the work did to who sees that nothing is pending.
-                left.fetch_sub(1, Ordering::Release);
-            }
-        })?;
+        std::thread::Builder::new()
+            .name("vgpu-stream".into())
+            .spawn(move || work.into_iter().for_each(|op| op()))?;
+        let pending = Arc::default();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (queue, capture) = (Mutex::new(queue), Mutex::default());
         Ok(Stream { queue, pending, id, flags, priority, capture })
@@ -100,15 +95,24 @@ impl Stream {
     /// Adds work.
     pub fn push(&self, op: impl FnOnce() + Send + 'static) {
         self.pending.fetch_add(1, Ordering::Relaxed);
-        // The receiver lives as long as the sender: sending fails only if the thread panicked, which it has then said.
-        let _ = self.queue.lock().unwrap().send(Box::new(op));
+        let left = self.pending.clone();
+        self.send(Box::new(move || {
+            op();
+            // Publishes what the work did to who sees that nothing is pending.
+            left.fetch_sub(1, Ordering::Release);
+        }));
     }
 
-    /// A mark that happens when all work so far is done.
+    fn send(&self, op: Op) {
+        // The receiver lives as long as the sender: sending fails only if the thread panicked, which it has then said.
+        let _ = self.queue.lock().unwrap().send(op);
+    }
+
+    /// A mark that happens when all work so far is done. It is no work itself: who has waited for it finds the stream idle.
     pub fn mark(&self) -> Arc<Mark> {
         let mark = Arc::new(Mark::default());
         let set = mark.clone();
-        self.push(move || set.set());
+        self.send(Box::new(move || set.set()));
         mark
     }
 

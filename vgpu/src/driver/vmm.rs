@@ -2,11 +2,6 @@
 //!
 //! Physical memory is an [`Object`]; it lives as long as any process has a handle, a mapping, or a multicast team with it. In
 //! each process it is mapped once at its *home*, which is where the memory model looks, and again wherever the program maps it.
-#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
-)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_int, c_uint, c_void};

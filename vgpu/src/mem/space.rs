@@ -137,11 +137,6 @@ impl AddressSpace {
         }
     }
 
-    /// True if `device` may access the ordinary memory of `owner`.
-    pub fn is_peer(&self, owner: u32, device: u32) -> bool {
-        self.state.lock().unwrap().peers[owner as usize] >> device & 1 == 1
-    }
-
     /// Allocates zeroed memory of a device, or host memory.
     pub fn alloc(&self, device: u32, kind: Kind, len: u64) -> std::io::Result<u64> {
         let (fd, offset) = self.file(device, kind, len)?;
