@@ -11,7 +11,7 @@ use crate::isa::decode::Kernel;
 use crate::isa::special::Special;
 use crate::machine::Launch;
 use crate::mem::counters::Counters;
-use crate::track::Tracked;
+use crate::track::{Party, Tracked};
 use crate::writers::Writers;
 
 /// Instructions that a warp runs before the next one gets its turn.
@@ -108,7 +108,7 @@ impl BlockState {
             b.expected = threads;
         }
         if let Some(t) = &self.tracked {
-            t.barrier_arrive(self.uid, id, agent);
+            t.barrier_arrive(self.uid, id, agent, exec);
         }
     }
 
@@ -183,10 +183,8 @@ impl Block {
         let warp = |w: u32| {
             let lanes = (threads - w * LANES as u32).min(LANES as u32);
             let live = if lanes == 32 { !0 } else { (1 << lanes) - 1 };
-            let agent = launch
-                .tracked
-                .as_ref()
-                .map_or(0, |t| t.new_agent(launch.device, uid, launch, index, w));
+            let agent =
+                launch.tracked.as_ref().map_or(0, |t| t.new_warp(launch, uid, index, w, live));
             let warp = Warp {
                 regs: regs.at(u64::from(k.reg_bytes * w)),
                 exec: live,
@@ -278,9 +276,13 @@ impl Block {
             };
             any = true;
             if let Some(t) = &self.state.tracked {
-                let waits = |w: &&Warp| w.paths.iter().any(|p| p.wait == Wait::Barrier(id));
-                let agents: Vec<u32> = self.warps.iter().filter(waits).map(|w| w.agent).collect();
-                t.barrier_complete(self.state.uid, id, &agents);
+                let party = |w: &Warp| {
+                    let waits = w.paths.iter().filter(|p| p.wait == Wait::Barrier(id));
+                    let lanes = waits.fold(0, |m, p| m | p.mask);
+                    Party { warp: w.agent, lanes, live: w.live }
+                };
+                let parties = self.warps.iter().map(party).filter(|p| p.lanes != 0);
+                t.barrier_complete(self.state.uid, id, &parties.collect::<Vec<_>>());
             }
             for p in self
                 .warps
@@ -388,7 +390,12 @@ impl Block {
         sum
     }
 
-    /// Agents of its warps, in tracked mode.
+    /// Number of this block among all blocks of the process.
+    pub fn uid(&self) -> u64 {
+        self.state.uid
+    }
+
+    /// The model's numbers of its warps, in tracked mode.
     pub fn agents(&self) -> impl Iterator<Item = u32> + '_ {
         self.warps.iter().map(|w| w.agent)
     }

@@ -7,6 +7,7 @@ use super::warp::{Inst, Trouble, Warp};
 use super::{Ctl, Exec};
 use crate::mem::rmw;
 use crate::ptx::Space;
+use crate::track::hooks;
 
 /// Copies or reduces `c` bytes from `[b]` to `[a]`; space of the destination in `mem.space`, of the source in `aux` (0
 /// global, 1 shared); `e` is the address of an mbarrier or NONE; `imm` is 1 for a reduction by `mem.op`.
@@ -47,10 +48,12 @@ unsafe fn bulk<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble> {
                 let Spot::Shared(p, _) = w.resolve(Space::Shared, addr, 8, l, true)? else {
                     return Err(Trouble::Trap("an mbarrier lives in shared memory".into()));
                 };
-                let mut bar = Mbar::unpack(p.cast::<u64>().read());
+                let old = Mbar::unpack(p.cast::<u64>().read());
+                let mut bar = old;
                 bar.transfer(-(bytes as i32));
                 p.cast::<u64>().write(bar.pack());
-                crate::track::hooks::mbarrier(w, &Spot::Shared(p, addr), false, false);
+                let arrives = hooks::Mbar::Arrive { turned: bar.is_turned(old) };
+                hooks::mbarrier(w, &Spot::Shared(p, addr), l, arrives);
             }
         }
     }
@@ -63,7 +66,7 @@ unsafe fn one<const T: bool>(w: &mut Warp, i: &Inst, l: usize, s: &Spot, d: &Spo
     // SAFETY: both spots were checked for `size` bytes.
     unsafe {
         if T {
-            crate::track::hooks::load(w, i, s, l, &mut unit[..size]);
+            hooks::load(w, i, s, l, &mut unit[..size]);
         } else {
             match size {
                 16 => unit = crate::mem::access::load_unit::<16>(s.ptr()),
@@ -75,12 +78,12 @@ unsafe fn one<const T: bool>(w: &mut Warp, i: &Inst, l: usize, s: &Spot, d: &Spo
             b[..size].copy_from_slice(&unit[..size]);
             let val = u64::from_le_bytes(b);
             if T {
-                crate::track::hooks::atomic(w, i, d, l, val, 0, 0);
+                hooks::atomic(w, i, d, l, val, 0, 0);
             } else {
                 rmw::rmw(d.ptr(), i.mem.op, i.mem.ty, val, 0);
             }
         } else if T {
-            crate::track::hooks::store(w, i, d, l, &unit[..size]);
+            hooks::store(w, i, d, l, &unit[..size]);
         } else {
             crate::mem::access::store_unit::<16>(d.ptr(), &unit);
         }

@@ -177,6 +177,44 @@ fn whole<const N: usize>(w: &mut Warp, addr: u64, store: bool) -> bool {
 #[repr(align(64))]
 struct Units<const N: usize>([[u8; N]; LANES]);
 
+impl<const N: usize> Units<N> {
+    /// The same bytes, 16 at a time.
+    fn granules(&self) -> &[[u8; 16]] {
+        self.0.as_flattened().as_chunks().0
+    }
+
+    fn granules_mut(&mut self) -> &mut [[u8; 16]] {
+        self.0.as_flattened_mut().as_chunks_mut().0
+    }
+}
+
+impl Warp {
+    /// Where a full warp's weak access to consecutive granules leads, in tracked mode.
+    unsafe fn whole_spot<const N: usize>(
+        &mut self,
+        i: &Inst,
+        addr: &[u64; LANES],
+        store: bool,
+    ) -> Option<Spot> {
+        if !crate::track::hooks::is_whole(i, addr[0]) || !consecutive::<N>(self.exec, addr) {
+            return None;
+        }
+        match i.mem.space {
+            Space::Shared => {
+                let off = addr[0] & (WINDOW - 1);
+                // SAFETY: the block outlives its warps and runs on this thread.
+                let shared = unsafe { &(*self.block).shared };
+                (off + (N * LANES) as u64 <= shared.len() as u64)
+                    .then(|| Spot::Shared(shared.at(off), off))
+            }
+            Space::Global | Space::Generic => {
+                whole::<N>(self, addr[0], store).then_some(Spot::Global(addr[0] as *mut u8))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Loads the executing lanes' units; the others' are zero.
 #[inline(always)]
 unsafe fn load_units<const N: usize, const TRACKED: bool>(
@@ -202,6 +240,8 @@ unsafe fn load_units<const N: usize, const TRACKED: bool>(
             for n in 0..N * LANES / 16 {
                 *q.add(n) = load16(p.add(n * 16));
             }
+        } else if TRACKED && let Some(spot) = w.whole_spot::<N>(i, &addr, false) {
+            crate::track::hooks::load_whole(w, i, &spot, out.granules_mut());
         } else {
             for l in 0..LANES {
                 if w.exec >> l & 1 == 0 {
@@ -248,6 +288,10 @@ unsafe fn store_units<const N: usize, const TRACKED: bool>(
             for n in 0..N * LANES / 16 {
                 store16(p.add(n * 16), *q.add(n));
             }
+            return Ok(());
+        }
+        if TRACKED && let Some(spot) = w.whole_spot::<N>(i, &addr, true) {
+            crate::track::hooks::store_whole(w, i, &spot, data.granules());
             return Ok(());
         }
         for l in 0..LANES {

@@ -55,6 +55,8 @@ pub struct Kernel {
     pub tables: Vec<Vec<u32>>,
     /// True if its memory handlers are those of tracked mode.
     pub tracked: bool,
+    /// The module's text, for reports.
+    pub text: std::sync::Arc<str>,
 }
 
 /// What a name in a body stands for.
@@ -312,7 +314,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn declare(&mut self, lx: &mut Lexer<'a>, space: Space) -> Result<(), LoadError> {
-        let text = self.module.text.as_str();
+        let text = &*self.module.text;
         for v in variables(lx, space)? {
             let named = match space {
                 Space::Shared => Named::Var(Space::Shared, self.place_shared(v.size, v.align)),
@@ -507,6 +509,7 @@ impl<'a> Decoder<'a> {
             max_threads: f.max_threads,
             tables: self.tables,
             tracked: self.tracked,
+            text: self.module.text.clone(),
         }
     }
 }

@@ -18,6 +18,8 @@ const PAGE_BITS: u32 = 16;
 const PAGE: u64 = 1 << PAGE_BITS;
 const ARENA: u64 = 1 << 40;
 const MAX_REGIONS: usize = 1 << 16;
+/// Files are no longer than the arena.
+const FILE_BITS: u32 = 40;
 
 /// What a region is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +45,8 @@ pub struct Region {
     pub kind: Kind,
     /// File and offset of the bytes; none for multicast.
     pub backing: Option<(Arc<OwnedFd>, u64)>,
+    /// Number of the first byte among the bytes of all files: two mappings of the same byte have the same.
+    pub identity: u64,
     /// Addresses of the members' bytes, for multicast.
     pub members: RwLock<Vec<u64>>,
 }
@@ -79,6 +83,8 @@ struct State {
     free_ids: Vec<u32>,
     next_id: u32,
     files: BTreeMap<(u32, bool), (Arc<OwnedFd>, u64)>,
+    /// Numbers of files, by device and inode.
+    numbers: BTreeMap<(u64, u64), u64>,
 }
 
 impl AddressSpace {
@@ -104,6 +110,7 @@ impl AddressSpace {
                 free_ids: Vec::new(),
                 next_id: 1,
                 files: BTreeMap::new(),
+                numbers: BTreeMap::new(),
             }),
         })
     }
@@ -161,22 +168,53 @@ impl AddressSpace {
             let flags = MapFlags::SHARED | MapFlags::FIXED;
             rustix::mm::mmap(base as *mut _, span as usize, rw, flags, fd.as_fd(), offset)?;
         }
+        let identity = self.file_number(&fd)? << FILE_BITS | offset;
         self.publish(Region {
             base,
             len,
             device,
             kind,
+            identity,
             backing: Some((fd, offset)),
             members: RwLock::default(),
         })?;
         Ok(base)
     }
 
+    /// A number for a file, the same for all descriptors of it.
+    fn file_number(&self, fd: &OwnedFd) -> std::io::Result<u64> {
+        let stat = rustix::fs::fstat(fd)?;
+        let mut st = self.state.lock().unwrap();
+        let next = st.numbers.len() as u64 + 1;
+        Ok(*st.numbers.entry((stat.st_dev, stat.st_ino)).or_insert(next))
+    }
+
+    /// The region that holds a byte with this identity (the oldest, if it is mapped several times): its base, the byte's offset, its
+    /// device.
+    pub fn locate(&self, identity: u64) -> Option<(u64, u64, u32)> {
+        // Under the lock no region is freed.
+        let st = self.state.lock().unwrap();
+        self.table[..st.next_id as usize].iter().find_map(|r| {
+            // SAFETY: a pointer in the table leads to a region until `free` takes it out, under the lock.
+            let r = unsafe { r.load(Ordering::Acquire).as_ref()? };
+            let offset = identity.checked_sub(r.identity).filter(|o| *o < r.len)?;
+            r.backing.is_some().then_some((r.base, offset, r.device))
+        })
+    }
+
     /// Makes a multicast region: an access reaches the bytes at the same offset of every member.
     pub fn multicast(&self, device: u32, members: Vec<u64>, len: u64) -> std::io::Result<u64> {
         let base = self.reserve(len)?;
         let members = RwLock::new(members);
-        self.publish(Region { base, len, device, kind: Kind::Multicast, backing: None, members })?;
+        self.publish(Region {
+            base,
+            len,
+            device,
+            kind: Kind::Multicast,
+            identity: 0,
+            backing: None,
+            members,
+        })?;
         Ok(base)
     }
 
@@ -230,9 +268,12 @@ impl AddressSpace {
             (*self.pages.add(((base - self.base) >> PAGE_BITS) as usize)).load(Ordering::Relaxed)
         };
         self.set_pages(base, len, 0);
-        let old = self.table[id as usize].swap(null_mut(), Ordering::AcqRel);
-        // SAFETY: the pointer came from `Box::into_raw` in `publish`, and no page names it any more.
-        drop(unsafe { Box::from_raw(old) });
+        {
+            let _locked = self.state.lock().unwrap(); // `locate` reads all regions
+            let old = self.table[id as usize].swap(null_mut(), Ordering::AcqRel);
+            // SAFETY: the pointer came from `Box::into_raw` in `publish`, and no page names it any more.
+            drop(unsafe { Box::from_raw(old) });
+        }
         let span = len.max(1).next_multiple_of(PAGE);
         // SAFETY: the range belongs to this region alone; it goes back to being reserved.
         unsafe {
