@@ -5,6 +5,7 @@
 //! end is an error, as under a memory checker. A region's bytes come from a memfd, which other processes can map.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -18,8 +19,8 @@ const PAGE_BITS: u32 = 16;
 const PAGE: u64 = 1 << PAGE_BITS;
 const ARENA: u64 = 1 << 40;
 const MAX_REGIONS: usize = 1 << 16;
-/// Files are no longer than the arena.
-const FILE_BITS: u32 = 40;
+/// No file gets longer, although the bytes of a freed allocation are not used again.
+const FILE_BITS: u32 = 44;
 
 /// What a region is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +86,8 @@ struct State {
     files: BTreeMap<(u32, bool), (Arc<OwnedFd>, u64)>,
     /// Numbers of files, by device and inode.
     numbers: BTreeMap<(u64, u64), u64>,
+    /// Identities of bytes that no region holds any more; none unless somebody wants to know.
+    freed: Option<Vec<Range<u64>>>,
 }
 
 impl AddressSpace {
@@ -111,6 +114,7 @@ impl AddressSpace {
                 next_id: 1,
                 files: BTreeMap::new(),
                 numbers: BTreeMap::new(),
+                freed: None,
             }),
         })
     }
@@ -192,14 +196,28 @@ impl AddressSpace {
     /// The region that holds a byte with this identity (the oldest, if it is mapped several times): its base, the byte's offset, its
     /// device.
     pub fn locate(&self, identity: u64) -> Option<(u64, u64, u32)> {
-        // Under the lock no region is freed.
-        let st = self.state.lock().unwrap();
-        self.table[..st.next_id as usize].iter().find_map(|r| {
-            // SAFETY: a pointer in the table leads to a region until `free` takes it out, under the lock.
-            let r = unsafe { r.load(Ordering::Acquire).as_ref()? };
+        self.regions(&self.state.lock().unwrap()).find_map(|r| {
             let offset = identity.checked_sub(r.identity).filter(|o| *o < r.len)?;
-            r.backing.is_some().then_some((r.base, offset, r.device))
+            Some((r.base, offset, r.device))
         })
+    }
+
+    /// All regions with bytes. Under the lock none is freed.
+    fn regions<'a>(&'a self, st: &'a State) -> impl Iterator<Item = &'a Region> {
+        // SAFETY: a pointer in the table leads to a region until `free` takes it out, under the lock.
+        let region = |p: &'a AtomicPtr<Region>| unsafe { p.load(Ordering::Acquire).as_ref() };
+        let ids = (st.next_id as usize).min(MAX_REGIONS);
+        self.table[..ids].iter().filter_map(region).filter(|r| r.backing.is_some())
+    }
+
+    /// From now on, notes which bytes vanish.
+    pub fn remember_freed(&self) {
+        self.state.lock().unwrap().freed.get_or_insert_default();
+    }
+
+    /// Identities of the bytes that vanished since the last call.
+    pub fn take_freed(&self) -> Vec<Range<u64>> {
+        self.state.lock().unwrap().freed.as_mut().map_or_else(Vec::new, std::mem::take)
     }
 
     /// Makes a multicast region: an access reaches the bytes at the same offset of every member.
@@ -262,18 +280,25 @@ impl AddressSpace {
         let Some(region) = self.find(base, 0).filter(|r| r.base == base) else {
             return false;
         };
-        let (len, backing) = (region.len, region.backing.clone());
+        let (len, identity, backing) = (region.len, region.identity, region.backing.clone());
         // SAFETY: as in `find`.
         let id = unsafe {
             (*self.pages.add(((base - self.base) >> PAGE_BITS) as usize)).load(Ordering::Relaxed)
         };
         self.set_pages(base, len, 0);
-        {
-            let _locked = self.state.lock().unwrap(); // `locate` reads all regions
+        let last = {
+            let mut st = self.state.lock().unwrap(); // `regions` needs it
             let old = self.table[id as usize].swap(null_mut(), Ordering::AcqRel);
+            let gone = identity..identity + len.max(1).next_multiple_of(PAGE);
+            let shared = |r: &Region| r.identity < gone.end && gone.start < r.identity + r.len;
             // SAFETY: the pointer came from `Box::into_raw` in `publish`, and no page names it any more.
             drop(unsafe { Box::from_raw(old) });
-        }
+            let last = backing.is_some() && !self.regions(&st).any(shared);
+            if let Some(freed) = st.freed.as_mut().filter(|_| last) {
+                freed.push(gone);
+            }
+            last
+        };
         let span = len.max(1).next_multiple_of(PAGE);
         // SAFETY: the range belongs to this region alone; it goes back to being reserved.
         unsafe {
@@ -288,8 +313,8 @@ impl AddressSpace {
         if let Some((fd, offset)) = backing {
             let mode =
                 rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-            // Only the owner's file is punched; an importer holds another reference to the same memory.
-            if self.owns(&fd) {
+            // Only the owner's file is punched, when its last mapping goes; an importer holds another reference to the same memory.
+            if last && self.owns(&fd) {
                 let _ = rustix::fs::fallocate(&fd, mode, offset, span);
             }
         }
@@ -340,6 +365,18 @@ mod tests {
             (b as *mut u32).write_volatile(7);
             assert_eq!((again as *const u32).read_volatile(), 7);
         }
+        let identity = |at: u64| space.find(at, 1).map(|r| r.identity + (at - r.base)).unwrap();
+        assert_eq!(identity(b + 5), identity(again + 5));
+        assert_ne!(identity(a), identity(b));
+        assert_eq!(space.locate(identity(again) + 5), Some((b.min(again), 5, 1)));
+        space.remember_freed();
         assert!(space.free(b) && !space.free(b) && space.find(b, 1).is_none());
+        // The other mapping keeps the bytes.
+        assert!(space.take_freed().is_empty());
+        // SAFETY: a live mapping.
+        assert_eq!(unsafe { (again as *const u32).read_volatile() }, 7);
+        let gone = identity(again)..identity(again) + (1 << 20);
+        assert!(space.free(again));
+        assert_eq!(space.take_freed(), [gone]);
     }
 }

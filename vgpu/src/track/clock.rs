@@ -98,6 +98,12 @@ impl Know {
         c.lanes & !mine.fold(0, known) == 0
     }
 
+    /// How many numbers it takes.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        self.all.len() + self.some.len()
+    }
+
     /// Learns of some lanes of a warp.
     pub fn add(&mut self, c: Claim) {
         let from = self.some.partition_point(|s| s.warp < c.warp);

@@ -66,6 +66,7 @@ impl Tracked {
             ended: Arc::default(),
             reports: Vec::new(),
         };
+        space.remember_freed();
         Tracked { inner: Mutex::new(inner), space }
     }
 
@@ -82,6 +83,9 @@ impl Tracked {
             let tag = *t.kernels.entry(key).or_insert(next);
             // Before a number is used again: reports need the old name.
             t.collect(&self.space);
+            for bytes in self.space.take_freed() {
+                t.model.forget_granules(bytes.start / 16..bytes.end / 16);
+            }
             let at = Position { cta: uid, gpu: device, lanes, kernel: tag };
             let n = t.model.warp(at, &launch.known);
             let name = report::Name { kernel, device, block, warp };
@@ -105,8 +109,9 @@ impl Tracked {
             for w in warps {
                 t.model.finish(w, &mut into);
             }
+            t.model.forget_block(uid, launch.device);
             let (first, end) = (shared_at(uid, 0), shared_at(uid + 1, 0));
-            t.model.forget_shared(first / 16..end / 16);
+            t.model.forget_granules(first / 16..end / 16);
             t.model.forget_barriers(first..end);
             t.model.forget_barriers(uid..uid + 1);
         });

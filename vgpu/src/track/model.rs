@@ -112,6 +112,13 @@ impl Warp {
     pub(super) fn know(&self, lane: u8) -> &Arc<Know> {
         self.own[lane as usize].as_ref().unwrap_or(&self.common)
     }
+
+    /// Something that every lane knows: mostly all that any of them does.
+    pub(super) fn shared(&self) -> &Arc<Know> {
+        let first = self.know(0);
+        let same = |lane| Arc::ptr_eq(self.know(lane), first);
+        if self.apart == !0 && (1..32).all(same) { first } else { &self.common }
+    }
 }
 
 /// What has arrived at a barrier, and what those who leave it learn.
@@ -119,6 +126,15 @@ impl Warp {
 pub(super) struct Barrier {
     pub(super) arrived: Know,
     pub(super) passed: Arc<Know>,
+}
+
+/// What the last acquire made of what it knew.
+#[derive(Debug)]
+pub(super) struct Acquired {
+    before: Arc<Know>,
+    from: Arc<Know>,
+    claim: Claim,
+    after: Arc<Know>,
 }
 
 /// The model's state.
@@ -140,8 +156,12 @@ pub struct Model {
     pub(super) ids: u64,
     pub(super) results: HashMap<u64, [u8; 16]>,
     pub(super) barriers: BTreeMap<(u64, u32), Barrier>,
+    acquired: Option<Acquired>,
     /// Races found since they were last taken.
     pub(super) races: Vec<Race>,
+    /// Granules on which anything raced.
+    #[cfg(test)]
+    pub(super) racy: std::collections::BTreeSet<u64>,
     /// How often each pair of instructions raced.
     pub(super) counts: HashMap<InstPair, u64>,
 }
@@ -162,8 +182,11 @@ impl Model {
             ids: 0,
             results: HashMap::new(),
             barriers: BTreeMap::new(),
+            acquired: None,
             races: Vec::new(),
             counts: HashMap::new(),
+            #[cfg(test)]
+            racy: Default::default(),
         }
     }
 
@@ -186,6 +209,7 @@ impl Model {
         self.deferred.clear();
         self.results.clear();
         self.barriers.clear();
+        self.acquired = None;
     }
 
     pub(super) fn mode(&self) -> Mode {
@@ -248,10 +272,9 @@ impl Model {
     /// Raises a thread's knowledge; whatever that knowledge contains is performed first.
     pub(super) fn learn(&mut self, t: Thread, know: &Know, claim: Option<Claim>) {
         let told = |d: &Deferred| {
-            let by_claim = |c: &Claim| {
-                c.warp == d.who.warp && c.lanes & d.who.bit() != 0 && c.clock >= d.clock
-            };
-            d.who != t && (know.knows(d.who, d.clock) || claim.as_ref().is_some_and(by_claim))
+            let claimed =
+                |c: Claim| c.warp == d.who.warp && c.lanes & d.who.bit() != 0 && c.clock >= d.clock;
+            d.who != t && (know.knows(d.who, d.clock) || claim.is_some_and(claimed))
         };
         self.flush(told);
         let w = &mut self.warps[t.warp as usize];
@@ -267,10 +290,23 @@ impl Model {
     /// Joins releases that are morally strong to an acquire.
     pub(super) fn acquire(&mut self, t: Thread, scope: Scope, releases: &[Release]) {
         for r in releases {
-            let known = self.warps[t.warp as usize].know(t.lane).knows(r.who, r.claim.clock);
-            if !known && self.mutual(t, scope, r.who, r.scope) {
-                self.learn(t, &r.know, Some(r.claim));
+            let before = self.know(t);
+            if before.knows(r.who, r.claim.clock) || !self.mutual(t, scope, r.who, r.scope) {
+                continue;
             }
+            // Lanes that poll together learn the same, and then share it.
+            if let Some(a) = &self.acquired
+                && (Arc::ptr_eq(&a.before, &before) && Arc::ptr_eq(&a.from, &r.know))
+                && a.claim == r.claim
+            {
+                let w = &mut self.warps[t.warp as usize];
+                w.apart |= t.bit();
+                w.own[t.lane as usize] = Some(a.after.clone());
+                continue;
+            }
+            self.learn(t, &r.know, Some(r.claim));
+            let (from, after) = (r.know.clone(), self.know(t));
+            self.acquired = Some(Acquired { before, from, claim: r.claim, after });
         }
     }
 

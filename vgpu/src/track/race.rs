@@ -93,6 +93,8 @@ impl Model {
     fn found(&mut self, first: Side, second: Side, at: (u64, u16), both_strong: bool) {
         let inst = |s: Side| (self.warps[s.who.warp as usize].at.kernel, s.line, s.wrote);
         let pair = [inst(first), inst(second)];
+        #[cfg(test)]
+        self.racy.insert(at.0);
         let count = self.counts.entry(pair).or_default();
         *count += 1;
         if *count == 1 {

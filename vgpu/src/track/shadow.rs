@@ -289,6 +289,12 @@ impl Shadow {
         self.last.0 = u64::MAX;
     }
 
+    /// Pages, and places for histories.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.pages.len(), self.histories.len())
+    }
+
     /// Forgets everything. The memory of pages that were in use stays, since the next launch mostly touches the same.
     pub(super) fn reset(&mut self) {
         for n in (0..self.pages.len()).rev() {

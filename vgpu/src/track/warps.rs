@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use super::clock::{Claim, Know};
 use super::model::{Model, Position, Warp};
+use crate::exec::warp::Scope;
 
 /// Ended warps that the model tells apart. Of those that ended before, everything counts as known to all: that hides races with
 /// them, and keeps clocks from growing when launches overlap for ever.
 pub(super) const ENDED: usize = 1 << 14;
+
+/// Stands for blocks that have ended.
+const NO_BLOCK: u64 = u64::MAX;
 
 impl Model {
     /// A new warp whose lanes know what `know` knows.
@@ -65,9 +69,20 @@ impl Model {
         self.ended.push_back(warp);
     }
 
-    /// Forgets granules that nobody will touch again: shared memory of a block.
-    pub fn forget_shared(&mut self, granules: std::ops::Range<u64>) {
+    /// Forgets granules that nobody will touch again: shared memory of an ended block, freed memory.
+    pub fn forget_granules(&mut self, granules: std::ops::Range<u64>) {
         self.shadow.remove(granules);
+    }
+
+    /// Merges the `fence.sc` of an ended block with those of others: only a scope of that block would tell them apart.
+    pub fn forget_block(&mut self, cta: u64, gpu: u32) {
+        for scope in [Scope::Cta, Scope::Gpu, Scope::Sys] {
+            if let Some(know) = self.sc.remove(&(scope, cta, gpu))
+                && scope != Scope::Cta
+            {
+                self.sc.entry((scope, NO_BLOCK, gpu)).or_default().join(&know);
+            }
+        }
     }
 
     /// Forgets barriers that nobody will use again, by the first part of their names.

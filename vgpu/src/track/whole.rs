@@ -57,11 +57,12 @@ impl Model {
     ) -> u64 {
         let w = &mut self.warps[i.warp as usize];
         let all = u64::MAX >> (64 - granules);
-        let stamp = Stamp::new(i.warp, w.clock, i.line, i.shift.min(4), 0);
-        let Some(stamp) = stamp.filter(|_| self.deferred.is_empty()) else { return all };
+        let Some(stamp) = Stamp::new(i.warp, w.clock, i.line, i.shift.min(4), 0) else {
+            return all;
+        };
         w.acted = !0;
-        // What every lane knows; a lane that knows more goes the long way where that matters.
-        let know = w.common.clone();
+        // A lane that knows more goes the long way where that matters.
+        let know = w.shared().clone();
         let (mode, epoch, mut slow) = (self.mode(), self.shadow.epoch, 0u64);
         let mut n = 0;
         while n < granules {
