@@ -397,11 +397,16 @@ exec!(
             }
             let waiting = i.aux == MbarOp::Wait as u32 || i.aux == MbarOp::WaitParity as u32;
             let arrives = [MbarOp::Arrive, MbarOp::ArriveDrop, MbarOp::ArriveExpectTx, MbarOp::CompleteTx];
-            if waiting && done >> l & 1 == 1 {
-                hooks::mbarrier(w, &spot, l, hooks::Mbar::Pass);
-            } else if arrives.iter().any(|a| *a as u32 == i.aux) {
-                let turned = bar.is_turned(Mbar::unpack(old));
-                hooks::mbarrier(w, &spot, l, hooks::Mbar::Arrive { turned });
+            let what = match () {
+                () if waiting && done >> l & 1 == 1 => Some(hooks::Mbar::Pass),
+                () if i.aux == MbarOp::Init as u32 => Some(hooks::Mbar::Init),
+                () if arrives.iter().any(|a| *a as u32 == i.aux) => {
+                    Some(hooks::Mbar::Arrive { turned: bar.is_turned(Mbar::unpack(old)) })
+                }
+                () => None,
+            };
+            if let Some(what) = what {
+                hooks::mbarrier(w, &spot, l, what);
             }
             if !waiting && i.d != NONE {
                 w.set_lane(i.d, l, old);

@@ -156,9 +156,7 @@ impl Model {
             .then(|| Box::new(Extra { releases, after, ..Extra::default() }));
         let strong = a.strong();
         let plain = Write::plain(a.mask, data, t, clock, a.line);
-        let h = self.history_mut(a);
-        h.writes.insert(at, Write { strong, atomic, id, extra, ..plain });
-        h.trim();
+        self.history_mut(a).insert(at, Write { strong, atomic, id, extra, ..plain });
     }
 
     /// Where a new write stands in the order that the model demands: returns what is before it, tells who is behind it.

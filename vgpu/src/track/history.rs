@@ -118,26 +118,31 @@ pub(super) struct History {
     /// Coherence order; the first covers the whole granule.
     pub(super) writes: SmallVec<[Write; 2]>,
     pub(super) reads: SmallVec<[Read; 2]>,
+    newest: [u8; 16],
+}
+
+/// `bytes` with those of `mask` from `data`.
+fn blend(bytes: [u8; 16], mask: u16, data: &[u8; 16]) -> [u8; 16] {
+    // Without branches, which is what the vectoriser takes.
+    std::array::from_fn(|n| if mask >> n & 1 == 1 { data[n] } else { bytes[n] })
 }
 
 impl History {
     /// A granule whose bytes are known to all.
     pub(super) fn new(data: [u8; 16]) -> Self {
         let first = Write::plain(!0, data, Thread { warp: NOBODY, lane: 0 }, 0, 0);
-        History { writes: smallvec![first], reads: SmallVec::new() }
+        History { writes: smallvec![first], reads: SmallVec::new(), newest: data }
     }
 
     /// The bytes as of write number `at`.
     pub(super) fn at(&self, at: usize) -> [u8; 16] {
+        if at + 1 == self.writes.len() {
+            return self.newest;
+        }
         let (mut out, mut missing) = ([0; 16], !0u16);
         for w in self.writes[..=at].iter().rev() {
-            let take = w.mask & missing;
-            for (n, b) in out.iter_mut().enumerate() {
-                if take >> n & 1 == 1 {
-                    *b = w.data[n];
-                }
-            }
-            missing &= !take;
+            out = blend(out, w.mask & missing, &w.data);
+            missing &= !w.mask;
             if missing == 0 {
                 break;
             }
@@ -147,7 +152,16 @@ impl History {
 
     /// The newest bytes.
     pub(super) fn newest(&self) -> [u8; 16] {
-        self.at(self.writes.len() - 1)
+        self.newest
+    }
+
+    /// Puts a write at a place in coherence order, and forgets old ones beyond the limit.
+    pub(super) fn insert(&mut self, at: usize, w: Write) {
+        // Bytes that later writes cover are theirs.
+        let later = self.writes[at..].iter().fold(0, |m, w| m | w.mask);
+        self.newest = blend(self.newest, w.mask & !later, &w.data);
+        self.writes.insert(at, w);
+        self.trim();
     }
 
     /// Index of the oldest write that a load with this knowledge may still see.
@@ -169,7 +183,7 @@ impl History {
     /// Forgets old writes beyond the limit: the oldest whose bytes were all written again. Nobody may then see anything older
     /// in its place, which has other releases: so the writes that cover it count as known to all. That hides stale
     /// values, and never allows one.
-    pub(super) fn trim(&mut self) {
+    fn trim(&mut self) {
         while self.writes.len() > HISTORY {
             let later = |n: usize| self.writes[n + 1..].iter().fold(0, |m, w| m | w.mask);
             let covered = |n: &usize| self.writes[*n].mask & !later(*n) == 0;
@@ -199,6 +213,8 @@ mod tests {
             let who = Thread { warp: 0, lane: 0 };
             let mut w = Write::plain(mask, [n as u8 + 1; 16], who, n as u32 + 1, 0);
             w.id = n as u64 + 1;
+            // Without trimming.
+            h.newest = blend(h.newest, mask, &w.data);
             h.writes.push(w);
         }
         h

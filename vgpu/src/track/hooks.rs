@@ -265,6 +265,8 @@ pub fn warp_barrier(w: &Warp, lanes: u32) {
 /// What a lane did to an mbarrier.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mbar {
+    /// It made a new one of it.
+    Init,
     /// It arrived, which may have completed the phase.
     Arrive {
         /// It did.
@@ -274,11 +276,12 @@ pub enum Mbar {
     Pass,
 }
 
-/// A lane arrived at an mbarrier or saw it complete.
+/// A lane made an mbarrier, arrived at it, or saw it complete.
 pub fn mbarrier(w: &Warp, spot: &Spot, lane: usize, what: Mbar) {
     let Some(t) = tracked(w) else { return };
-    let (name, who) = ((place(w, spot), u32::MAX), thread(w, lane));
+    let (name, who) = ((place(w, spot), 0), thread(w, lane));
     t.with(|t| match what {
+        Mbar::Init => t.model.forget_barriers(name.0..name.0 + 1),
         Mbar::Pass => t.model.pass(name, who),
         Mbar::Arrive { turned } => {
             t.model.arrive(name, who.warp, who.bit());

@@ -22,6 +22,7 @@ mod whole;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use crate::isa::decode::Kernel;
 use crate::machine::Launch;
 use crate::mem::space::AddressSpace;
 use clock::Know;
@@ -51,6 +52,8 @@ pub(crate) struct Inner {
     names: Vec<report::Name>,
     /// Numbers of kernels, by name and length of their module's text.
     kernels: HashMap<(String, usize), u32>,
+    /// The last one that was asked for.
+    last: Option<(Arc<Kernel>, u32)>,
     /// What is known by all who start now: all launches that have ended.
     ended: Arc<Know>,
     reports: Vec<(InstPair, RaceReport)>,
@@ -63,6 +66,7 @@ impl Tracked {
             model: Model::new(config),
             names: Vec::new(),
             kernels: HashMap::new(),
+            last: None,
             ended: Arc::default(),
             reports: Vec::new(),
         };
@@ -78,9 +82,7 @@ impl Tracked {
     pub fn new_warp(&self, launch: &Launch, uid: u64, block: u64, warp: u32, lanes: u32) -> u32 {
         let (device, kernel) = (launch.device, launch.kernel.clone());
         self.with(|t| {
-            let next = t.kernels.len() as u32;
-            let key = (kernel.name.clone(), kernel.text.len());
-            let tag = *t.kernels.entry(key).or_insert(next);
+            let tag = t.number_of(&kernel);
             // Before a number is used again: reports need the old name.
             t.collect(&self.space);
             for bytes in self.space.take_freed() {
@@ -131,6 +133,7 @@ impl Tracked {
             t.collect(&self.space);
             t.model.reset();
             t.names.clear();
+            t.last = None;
             t.ended = Arc::default();
         });
     }
@@ -164,6 +167,18 @@ impl Tracked {
 }
 
 impl Inner {
+    fn number_of(&mut self, kernel: &Arc<Kernel>) -> u32 {
+        if let Some((k, n)) = &self.last
+            && Arc::ptr_eq(k, kernel)
+        {
+            return *n;
+        }
+        let next = self.kernels.len() as u32;
+        let n = *self.kernels.entry((kernel.name.clone(), kernel.text.len())).or_insert(next);
+        self.last = Some((kernel.clone(), n));
+        n
+    }
+
     /// Puts the races that were found since the last time into words.
     fn collect(&mut self, space: &AddressSpace) {
         for r in self.model.take_races() {

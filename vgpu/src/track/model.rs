@@ -296,6 +296,7 @@ impl Model {
             }
             // Lanes that poll together learn the same, and then share it.
             if let Some(a) = &self.acquired
+                && self.deferred.is_empty()
                 && (Arc::ptr_eq(&a.before, &before) && Arc::ptr_eq(&a.from, &r.know))
                 && a.claim == r.claim
             {

@@ -145,7 +145,7 @@ impl Cell {
             let who = Thread { warp: self.write.warp, lane };
             let w = Write::plain(mask, self.new, who, self.write.clock, self.write.line());
             *ids += 1;
-            h.writes.push(Write { id: *ids, ..w });
+            h.insert(h.writes.len(), Write { id: *ids, ..w });
         }
         self.with_read(h)
     }
