@@ -65,6 +65,8 @@ pub struct Kernel {
     pub tables: Vec<Vec<u32>>,
     /// True if its memory handlers are those of tracked mode.
     pub tracked: bool,
+    /// The module's text, for reports.
+    pub text: std::sync::Arc<str>,
 }
 
 /// What a name in a body stands for.
@@ -350,7 +352,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn declare(&mut self, lx: &mut Lexer<'a>, space: Space) -> Result<(), LoadError> {
-        let text = self.module.text.as_str();
+        let text = &*self.module.text;
         for v in variables(lx, space)? {
             if v.size.saturating_add(v.align.into()) > MOST_BYTES {
                 return Err(self.error(format!("`{}` is too large", v.name)));
@@ -544,6 +546,7 @@ impl<'a> Decoder<'a> {
             max_threads: f.max_threads,
             tables: self.tables,
             tracked: self.tracked,
+            text: self.module.text.clone(),
         }
     }
 }
