@@ -204,7 +204,7 @@ fn vgpu_the_watchdog_knows_plain_writers_of_what_is_polled() {
   .reg .b64 %d<4>; .reg .b32 %r<3>; .reg .pred %p;
   ld.param.u64 %d1, [flag]; mov.u32 %r1, %ctaid.x; setp.eq.u32 %p, %r1, 0; @%p bra POLL;
   mov.u64 %d2, %globaltimer;
-WAIT: mov.u64 %d3, %globaltimer; sub.u64 %d3, %d3, %d2; setp.lt.u64 %p, %d3, 50000000; @%p bra WAIT;
+WAIT: mov.u64 %d3, %globaltimer; sub.u64 %d3, %d3, %d2; setp.lt.u64 %p, %d3, 200000000; @%p bra WAIT;
   st.global.v4.u32 [%d1], {%r1, 5, %r1, %r1}; ret;
 POLL: ld.volatile.global.u32 %r2, [%d1+4]; setp.ne.u32 %p, %r2, 9; @%p bra POLL;
   ret;

@@ -43,7 +43,7 @@ pub struct Kernel {
     pub name: String,
     /// Its instructions.
     pub code: Vec<Inst>,
-    /// Registers that each instruction reads or writes, as offsets: for late loads in tracked mode.
+    /// Tracked mode, for late loads: the registers that each instruction reads or writes, as offsets.
     pub uses: Vec<SmallVec<[u32; 6]>>,
     /// Bytes of a warp's register file.
     pub reg_bytes: u32,
@@ -525,7 +525,8 @@ impl<'a> Decoder<'a> {
             fixed.copied(),
             self.share,
         );
-        let uses = slots::rename(&mut self.code, &place);
+        let uses = if self.tracked { slots::uses(&self.code, &place) } else { Vec::new() };
+        slots::rename(&mut self.code, &place);
         let dynamic_base = self.shared.next_multiple_of(16);
         let fixed = self.constants.iter().map(|(&(w, bits), &r)| (place[r as usize], w, bits));
         let dynamic = self

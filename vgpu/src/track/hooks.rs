@@ -102,7 +102,7 @@ pub fn may_be_late(w: &Warp, i: &Inst) -> bool {
     t.with(|t| {
         t.model.config.weak
             && !i.mem.sem.acquires()
-            && (i.mem.sem != Sem::Weak || t.model.random(8) == 0)
+            && (i.mem.sem != Sem::Weak || t.model.random(32) == 0)
     })
 }
 
