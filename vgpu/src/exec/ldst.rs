@@ -190,7 +190,7 @@ impl<const N: usize> Units<N> {
 
 impl Warp {
     /// Where a full warp's weak access to consecutive granules leads, in tracked mode.
-    unsafe fn whole_spot<const N: usize>(
+    fn whole_spot<const N: usize>(
         &mut self,
         i: &Inst,
         addr: &[u64; LANES],

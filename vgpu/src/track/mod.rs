@@ -28,9 +28,10 @@ use crate::mem::space::AddressSpace;
 use clock::Know;
 pub use deferred::Update;
 use model::{Config, Model, Position};
-use race::{InstPair, Race};
+pub use race::{InstPair, Race, Side};
 pub use report::{Bytes, RaceReport, SiteInfo};
 pub use sync::Party;
+pub use whole::Whole;
 
 /// Identities of shared memory begin here.
 const SHARED: u64 = 1 << 60;
