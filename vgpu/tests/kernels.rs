@@ -106,7 +106,7 @@ fn vgpu_a_race_report_says_who_where_and_why() {
         "race on 4 bytes at",
         "+ 0x14 (allocation on device 0)",
         "write by `ping_pong_relaxed` on device 0, block 0, warp 0, lane 0, PTX line",
-        "`st.global.u32",
+        "`st.global.u32 [",
         "read  by `ping_pong_relaxed` on device 1",
         "`ld.global.u32",
         "nothing orders them; seen",

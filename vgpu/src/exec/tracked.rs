@@ -158,13 +158,7 @@ impl Warp {
     }
 
     /// Where a full warp's weak access to consecutive granules leads, `n` bytes per lane.
-    unsafe fn whole_spot(
-        &mut self,
-        i: &Inst,
-        addr: &[u64; LANES],
-        n: usize,
-        store: bool,
-    ) -> Option<Spot> {
+    fn whole_spot(&mut self, i: &Inst, addr: &[u64; LANES], n: usize, store: bool) -> Option<Spot> {
         if !hooks::is_whole(i, addr[0]) || !consecutive(self.exec, addr, n) {
             return None;
         }

@@ -172,10 +172,10 @@ fn whole(w: &Warp, i: &Inst, at: u64, granules: usize) -> Whole {
     Whole { warp: w.agent, line: i.line, shift, granule: at >> 4 }
 }
 
-/// A weak load by all lanes from consecutive addresses, beginning at `p`, whose bytes follow each other in `out`.
+/// A weak load by all lanes from consecutive addresses, beginning at the spot; the bytes follow each other in `out`.
 ///
 /// # Safety
-/// The bytes at `p` must be readable, and [`is_whole`] true.
+/// As many bytes as `out` has must be readable at the spot, and [`is_whole`] true.
 pub unsafe fn load_whole(w: &mut Warp, i: &Inst, spot: &Spot, out: &mut [[u8; 16]]) {
     let Some(t) = tracked(w) else { return };
     let (p, at) = (spot.ptr(), place(w, spot));
@@ -198,10 +198,10 @@ pub unsafe fn load_whole(w: &mut Warp, i: &Inst, spot: &Spot, out: &mut [[u8; 16
     });
 }
 
-/// A weak store by all lanes to consecutive addresses, beginning at `p`.
+/// A weak store by all lanes to consecutive addresses, beginning at the spot.
 ///
 /// # Safety
-/// The bytes at `p` must be writable, and [`is_whole`] true.
+/// As many bytes as `data` has must be writable at the spot, and [`is_whole`] true.
 pub unsafe fn store_whole(w: &mut Warp, i: &Inst, spot: &Spot, data: &[[u8; 16]]) {
     let Some(t) = tracked(w) else { return };
     let (p, at) = (spot.ptr(), place(w, spot));

@@ -24,14 +24,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crate::isa::decode::Kernel;
-use crate::machine::Launch;
+use crate::machine::{BLOCK_SHARED, Launch};
 use crate::mem::space::AddressSpace;
 use clock::Know;
 pub use deferred::Update;
 use model::{Config, Model, Position};
-use race::{InstPair, Race};
+pub use race::{InstPair, Race, Side};
 pub use report::{Bytes, RaceReport, SiteInfo};
 pub use sync::Party;
+pub use whole::Whole;
 
 /// Identities of shared memory begin here.
 const SHARED: u64 = 1 << 63;
@@ -125,9 +126,9 @@ impl Tracked {
                 t.model.finish(w, &mut into);
             }
             t.model.forget_block(uid, launch.device);
-            let (first, end) = (shared_at(uid, 0), shared_at(uid + 1, 0));
-            t.model.forget_granules(first / 16..end / 16);
-            t.model.forget_barriers(first..end);
+            let shared = shared_at(uid, 0)..shared_at(uid, BLOCK_SHARED.into());
+            t.model.forget_granules(shared.start / 16..shared.end / 16);
+            t.model.forget_barriers(shared);
             t.model.forget_barriers(uid..uid + 1);
         });
     }

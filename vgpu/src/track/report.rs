@@ -56,9 +56,10 @@ pub struct RaceReport {
     pub count: u64,
 }
 
-/// Line `n` of a text, from 1.
-pub(super) fn line_of(text: &str, n: u32) -> String {
-    text.lines().nth((n as usize).saturating_sub(1)).unwrap_or("").trim().to_string()
+/// Line `n` of a text, from 1, with single spaces.
+fn line_of(text: &str, n: u32) -> String {
+    let line = text.lines().nth((n as usize).saturating_sub(1)).unwrap_or("");
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl std::fmt::Display for SiteInfo {
