@@ -16,7 +16,7 @@ use crate::mem::counters::Counters;
 use crate::mem::space::AddressSpace;
 use crate::module::LoadedModule;
 use crate::progress::{Padded, Progress};
-use crate::track::clock::Vc;
+use crate::track::clock::Know;
 use crate::track::model::Config;
 use crate::track::{RaceReport, Tracked};
 use crate::writers::Writers;
@@ -82,9 +82,9 @@ pub struct Launch {
     /// Who wrote what others wait for.
     pub writers: Arc<Writers>,
     /// Tracked mode: what happened before the launch.
-    pub known: Vc,
+    pub known: Arc<Know>,
     /// Tracked mode: what its blocks did.
-    pub clock: Mutex<Vc>,
+    pub clock: Mutex<Know>,
     /// Set with the first fault: its other blocks need not go on.
     failed: AtomicBool,
     state: Mutex<LaunchState>,
@@ -199,9 +199,10 @@ impl Machine {
             running: 0,
             live: 0,
         };
+        let space = Arc::new(AddressSpace::new()?);
         let shared = Arc::new(Shared {
-            space: Arc::new(AddressSpace::new()?),
-            tracked: config.track.map(|c| Arc::new(Tracked::new(c))),
+            tracked: config.track.map(|c| Arc::new(Tracked::new(c, space.clone()))),
+            space,
             writers: Arc::default(),
             sched: Mutex::new(sched),
             wake: Condvar::new(),
@@ -267,7 +268,7 @@ impl Machine {
             space: s.space.clone(),
             tracked: s.tracked.clone(),
             writers: s.writers.clone(),
-            known: s.tracked.as_ref().map_or_else(Vc::new, |t| t.ended()),
+            known: s.tracked.as_ref().map_or_else(Arc::default, |t| t.ended()),
             clock: Mutex::default(),
             failed: AtomicBool::new(false),
             state: Mutex::default(),
@@ -432,7 +433,7 @@ impl Shared {
         let counters = block.counters();
         let mut sched = self.sched.lock().unwrap();
         if let Some(t) = &self.tracked {
-            t.block_ended(block.agents(), &launch);
+            t.block_ended(block.uid(), block.agents(), &launch);
         }
         if let Some(sm) = sched.places.remove(&self.key(&launch, block.index)) {
             self.occupy(&mut sched, &launch, sm, -1);

@@ -5,6 +5,8 @@ mod common;
 use std::time::Duration;
 
 use common::{Params, Rig, cases, kernels_ptx};
+use vgpu::mem::space::Kind;
+use vgpu::track::Bytes;
 use vgpu::track::model::Config;
 use vgpu::{Fault, MachineConfig};
 
@@ -62,6 +64,64 @@ fn vgpu_a_missing_release_is_found_both_ways() {
     let races = rig.machine.races();
     assert!(!races.is_empty());
     assert!(races.iter().all(|r| r.first.0.kernel == "ping_pong_relaxed" && r.first.0.line > 0));
+}
+
+/// Two addresses of the same four bytes.
+fn aliases(rig: &Rig) -> [u64; 2] {
+    let a = rig.alloc::<u32>(0, 1);
+    let space = rig.machine.space();
+    let (file, offset) = space.find(a, 4).unwrap().backing.clone().unwrap();
+    [a, space.map(0, Kind::Device, file, offset, 4).unwrap()]
+}
+
+#[test]
+fn vgpu_histories_and_races_hold_through_aliases() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let mut stale = 0;
+    for seed in 0..20 {
+        let rig = Rig::new(&ptx, weak(2, seed));
+        let data = aliases(&rig);
+        assert_eq!(cases::ping_pong_on(&rig, "ping_pong", 20, data), 0);
+        assert_eq!(rig.machine.races(), []);
+        stale += usize::from(cases::ping_pong_on(&rig, "ping_pong_relaxed", 20, data) > 0);
+        assert!(!rig.machine.races().is_empty());
+    }
+    assert!(stale >= 10, "stale data in only {stale} of 20 seeds");
+}
+
+#[test]
+fn vgpu_a_race_report_says_who_where_and_why() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let race = MachineConfig { track: Some(Config { weak: false, race: true, seed: 1 }), ..sc(2) };
+    let rig = Rig::new(&ptx, race);
+    let data = rig.alloc::<u32>(0, 16) + 20;
+    cases::ping_pong_on(&rig, "ping_pong_relaxed", 5, [data, data]);
+    let races = rig.machine.races();
+    let Some(r) = races.iter().find(|r| r.first.1 && !r.second.1) else { panic!("{races:?}") };
+    assert_eq!((r.first.0.device, r.second.0.device), (0, 1));
+    assert_eq!(r.at, Bytes::Allocation { base: data - 20, offset: 20, device: 0 });
+    assert!(r.bytes == 4 && r.count >= 5, "{r:?}");
+    let text = r.to_string();
+    for part in [
+        "race on 4 bytes at",
+        "+ 0x14 (allocation on device 0)",
+        "write by `ping_pong_relaxed` on device 0, block 0, warp 0, lane 0, PTX line",
+        "`st.global.u32 [",
+        "read  by `ping_pong_relaxed` on device 1",
+        "`ld.global.u32",
+        "nothing orders them; seen",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    // Each pair of instructions is there once.
+    let lines: std::collections::HashSet<_> =
+        races.iter().map(|r| (r.first.0.line, r.second.0.line)).collect();
+    assert_eq!(lines.len(), races.len());
+}
+
+#[test]
+fn vgpu_lanes_need_syncwarp() {
+    in_all_modes(1, cases::warp_relay);
 }
 
 #[test]
@@ -144,7 +204,7 @@ fn vgpu_the_watchdog_knows_plain_writers_of_what_is_polled() {
   .reg .b64 %d<4>; .reg .b32 %r<3>; .reg .pred %p;
   ld.param.u64 %d1, [flag]; mov.u32 %r1, %ctaid.x; setp.eq.u32 %p, %r1, 0; @%p bra POLL;
   mov.u64 %d2, %globaltimer;
-WAIT: mov.u64 %d3, %globaltimer; sub.u64 %d3, %d3, %d2; setp.lt.u64 %p, %d3, 50000000; @%p bra WAIT;
+WAIT: mov.u64 %d3, %globaltimer; sub.u64 %d3, %d3, %d2; setp.lt.u64 %p, %d3, 200000000; @%p bra WAIT;
   st.global.v4.u32 [%d1], {%r1, 5, %r1, %r1}; ret;
 POLL: ld.volatile.global.u32 %r2, [%d1+4]; setp.ne.u32 %p, %r2, 9; @%p bra POLL;
   ret;

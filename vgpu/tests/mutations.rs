@@ -15,8 +15,9 @@ const SEEDS: u64 = 8;
 
 type Case = (&'static str, u32, fn(&Rig));
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     ("block_sum", 1, cases::block_sum),
+    ("warp_relay", 1, cases::warp_relay),
     ("grid_barrier", 1, cases::grid_barrier),
     ("ping_pong", 2, cases::ping_pong_between_devices),
     ("one_shot", cases::RANKS as u32, cases::one_shot_all_reduce),
@@ -62,6 +63,7 @@ fn mutate(line: &str) -> Option<(&'static str, String)> {
         () if opcode.starts_with("bar.sync") || opcode.starts_with("barrier.sync") => {
             Some(("barrier", String::new()))
         }
+        () if opcode.starts_with("bar.warp.sync") => Some(("warp", String::new())),
         () if opcode.starts_with("fence.acq_rel")
             || opcode.starts_with("fence.sc")
             || opcode.starts_with("membar") =>
@@ -138,6 +140,6 @@ fn vgpu_every_wrong_mutant_is_caught() {
         }
     }
     let _ = std::panic::take_hook();
-    assert!(total >= 20, "only {total} mutants");
+    assert!(total >= 40, "only {total} mutants");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

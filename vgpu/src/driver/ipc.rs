@@ -55,6 +55,7 @@ fn export(d: &Driver, at: u64) -> Res<MemHandle> {
     let region = d.machine.space().find(at, 1).ok_or(Error::InvalidValue)?;
     let shareable = region.base == at
         && region.kind == Kind::Device
+        && region.is_allocation
         && !d.pools.has(at)
         && !d.ipc.is_imported(at);
     let (fd, offset) = region.backing.as_ref().filter(|_| shareable).ok_or(Error::InvalidValue)?;

@@ -47,7 +47,7 @@ pub(super) fn free(at: u64, kind: Kind) -> Res<()> {
 /// The region that begins at `at`, if this process allocated it.
 fn allocation(d: &Driver, at: u64) -> Option<&Region> {
     let space = d.machine.space();
-    let owned = |r: &&Region| r.base == at && r.backing.is_some() && !d.ipc.is_imported(at);
+    let owned = |r: &&Region| r.base == at && r.is_allocation && !d.ipc.is_imported(at);
     space.find(at, 1).filter(owned)
 }
 
@@ -95,7 +95,7 @@ api! {
         if at == 0 || bytes == 0 || flags & !HOST_FLAGS != 0 {
             return Err(Error::InvalidValue);
         }
-        if space.contains(at) || space.contains(end - 1) || !space.registered().add(at, bytes as u64) {
+        if space.contains(at) || space.contains(end - 1) || !space.register(at, bytes as u64) {
             return Err(Error::HostMemoryAlreadyRegistered);
         }
         d.host.lock().unwrap().insert(at, (flags, true));
@@ -114,7 +114,7 @@ api! {
         for c in d.contexts.all() {
             c.synchronize()?;
         }
-        d.machine.space().registered().remove(at);
+        d.machine.space().unregister(at);
         Ok(())
     }
     cuMemHostGetDevicePointer_v2(to: *mut u64, at: *mut c_void, flags: c_uint) {

@@ -64,7 +64,7 @@ fn attribute(d: &Driver, region: &Region, at: u64, which: c_uint) -> Res<Value> 
         // What cuIpcGetMemHandle takes.
         10 => Value::Bool(
             region.kind == Kind::Device
-                && region.backing.is_some()
+                && region.is_allocation
                 && !d.pools.has(region.base)
                 && !d.ipc.is_imported(region.base),
         ),

@@ -1,7 +1,7 @@
 //! Virtual memory management: physical memory, address ranges, and mappings of one to the other.
 //!
 //! Physical memory is an [`Object`]; it lives as long as any process has a handle, a mapping, or a multicast team with it. In
-//! each process it is mapped once at its *home*, which is where the memory model looks, and again wherever the program maps it.
+//! each process it is mapped once at its *home*, where multicast objects find it, and again wherever the program maps it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_int, c_uint, c_void};
@@ -15,7 +15,7 @@ use super::multicast::Multicast;
 use super::new_handle;
 use super::object::{Id, Name, Object, What};
 use super::result::{Error, Res};
-use crate::mem::space::{AddressSpace, Kind, Mapping, Region};
+use crate::mem::space::{AddressSpace, Kind, Mapping, Region, Team};
 
 /// Sizes and addresses of physical memory and of multicast objects are multiples of this.
 pub(super) const GRANULARITY: u64 = 2 << 20;
@@ -99,7 +99,7 @@ pub(super) struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.space.clear(self.home, self.object.len);
+        self.space.unmap_at(self.home, self.object.len);
         self.space.release(self.home, self.object.len);
     }
 }
@@ -143,7 +143,7 @@ impl Memories {
         let home = self.space.reserve(object.len, GRANULARITY).map_err(|_| Error::OutOfMemory)?;
         let (id, number, space) = (object.id, new_handle() as u64, self.space.clone());
         let memory = Arc::new(Memory { object, home, space, number });
-        let mapped = self.space.map_file(home, memory.object.len, memory.object.fd(), 0);
+        let mapped = self.space.map_at(home, memory.object.len, mapping(&memory.object));
         mapped.map_err(|_| Error::OutOfMemory)?;
         known.insert(id, Arc::downgrade(&memory));
         Ok(memory)
@@ -154,6 +154,12 @@ impl Memories {
         let known = self.known.lock().unwrap().get(&name.id).and_then(Weak::upgrade);
         known.or_else(|| self.adopt(Object::from_name(name)?).ok())
     }
+}
+
+/// What makes a region of an object's bytes.
+fn mapping(memory: &Object) -> Mapping {
+    let backing = Some((memory.fd().clone(), 0));
+    Mapping { device: memory.owner, kind: Kind::Device, backing, team: None }
 }
 
 /// Handles, ranges and mappings of a process.
@@ -262,14 +268,10 @@ impl Vmm {
             return Err(Error::InvalidValue);
         }
         let mapping = match held {
-            Held::Memory(m) => {
-                let (device, home) = (m.object.owner, m.home);
-                let mapped = self.space.map_file(at, len, m.object.fd(), 0);
-                mapped.map_err(|_| Error::OutOfMemory)?;
-                Mapping { device, kind: Kind::Device, home, team: None }
-            }
+            Held::Memory(m) => mapping(&m.object),
             Held::Multicast(t) => {
-                Mapping { device: 0, kind: Kind::Multicast, home: at, team: Some(t.clone()) }
+                let team: Option<Arc<dyn Team>> = Some(t.clone());
+                Mapping { device: 0, kind: Kind::Multicast, backing: None, team }
             }
         };
         self.space.map_at(at, len, mapping).map_err(|_| Error::OutOfMemory)?;

@@ -11,8 +11,8 @@ use crate::isa::decode::Kernel;
 use crate::isa::special::Special;
 use crate::machine::Launch;
 use crate::mem::counters::Counters;
-use crate::track::Tracked;
-use crate::track::clock::Vc;
+use crate::track::clock::Know;
+use crate::track::{Party, Tracked};
 use crate::writers::Writers;
 
 /// Instructions that a warp runs before the next one gets its turn.
@@ -92,7 +92,7 @@ pub struct BlockState {
     /// Memory model, in tracked mode.
     pub tracked: Option<Arc<Tracked>>,
     /// Tracked mode: what happened before the launch.
-    pub known: Vc,
+    pub known: Arc<Know>,
     /// Number of this block among all blocks of the process, for addresses of its shared memory in tracked mode.
     pub uid: u64,
     barriers: [BarrierState; 16],
@@ -114,7 +114,7 @@ impl BlockState {
             b.expected = threads;
         }
         if let Some(t) = &self.tracked {
-            t.barrier_arrive(self.uid, id, agent);
+            t.barrier_arrive(self.uid, id, agent, exec);
         }
     }
 
@@ -192,10 +192,8 @@ impl Block {
         let warp = |w: u32| {
             let lanes = (threads - w * LANES as u32).min(LANES as u32);
             let live = if lanes == 32 { !0 } else { (1 << lanes) - 1 };
-            let agent = launch
-                .tracked
-                .as_ref()
-                .map_or(0, |t| t.new_agent(launch.device, uid, launch, index, w));
+            let agent =
+                launch.tracked.as_ref().map_or(0, |t| t.new_warp(launch, uid, index, w, live));
             let warp = Warp {
                 regs: regs.at(u64::from(k.reg_bytes) * u64::from(w)),
                 exec: live,
@@ -325,9 +323,13 @@ impl Block {
             };
             any = true;
             if let Some(t) = &self.state.tracked {
-                let waits = |w: &&Warp| w.paths.iter().any(|p| p.wait == Wait::Barrier(id));
-                let agents: Vec<u32> = self.warps.iter().filter(waits).map(|w| w.agent).collect();
-                t.barrier_complete(self.state.uid, id, &agents);
+                let party = |w: &Warp| {
+                    let waits = w.paths.iter().filter(|p| p.wait == Wait::Barrier(id));
+                    let lanes = waits.fold(0, |m, p| m | p.mask);
+                    Party { warp: w.agent, lanes, live: w.live }
+                };
+                let parties = self.warps.iter().map(party).filter(|p| p.lanes != 0);
+                t.barrier_complete(self.state.uid, id, &parties.collect::<Vec<_>>());
             }
             for p in self
                 .warps
@@ -439,7 +441,12 @@ impl Block {
         sum
     }
 
-    /// Agents of its warps, in tracked mode.
+    /// Number of this block among all blocks of the process.
+    pub fn uid(&self) -> u64 {
+        self.state.uid
+    }
+
+    /// The model's numbers of its warps and of their copies, in tracked mode.
     pub fn agents(&self) -> impl Iterator<Item = u32> + '_ {
         self.warps.iter().flat_map(|w| w.copies.agents.iter().copied().chain([w.agent]))
     }

@@ -1,7 +1,7 @@
 //! `cp.async.bulk` and `cp.reduce.async.bulk`.
 //!
 //! A copy is checked when it is issued and done later, in two steps: it reads, it writes. Others run in between, so that a wait
-//! that is missing shows. In tracked mode it has an agent of its own, which knows what the issuing warp knows through proxy
+//! that is missing shows. In tracked mode it is a warp of its own, which knows what the issuing lane knows through proxy
 //! fences: see [`crate::track::proxy`].
 
 use super::alu::NONE;
@@ -13,8 +13,8 @@ use super::warp::{Inst, LANES, Trouble, Warp};
 use super::{Ctl, Exec};
 use crate::mem::rmw;
 use crate::ptx::Space;
-use crate::track::clock::Vc;
 use crate::track::hooks;
+use crate::track::proxy::Told;
 
 /// The copies that a warp has issued.
 #[derive(Default)]
@@ -25,9 +25,9 @@ pub struct Copies {
     pending: usize,
     /// Number of the group that each lane's next copy belongs to.
     open: [u32; LANES],
-    /// Agents that have no copy now.
+    /// The model's warps that have no copy now.
     pub free: Vec<u32>,
-    /// All agents of copies of this warp.
+    /// All warps of the model for copies of this warp.
     pub agents: Vec<u32>,
 }
 
@@ -42,15 +42,15 @@ struct Copy {
     group: u32,
     agent: u32,
     step: Step,
-    /// Tracked mode: what its agent knew when it had read.
-    read: Vc,
+    /// Tracked mode: what it had done when it had read.
+    read: Option<Told>,
 }
 
 enum Step {
     Issued,
     Read(Vec<u8>),
-    /// Tracked mode: what its agent knew when it had written.
-    Done(Vc),
+    /// Tracked mode: what it had done when it had written.
+    Done(Option<Told>),
 }
 
 /// Copies or reduces `c` bytes from `[b]` to `[a]`; space of the destination in `mem.space`, of the source in `aux` (0
@@ -89,10 +89,10 @@ unsafe fn issue(w: &mut Warp, i: &Inst) -> Result<(), Trouble> {
             let addr = unsafe { w.address(i.e, l, i.v[2]) };
             Some(w.resolve(Space::Shared, addr, 8, l, true)?)
         };
-        let agent = hooks::proxy_issue(w).unwrap_or(0);
+        let agent = hooks::issue(w, l).unwrap_or(0);
         w.copies.pending += 1;
         let (group, bytes) = (w.copies.open[l], bytes as usize);
-        let (step, read) = (Step::Issued, Vc::new());
+        let (step, read) = (Step::Issued, None);
         let inst = i.clone();
         w.copies.all.push(Copy { inst, lane: l, from, to, bytes, bar, group, agent, step, read });
     }
@@ -173,17 +173,20 @@ impl Warp {
         copy.step = match std::mem::replace(&mut copy.step, Step::Issued) {
             Step::Issued => {
                 let data = self.read_side(&copy);
-                copy.read = hooks::proxy_clock(self);
+                copy.read = hooks::tell(self);
                 Step::Read(data)
             }
             Step::Read(data) => {
                 self.write_side(&copy, &data);
                 self.copies.pending -= 1;
                 self.copies.free.push(copy.agent);
-                if let Some(bar) = &copy.bar {
-                    self.complete(bar, data.len());
+                match &copy.bar {
+                    Some(bar) => {
+                        self.complete(bar, copy.lane, data.len());
+                        Step::Done(None)
+                    }
+                    None => Step::Done(hooks::tell(self)),
                 }
-                Step::Done(hooks::proxy_clock(self))
             }
             done => done,
         };
@@ -237,15 +240,23 @@ impl Warp {
     }
 
     /// The bytes of a copy have come.
-    fn complete(&mut self, bar: &Spot, bytes: usize) {
+    fn complete(&mut self, bar: &Spot, lane: usize, bytes: usize) {
         let p = bar.ptr().cast::<u64>();
         // SAFETY: checked when the copy was issued; the block runs on this thread.
-        unsafe {
-            let mut state = Mbar::unpack(p.read());
+        let turned = unsafe {
+            let old = Mbar::unpack(p.read());
+            let mut state = old;
             state.transfer(-(bytes as i32));
             p.write(state.pack());
+            state.is_turned(old)
+        };
+        hooks::mbarrier(self, bar, lane, hooks::Mbar::Arrive { turned });
+    }
+
+    fn hear(&self, lane: usize, told: &Option<Told>) {
+        if let Some(told) = told {
+            hooks::hear(self, lane, told);
         }
-        hooks::mbarrier(self, bar, false, false);
     }
 
     fn wait_group(&mut self, lane: usize, but: u32, read_only: bool) {
@@ -259,14 +270,12 @@ impl Warp {
             }
             match (&copy.step, read_only) {
                 (Step::Issued, _) | (Step::Read(_), false) => self.advance(at),
-                (Step::Done(vc), false) => {
-                    let vc = vc.clone();
-                    hooks::learn(self, &vc);
+                (Step::Done(told), false) => {
+                    self.hear(lane, told);
                     self.copies.all.remove(at);
                 }
                 (Step::Read(_) | Step::Done(_), true) => {
-                    let vc = copy.read.clone();
-                    hooks::learn(self, &vc);
+                    self.hear(lane, &copy.read);
                     at += 1;
                 }
             }

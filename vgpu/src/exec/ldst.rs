@@ -133,8 +133,7 @@ impl Warp {
                     )));
                 }
                 self.counters.access(store, region.target(self.device), region.device, n, 1);
-                // One place for bytes that are mapped several times: the memory model goes by addresses.
-                Ok(Spot::Global((addr - region.base + region.home) as *mut u8))
+                Ok(Spot::Global(addr as *mut u8))
             }
         }
     }
@@ -166,24 +165,24 @@ impl Warp {
     }
 }
 
-/// True if all lanes are active and their units of `N` bytes follow each other.
+/// True if all lanes are active and their units of `n` bytes follow each other.
 #[inline(always)]
-fn consecutive<const N: usize>(exec: u32, addr: &[u64; LANES]) -> bool {
+pub(super) fn consecutive(exec: u32, addr: &[u64; LANES], n: usize) -> bool {
     let mut differ = 0;
     for l in 0..LANES {
-        differ |= addr[l] ^ addr[0].wrapping_add((l * N) as u64);
+        differ |= addr[l] ^ addr[0].wrapping_add((l * n) as u64);
     }
     exec == !0 && differ == 0
 }
 
 /// Checks a full warp's consecutive access and counts it.
 #[inline(always)]
-fn whole<const N: usize>(w: &mut Warp, addr: u64, store: bool) -> bool {
-    if addr & (N.min(16) as u64 - 1) != 0 {
+pub(super) fn whole(w: &mut Warp, addr: u64, n: usize, store: bool) -> bool {
+    if addr & (n.min(16) as u64 - 1) != 0 {
         return false;
     }
     // SAFETY: the space outlives all warps.
-    let region = unsafe { (*w.space).access(addr, (N * LANES) as u64, w.device, store) };
+    let region = unsafe { (*w.space).access(addr, (n * LANES) as u64, w.device, store) };
     let Some(region) = region else {
         return false;
     };
@@ -191,7 +190,7 @@ fn whole<const N: usize>(w: &mut Warp, addr: u64, store: bool) -> bool {
         return false;
     }
     let (target, peer) = (region.target(w.device), region.device);
-    w.counters.access(store, target, peer, N, LANES as u32);
+    w.counters.access(store, target, peer, n, LANES as u32);
     true
 }
 
@@ -210,9 +209,9 @@ unsafe fn store_units<const N: usize>(
     unsafe {
         let addr = w.addresses(i);
         if matches!(i.mem.space, Space::Global | Space::Generic)
-            && consecutive::<N>(w.exec, &addr)
+            && consecutive(w.exec, &addr, N)
             && i.mem.sem == Sem::Weak
-            && whole::<N>(w, addr[0], true)
+            && whole(w, addr[0], N, true)
         {
             let p = addr[0] as *mut u8;
             let q = data.0.as_ptr().cast::<[u8; 16]>();
@@ -268,8 +267,8 @@ impl<E: Word, D: Word, const N: usize, const S: bool> Load<E, D, N, S> {
             let first = w.exec.trailing_zeros() as usize;
             let mut polled = [0; N];
             if matches!(i.mem.space, Space::Global | Space::Generic)
-                && consecutive::<N>(w.exec, &addr)
-                && whole::<N>(w, addr[0], false)
+                && consecutive(w.exec, &addr, N)
+                && whole(w, addr[0], N, false)
             {
                 let mut units = Units([[0; N]; LANES]);
                 let p = addr[0] as *const u8;

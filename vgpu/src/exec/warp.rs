@@ -220,7 +220,7 @@ pub struct Warp {
     pub space: *const AddressSpace,
     /// Device number.
     pub device: u32,
-    /// Agent number in tracked memory.
+    /// Number of the warp in the memory model of tracked mode.
     pub agent: u32,
     /// What a handler could not do.
     pub fault: Option<Trouble>,
@@ -510,6 +510,7 @@ impl Warp {
             return false;
         }
         self.warp_barrier = (0, 0);
+        crate::track::hooks::warp_barrier(self, arrived);
         for p in self.paths.iter_mut().filter(|p| p.wait == Wait::Barrier(WARP_BARRIER)) {
             (p.wait, p.resumed) = (Wait::No, Some(0));
         }

@@ -43,7 +43,7 @@ pub struct Kernel {
     pub name: String,
     /// Its instructions.
     pub code: Vec<Inst>,
-    /// Registers that each instruction reads or writes, as offsets: for late loads in tracked mode.
+    /// Tracked mode, for late loads: the registers that each instruction reads or writes, as offsets.
     pub uses: Vec<SmallVec<[u32; 6]>>,
     /// Bytes of a warp's register file.
     pub reg_bytes: u32,
@@ -65,6 +65,8 @@ pub struct Kernel {
     pub tables: Vec<Vec<u32>>,
     /// True if its memory handlers are those of tracked mode.
     pub tracked: bool,
+    /// The module's text, for reports.
+    pub text: std::sync::Arc<str>,
 }
 
 /// What a name in a body stands for.
@@ -350,7 +352,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn declare(&mut self, lx: &mut Lexer<'a>, space: Space) -> Result<(), LoadError> {
-        let text = self.module.text.as_str();
+        let text = &*self.module.text;
         for v in variables(lx, space)? {
             if v.size.saturating_add(v.align.into()) > MOST_BYTES {
                 return Err(self.error(format!("`{}` is too large", v.name)));
@@ -523,7 +525,8 @@ impl<'a> Decoder<'a> {
             fixed.copied(),
             self.share,
         );
-        let uses = slots::rename(&mut self.code, &place);
+        let uses = if self.tracked { slots::uses(&self.code, &place) } else { Vec::new() };
+        slots::rename(&mut self.code, &place);
         let dynamic_base = self.shared.next_multiple_of(16);
         let fixed = self.constants.iter().map(|(&(w, bits), &r)| (place[r as usize], w, bits));
         let dynamic = self
@@ -544,6 +547,7 @@ impl<'a> Decoder<'a> {
             max_threads: f.max_threads,
             tables: self.tables,
             tracked: self.tracked,
+            text: self.module.text.clone(),
         }
     }
 }

@@ -65,17 +65,19 @@ fn reads(i: &Inst, note: &Note) -> SmallVec<[u32; 8]> {
     all
 }
 
-/// Replaces virtual registers by their places; for each instruction the places that it reads or writes.
-pub(super) fn rename(code: &mut [Inst], place: &[u32]) -> Vec<SmallVec<[u32; 6]>> {
-    let mut uses = Vec::with_capacity(code.len());
+/// For each instruction the places that it reads or writes.
+pub(super) fn uses(code: &[Inst], place: &[u32]) -> Vec<SmallVec<[u32; 6]>> {
+    code.iter().map(|i| registers(i).map(|r| place[r as usize]).collect()).collect()
+}
+
+/// Replaces virtual registers by their places.
+pub(super) fn rename(code: &mut [Inst], place: &[u32]) {
     for i in code {
-        uses.push(registers(i).map(|r| place[r as usize]).collect());
         let renamed = [&mut i.d, &mut i.a, &mut i.b, &mut i.c, &mut i.e, &mut i.guard];
         for x in renamed.into_iter().chain(&mut i.v).filter(|x| **x & VREG != 0 && **x != NONE) {
             *x = place[(*x & !VREG) as usize];
         }
     }
-    uses
 }
 
 /// The control-flow graph.

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod counters;
+mod identity;
 pub mod region;
 pub mod registered;
 pub mod rmw;

@@ -37,6 +37,9 @@ impl Team for Fixed {
     }
 }
 
+/// A file, and a place in it.
+pub type Backing = (Arc<OwnedFd>, u64);
+
 /// One allocation or mapping.
 #[derive(Debug)]
 pub struct Region {
@@ -48,10 +51,15 @@ pub struct Region {
     pub device: u32,
     /// What it is.
     pub kind: Kind,
-    /// File and offset of the bytes, of what [`AddressSpace::map`] made.
-    pub backing: Option<(Arc<OwnedFd>, u64)>,
-    /// First address under which the memory model knows the bytes: that of the physical memory, if it is mapped several times.
-    pub home: u64,
+    /// File and offset of the bytes; none for multicast and registered host memory.
+    pub backing: Option<Backing>,
+    /// True for what [`AddressSpace::alloc`] and [`AddressSpace::map`] made.
+    ///
+    /// [`AddressSpace::alloc`]: super::space::AddressSpace::alloc
+    /// [`AddressSpace::map`]: super::space::AddressSpace::map
+    pub is_allocation: bool,
+    /// Number of the first byte among all bytes: two mappings of the same byte have the same.
+    pub identity: u64,
     /// The members, for multicast.
     pub team: Option<Arc<dyn Team>>,
     /// A number that no other region has or had.
@@ -68,8 +76,8 @@ pub struct Mapping {
     pub device: u32,
     /// What it is.
     pub kind: Kind,
-    /// Address at which the same bytes are already mapped.
-    pub home: u64,
+    /// File and offset of the bytes; none for multicast.
+    pub backing: Option<Backing>,
     /// The members, for multicast.
     pub team: Option<Arc<dyn Team>>,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::identity;
 use super::region::{Kind, Region, new_id, rights};
 
 /// Registered memory by address.
@@ -40,7 +41,8 @@ impl Registered {
             device: 0,
             kind: Kind::Host,
             backing: None,
-            home: base,
+            is_allocation: false,
+            identity: identity::of_registered(base),
             team: None,
             id: new_id(),
             rights: rights(u64::MAX),
@@ -52,9 +54,9 @@ impl Registered {
     }
 
     /// Takes back [`Registered::add`], by the same address. No kernel may still use the memory.
-    pub fn remove(&self, base: u64) -> bool {
-        let gone = self.all.write().unwrap().remove(&base).is_some();
-        self.count.fetch_sub(usize::from(gone), Ordering::Release);
+    pub fn remove(&self, base: u64) -> Option<Box<Region>> {
+        let gone = self.all.write().unwrap().remove(&base);
+        self.count.fetch_sub(usize::from(gone.is_some()), Ordering::Release);
         gone
     }
 }
@@ -69,7 +71,8 @@ mod tests {
         assert!(all.find(1000, 1).is_none() && all.add(1000, 100));
         assert!(!all.add(1099, 1) && !all.add(999, 2) && all.add(1100, 4));
         assert_eq!(all.find(1096, 4).unwrap().kind, Kind::Host);
-        assert!(all.find(1097, 4).is_none() && !all.remove(1001));
-        assert!(all.remove(1000) && all.find(1000, 1).is_none() && all.find(1100, 4).is_some());
+        assert!(all.find(1097, 4).is_none() && all.remove(1001).is_none());
+        assert!(all.remove(1000).is_some());
+        assert!(all.find(1000, 1).is_none() && all.find(1100, 4).is_some());
     }
 }

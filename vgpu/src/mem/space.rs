@@ -8,6 +8,7 @@
 //! a slower way, that is taken only by addresses outside.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -15,7 +16,8 @@ use std::sync::{Arc, Mutex};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::region::{Fixed, new_id, rights};
+use super::identity::{self, Identities};
+use super::region::{Backing, Fixed, new_id, rights};
 pub use super::region::{Kind, Mapping, Region, Team};
 use super::registered::Registered;
 
@@ -48,6 +50,7 @@ struct State {
     files: BTreeMap<(u32, bool), (Arc<OwnedFd>, u64)>,
     /// Who may access a device's ordinary memory: a bit for each device.
     peers: [u64; MAX_DEVICES],
+    identities: Identities,
 }
 
 impl AddressSpace {
@@ -74,6 +77,7 @@ impl AddressSpace {
                 next_id: 1,
                 files: BTreeMap::new(),
                 peers: [u64::MAX; MAX_DEVICES],
+                identities: Identities::default(),
             }),
             registered: Registered::default(),
         })
@@ -101,9 +105,23 @@ impl AddressSpace {
         self.find(addr, len).filter(|r| r.allows(device, store))
     }
 
-    /// Host memory of the program that devices see.
-    pub fn registered(&self) -> &Registered {
-        &self.registered
+    /// Lets devices see host memory of the program; false if some of it is registered already.
+    pub fn register(&self, base: u64, len: u64) -> bool {
+        self.registered.add(base, len)
+    }
+
+    /// Takes back [`AddressSpace::register`], by the same address. No kernel may still use the memory.
+    pub fn unregister(&self, base: u64) -> bool {
+        let Some(region) = self.registered.remove(base) else {
+            return false;
+        };
+        // Whole pages of the memory model: the others hold granules of neighbours, too.
+        let end = (region.identity + region.len) & !0xfff;
+        let start = region.identity.next_multiple_of(0x1000);
+        if start < end {
+            self.state.lock().unwrap().identities.free(start..end);
+        }
+        true
     }
 
     /// True if the address is in the reserved range: no host memory of the program is there.
@@ -196,36 +214,65 @@ impl AddressSpace {
         &self,
         device: u32,
         kind: Kind,
-        backing: (Arc<OwnedFd>, u64),
+        backing: Backing,
         len: u64,
         mask: u64,
         follows: bool,
     ) -> std::io::Result<u64> {
         let base = self.reserve(len, PAGE)?;
-        let mapped = self.map_file(base, len, &backing.0, backing.1).and_then(|()| {
-            self.publish(Region {
-                base,
-                len,
-                device,
-                kind,
-                backing: Some(backing),
-                home: base,
-                team: None,
-                id: new_id(),
-                rights: rights(mask),
-                follows,
-            })
+        let placed = self.place(Region {
+            base,
+            len,
+            device,
+            kind,
+            backing: Some(backing),
+            is_allocation: true,
+            identity: 0,
+            team: None,
+            id: new_id(),
+            rights: rights(mask),
+            follows,
         });
-        if let Err(e) = mapped {
-            self.clear(base, len);
+        if let Err(e) = placed {
             self.release(base, len);
             return Err(e);
         }
         Ok(base)
     }
 
-    /// Puts a file's bytes at a range that [`AddressSpace::reserve`] gave.
-    pub fn map_file(&self, base: u64, len: u64, fd: &OwnedFd, offset: u64) -> std::io::Result<()> {
+    /// Makes a region at a range that [`AddressSpace::reserve`] gave; no device may access it before [`Region::allow`].
+    pub fn map_at(&self, base: u64, len: u64, mapping: Mapping) -> std::io::Result<()> {
+        let Mapping { device, kind, backing, team } = mapping;
+        self.place(Region {
+            base,
+            len,
+            device,
+            kind,
+            backing,
+            is_allocation: false,
+            identity: 0,
+            team,
+            id: new_id(),
+            rights: rights(0),
+            follows: false,
+        })
+    }
+
+    /// Puts a region and its bytes at a reserved range.
+    fn place(&self, region: Region) -> std::io::Result<()> {
+        let (base, len) = (region.base, region.len);
+        let mapped = match &region.backing {
+            Some((fd, offset)) => self.map_file(base, len, fd, *offset),
+            None => Ok(()),
+        };
+        let placed = mapped.and_then(|()| self.publish(region));
+        if placed.is_err() {
+            self.clear(base, len);
+        }
+        placed
+    }
+
+    fn map_file(&self, base: u64, len: u64, fd: &OwnedFd, offset: u64) -> std::io::Result<()> {
         let span = len.max(1).next_multiple_of(PAGE);
         // SAFETY: the range was taken from the reserved arena and belongs to no region.
         unsafe {
@@ -236,36 +283,48 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Makes a region at a reserved range; no device may access it before [`Region::allow`].
-    pub fn map_at(&self, base: u64, len: u64, mapping: Mapping) -> std::io::Result<()> {
-        let Mapping { device, kind, home, team } = mapping;
-        let rights = rights(0);
-        let backing = None;
-        self.publish(Region {
-            base,
-            len,
-            device,
-            kind,
-            backing,
-            home,
-            team,
-            id: new_id(),
-            rights,
-            follows: false,
-        })
-    }
-
-    /// Takes back [`AddressSpace::map_at`] and `map_file`: the range is reserved as before. No kernel may still use it.
+    /// Takes back [`AddressSpace::map_at`]: the range is reserved as before. No kernel may still use it.
     pub fn unmap_at(&self, base: u64, len: u64) {
         self.withdraw(base);
         self.clear(base, len);
+    }
+
+    /// The region that holds a byte with this identity: its base, the byte's offset, its device. If there are several, one that
+    /// devices may access.
+    pub fn locate(&self, identity: u64) -> Option<(u64, u64, u32)> {
+        if let Some(addr) = identity::registered(identity) {
+            return self.registered.find(addr, 1).map(|r| (r.base, addr - r.base, r.device));
+        }
+        let st = self.state.lock().unwrap();
+        let offset = |r: &Region| identity.checked_sub(r.identity).filter(|o| *o < r.len);
+        let found = self.regions(&st).filter_map(|r| Some((r, offset(r)?)));
+        let (r, offset) = found.min_by_key(|(r, _)| !r.is_accessible())?;
+        Some((r.base, offset, r.device))
+    }
+
+    /// All regions with bytes. Under the lock none is freed.
+    fn regions<'a>(&'a self, st: &'a State) -> impl Iterator<Item = &'a Region> {
+        // SAFETY: a pointer in the table leads to a region until `withdraw` takes it out, under the lock.
+        let region = |p: &'a AtomicPtr<Region>| unsafe { p.load(Ordering::Acquire).as_ref() };
+        let ids = (st.next_id as usize).min(MAX_REGIONS);
+        self.table[..ids].iter().filter_map(region).filter(|r| r.backing.is_some())
+    }
+
+    /// From now on, notes which bytes vanish.
+    pub fn remember_freed(&self) {
+        self.state.lock().unwrap().identities.remember_freed();
+    }
+
+    /// Identities of the bytes that vanished since the last call.
+    pub fn take_freed(&self) -> Vec<Range<u64>> {
+        self.state.lock().unwrap().identities.take_freed()
     }
 
     /// Makes a multicast region: an access reaches the bytes at the same offset of every member.
     pub fn multicast(&self, device: u32, members: Vec<u64>, len: u64) -> std::io::Result<u64> {
         let base = self.reserve(len, PAGE)?;
         let team: Option<Arc<dyn Team>> = Some(Arc::new(Fixed(members)));
-        self.map_at(base, len, Mapping { device, kind: Kind::Multicast, home: base, team })?;
+        self.map_at(base, len, Mapping { device, kind: Kind::Multicast, backing: None, team })?;
         if let Some(r) = self.find(base, 1) {
             (0..MAX_DEVICES as u32).for_each(|d| r.allow(d, true, true));
         }
@@ -332,6 +391,15 @@ impl AddressSpace {
             st.next_id -= 1;
             return Err(std::io::ErrorKind::OutOfMemory.into());
         }
+        if let Some((fd, offset)) = &region.backing {
+            match st.identities.enter(fd, *offset) {
+                Ok(identity) => region.identity = identity,
+                Err(e) => {
+                    st.free_ids.push(id);
+                    return Err(e);
+                }
+            }
+        }
         let (base, len) = (region.base, region.len);
         // Publishes the region's fields to `find`, which loads the pointer with acquire.
         self.table[id as usize].store(Box::into_raw(Box::new(region)), Ordering::Release);
@@ -339,8 +407,8 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Takes a region's address out of the tables.
-    fn withdraw(&self, base: u64) -> Option<Box<Region>> {
+    /// Takes a region out of the tables; true with it if its bytes vanish with it.
+    fn withdraw(&self, base: u64) -> Option<(Box<Region>, bool)> {
         let mut st = self.state.lock().unwrap();
         let len = self.find(base, 0).filter(|r| r.base == base)?.len;
         // SAFETY: as in `find`.
@@ -351,7 +419,17 @@ impl AddressSpace {
         let old = self.table[id as usize].swap(null_mut(), Ordering::AcqRel);
         st.free_ids.push(id);
         // SAFETY: the pointer came from `Box::into_raw` in `publish`, and no page names it any more.
-        Some(unsafe { Box::from_raw(old) })
+        let region = unsafe { Box::from_raw(old) };
+        let bytes = region.identity..region.identity + len.max(1).next_multiple_of(PAGE);
+        let shared = |r: &Region| r.identity < bytes.end && bytes.start < r.identity + r.len;
+        let last = region.backing.is_some() && !self.regions(&st).any(shared);
+        if region.backing.is_some() {
+            st.identities.leave(bytes.start);
+        }
+        if last {
+            st.identities.free(bytes);
+        }
+        Some((region, last))
     }
 
     fn set_pages(&self, base: u64, len: u64, id: u32) {
@@ -365,15 +443,16 @@ impl AddressSpace {
 
     /// Frees a region of [`AddressSpace::map`] or [`AddressSpace::alloc`] by its first address. No kernel may still use it.
     pub fn free(&self, base: u64) -> bool {
-        if !self.contains(base) || self.find(base, 0).is_none_or(|r| r.backing.is_none()) {
+        if !self.contains(base) || self.find(base, 0).is_none_or(|r| !r.is_allocation) {
             return false;
         }
-        let Some(region) = self.withdraw(base) else {
+        let Some((region, last)) = self.withdraw(base) else {
             return false;
         };
         self.clear(base, region.len);
         if let Some((fd, offset)) = &region.backing
-            // Only the owner's file is punched; an importer holds another reference to the same memory.
+            // Only the owner's file is punched, when its last mapping goes; an importer holds another reference to the same memory.
+            && last
             && self.owns(fd)
         {
             let mode =
@@ -426,7 +505,64 @@ mod tests {
             (b as *mut u32).write_volatile(7);
             assert_eq!((again as *const u32).read_volatile(), 7);
         }
+        let identity = |at: u64| space.find(at, 1).map(|r| r.identity + (at - r.base)).unwrap();
+        assert_eq!(identity(b + 5), identity(again + 5));
+        assert_ne!(identity(a), identity(b));
+        assert_eq!(space.locate(identity(again) + 5), Some((b.min(again), 5, 1)));
+        space.remember_freed();
         assert!(space.free(b) && !space.free(b) && space.find(b, 1).is_none());
+        // The other mapping keeps the bytes.
+        assert!(space.take_freed().is_empty());
+        // SAFETY: a live mapping.
+        assert_eq!(unsafe { (again as *const u32).read_volatile() }, 7);
+        let gone = identity(again)..identity(again) + (1 << 20);
+        assert!(space.free(again));
+        assert_eq!(space.take_freed(), [gone]);
+    }
+
+    #[test]
+    fn mappings_of_one_file_are_the_same_bytes_until_the_last_is_gone() {
+        let space = AddressSpace::new().unwrap();
+        space.remember_freed();
+        let file = rustix::fs::memfd_create("vgpu", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 2 * PAGE).unwrap();
+        let file = Arc::new(file);
+        let map = || {
+            let at = space.reserve(2 * PAGE, PAGE).unwrap();
+            let backing = Some((file.clone(), 0));
+            let mapping = Mapping { device: 3, kind: Kind::Device, backing, team: None };
+            space.map_at(at, 2 * PAGE, mapping).unwrap();
+            at
+        };
+        let (home, seen) = (map(), map());
+        space.find(seen, 1).unwrap().allow(3, true, true);
+        let identity = space.find(home, 1).unwrap().identity;
+        assert_eq!(space.find(seen, 1).unwrap().identity, identity);
+        // A report names the mapping that a device may access.
+        assert_eq!(space.locate(identity + 9), Some((seen, 9, 3)));
+        assert!(!space.free(seen) && space.find(seen, 1).is_some());
+        space.unmap_at(seen, 2 * PAGE);
+        assert!(space.take_freed().is_empty());
+        assert_eq!(space.locate(identity + 9), Some((home, 9, 3)));
+        space.unmap_at(home, 2 * PAGE);
+        let gone = identity..identity + 2 * PAGE;
+        assert_eq!(space.take_freed(), [gone]);
+    }
+
+    #[test]
+    fn registered_memory_has_identities_of_its_own() {
+        let space = AddressSpace::new().unwrap();
+        space.remember_freed();
+        let (at, len) = (0x7000_1230, 0x3000);
+        assert!(space.register(at, len) && !space.register(at + 1, 1));
+        let identity = space.find(at, 1).unwrap().identity;
+        assert_eq!((identity & 0xffff, space.locate(identity + 5)), (0x1230, Some((at, 5, 0))));
+        assert!(space.unregister(at) && !space.unregister(at));
+        assert!(space.locate(identity + 5).is_none());
+        // Of the pages at both ends others may have bytes.
+        let base = identity - 0x230;
+        let gone = base + 0x1000..base + 0x3000;
+        assert_eq!(space.take_freed(), [gone]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::lexer::{Lexer, Tok};
 use super::types::{Space, Ty};
@@ -60,7 +61,7 @@ pub struct Function {
 #[derive(Debug)]
 pub struct Module {
     /// The text it was made from.
-    pub text: String,
+    pub text: Arc<str>,
     /// `.target`: 90 for `sm_90a`.
     pub target: u32,
     /// Variables at module level.
@@ -81,9 +82,9 @@ pub fn parse_module(
     text: &str,
     check: &mut dyn FnMut(&str, u32) -> Result<(), LoadError>,
 ) -> Result<Module, LoadError> {
-    let text = text.trim_end_matches('\0').to_string();
+    let text: Arc<str> = text.trim_end_matches('\0').into();
     let mut module =
-        Module { target: 0, variables: Vec::new(), functions: HashMap::new(), text: String::new() };
+        Module { target: 0, variables: Vec::new(), functions: HashMap::new(), text: text.clone() };
     let mut lx = Lexer::new(&text, 0, 1);
     loop {
         let line = lx.line();
@@ -121,7 +122,6 @@ pub fn parse_module(
             t => return Err(LoadError::syntax(line, format!("unexpected {t:?}"))),
         }
     }
-    module.text = text;
     Ok(module)
 }
 
