@@ -2,49 +2,15 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod cases;
+mod toolkit;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+pub use toolkit::toolkit;
 use vgpu::mem::space::Kind;
 use vgpu::{Counters, Fault, Launch, LaunchSpec, LoadedModule, Machine, MachineConfig};
-
-const PACKAGES: [&str; 6] = [
-    "nvidia-cuda-nvcc",
-    "nvidia-nvvm",
-    "nvidia-cuda-crt",
-    "nvidia-cuda-runtime",
-    "nvidia-cuda-cccl",
-    "nvidia-cuda-nvrtc",
-];
-
-/// Folder of the CUDA compiler and headers (`bin`, `include`), fetched into target/ once. `None`: it cannot be had here,
-/// which is said loudly, and is a failure under CI.
-pub fn toolkit() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/cuda");
-    let cuda = root.join("nvidia/cu13");
-    static ONCE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = ONCE.lock().unwrap_or_else(|e| e.into_inner());
-    if !cuda.join("bin/nvcc").exists() {
-        let pip = Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
-            .arg(&root)
-            .args(PACKAGES)
-            .status();
-        if !cuda.join("bin/nvcc").exists() {
-            eprintln!(
-                "\n*** NOT RUN: NVIDIA's compiler is not in target/cuda and pip could not fetch it ({pip:?}) ***\n"
-            );
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "a test that cannot run is a failure under CI"
-            );
-            return None;
-        }
-    }
-    Some(cuda)
-}
 
 /// PTX of tests/kernels/kernels.cu.
 pub fn kernels_ptx() -> Option<String> {
