@@ -97,6 +97,23 @@ unsafe fn copy(
     c.check()
 }
 
+/// Copies between any two addresses, of which both may be the host's.
+unsafe fn copy_any(to: u64, from: u64, n: usize, h: usize, wait: bool) -> Res<()> {
+    let (d, c) = current()?;
+    let (s, space) = (stream(d, &c, h)?, d.machine.space());
+    if to == 0 || from == 0 {
+        return Err(Error::InvalidValue);
+    }
+    if space.find(to, n as u64).is_some() || space.find(from, n as u64).is_some() {
+        // SAFETY: the caller's contract.
+        return unsafe { copy(d, &c, &s, to, from, n, wait) };
+    }
+    s.mark().wait();
+    // SAFETY: the caller promises both ranges; work that was queued before is done.
+    unsafe { std::ptr::copy(from as *const u8, to as *mut u8, n) };
+    c.check()
+}
+
 fn fill<T: Copy + Send + 'static>(at: u64, x: T, n: usize, h: usize, wait: bool) -> Res<()> {
     let (d, c) = current()?;
     let s = stream(d, &c, h)?;
@@ -330,6 +347,8 @@ api! {
         let (d, c) = current()?;
         copy(d, &c, &c.default, to, from, n, true)
     }
+    cuMemcpy(to: u64, from: u64, n: usize) { copy_any(to, from, n, 0, true) }
+    cuMemcpyAsync(to: u64, from: u64, n: usize, s: usize) { copy_any(to, from, n, s, false) }
     cuMemsetD8Async(at: u64, x: u8, n: usize, s: usize) { fill(at, x, n, s, false) }
     cuMemsetD32Async(at: u64, x: c_uint, n: usize, s: usize) { fill(at, x, n, s, false) }
     cuMemsetD8_v2(at: u64, x: u8, n: usize) { fill(at, x, n, 0, true) }
@@ -398,6 +417,12 @@ api! {
         let (d, c) = current()?;
         stream(d, &c, s)?.mark().wait();
         c.check()
+    }
+    cuStreamQuery(s: usize) {
+        let (d, c) = current()?;
+        let idle = stream(d, &c, s)?.is_idle();
+        c.check()?;
+        if idle { Ok(()) } else { Err(Error::NotReady) }
     }
     cuStreamWaitEvent(s: usize, event: usize, _flags: c_uint) {
         let (d, c) = current()?;

@@ -1,5 +1,6 @@
 //! Streams and events. A stream is a thread that does its work in order; a kernel of one stream runs beside those of others.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
@@ -10,6 +11,8 @@ type Op = Box<dyn FnOnce() + Send>;
 pub struct Stream {
     queue: Mutex<Sender<Op>>,
     blocking: bool,
+    /// Work that is not done.
+    pending: Arc<AtomicUsize>,
 }
 
 /// Something that has happened or not yet, and when.
@@ -46,11 +49,17 @@ impl Stream {
     /// A stream; `blocking` ones are ordered with the default stream.
     pub fn new(blocking: bool) -> std::io::Result<Stream> {
         let (queue, work) = channel::<Op>();
+        let pending = Arc::new(AtomicUsize::new(0));
+        let left = pending.clone();
         // The thread ends when the stream and with it the sender is dropped.
-        std::thread::Builder::new()
-            .name("vgpu-stream".into())
-            .spawn(move || work.into_iter().for_each(|op| op()))?;
-        Ok(Stream { queue: Mutex::new(queue), blocking })
+        std::thread::Builder::new().name("vgpu-stream".into()).spawn(move || {
+            for op in work {
+                op();
+                // Whoever sees that all is done sees what was done.
+                left.fetch_sub(1, Ordering::Release);
+            }
+        })?;
+        Ok(Stream { queue: Mutex::new(queue), blocking, pending })
     }
 
     /// True if it is ordered with the default stream.
@@ -58,8 +67,14 @@ impl Stream {
         self.blocking
     }
 
+    /// True if all work is done.
+    pub fn is_idle(&self) -> bool {
+        self.pending.load(Ordering::Acquire) == 0
+    }
+
     /// Adds work.
     pub fn push(&self, op: impl FnOnce() + Send + 'static) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
         // The receiver lives as long as the sender: sending fails only if the thread panicked, which it has then said.
         let _ = self.queue.lock().unwrap().send(Box::new(op));
     }
