@@ -33,7 +33,7 @@ pub fn primary(device: c_int) -> Res<usize> {
     Ok(context)
 }
 
-/// Forgets a primary context, which is about to be destroyed.
+/// Forgets a primary context, which was destroyed.
 pub fn forget(device: c_int) {
     if let Some(retained) = RETAINED.lock().unwrap().as_mut() {
         retained.remove(&device);

@@ -37,9 +37,9 @@ api! {
     }
     cudaDeviceReset() {
         let device = context::device()?;
+        driver::cuDevicePrimaryCtxReset_v2(device)?;
         registry::forget(device);
         context::forget(device);
-        driver::cuDevicePrimaryCtxReset_v2(device)?;
         driver::cuCtxSetCurrent(0)
     }
     cudaGetDeviceProperties(properties: *mut Properties, device: c_int) {

@@ -62,7 +62,7 @@ macro_rules! driver {
     )* };
 }
 
-/// `CUipcMemHandle` and `CUipcEventHandle`, also of the runtime API.
+/// `CUipcMemHandle`, `cudaIpcMemHandle_t`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct IpcHandle([u8; 64]);
@@ -80,8 +80,6 @@ pub struct LaunchConfig {
 
 /// `CUhostFn`, `cudaHostFn_t`.
 pub type HostFn = Option<unsafe extern "C" fn(*mut c_void)>;
-/// `CUstreamCallback`, `cudaStreamCallback_t`.
-pub type Callback = Option<unsafe extern "C" fn(usize, c_uint, *mut c_void)>;
 
 driver! {
     cuInit(flags: c_uint);
@@ -131,8 +129,6 @@ driver! {
     cuIpcGetMemHandle(handle: *mut IpcHandle, at: u64);
     cuIpcOpenMemHandle_v2(at: *mut u64, handle: IpcHandle, flags: c_uint);
     cuIpcCloseMemHandle(at: u64);
-    cuIpcGetEventHandle(handle: *mut IpcHandle, event: usize);
-    cuIpcOpenEventHandle(event: *mut usize, handle: IpcHandle);
 
     cuMemcpy(to: u64, from: u64, bytes: usize);
     cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize);
@@ -169,7 +165,6 @@ driver! {
     cuStreamGetPriority(stream: usize, priority: *mut c_int);
     cuStreamGetFlags(stream: usize, flags: *mut c_uint);
     cuStreamGetId(stream: usize, id: *mut u64);
-    cuStreamAddCallback(stream: usize, f: Callback, data: *mut c_void, flags: c_uint);
     cuEventCreate(event: *mut usize, flags: c_uint);
     cuEventDestroy_v2(event: usize);
     cuEventRecord(event: usize, stream: usize);
@@ -183,13 +178,11 @@ driver! {
     cuStreamIsCapturing(stream: usize, status: *mut c_uint);
     cuStreamGetCaptureInfo_v3(stream: usize, status: *mut c_uint, id: *mut u64, graph: *mut usize,
         dependencies: *mut *const usize, edges: *mut *const c_void, count: *mut usize);
-    cuStreamUpdateCaptureDependencies_v2(stream: usize, dependencies: *mut usize, edges: *const c_void, count: usize, flags: c_uint);
     cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
     cuGraphCreate(graph: *mut usize, flags: c_uint);
     cuGraphDestroy(graph: usize);
     cuGraphGetNodes(graph: usize, nodes: *mut usize, count: *mut usize);
     cuGraphInstantiateWithFlags(exec: *mut usize, graph: usize, flags: u64);
-    cuGraphExecUpdate_v2(exec: usize, graph: usize, info: *mut c_void);
     cuGraphExecDestroy(exec: usize);
     cuGraphUpload(exec: usize, stream: usize);
     cuGraphLaunch(exec: usize, stream: usize);

@@ -23,10 +23,6 @@ api! {
         context::ensure()?;
         driver::cuStreamGetCaptureInfo_v3(stream, status, id, graph, dependencies, edges, count)
     }
-    cudaStreamUpdateCaptureDependencies(stream: usize, dependencies: *mut usize, edges: *const c_void, count: usize, flags: c_uint) {
-        context::ensure()?;
-        driver::cuStreamUpdateCaptureDependencies_v2(stream, dependencies, edges, count, flags)
-    }
     cudaThreadExchangeStreamCaptureMode(mode: *mut c_uint) {
         context::ensure()?;
         driver::cuThreadExchangeStreamCaptureMode(mode)
@@ -44,10 +40,6 @@ api! {
     cudaGraphInstantiateWithFlags(exec: *mut usize, graph: usize, flags: u64) {
         context::ensure()?;
         driver::cuGraphInstantiateWithFlags(exec, graph, flags)
-    }
-    cudaGraphExecUpdate(exec: usize, graph: usize, info: *mut c_void) {
-        context::ensure()?;
-        driver::cuGraphExecUpdate_v2(exec, graph, info)
     }
     cudaGraphExecDestroy(exec: usize) { driver::cuGraphExecDestroy(exec) }
     cudaGraphUpload(exec: usize, stream: usize) {

@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_uint, c_void};
+#[cfg(test)]
+use std::mem::offset_of;
 
 use crate::driver::{self, LaunchConfig};
 use crate::error::{Error, Res, put};
@@ -93,7 +95,7 @@ struct FunctionAttributes {
     /// preferredShmemCarveout: the driver's attributes 0 and 4 to 9, in this order.
     values: [c_int; 7],
     /// Clusters and what is reserved.
-    rest: [c_int; 21],
+    rest: [c_int; 22],
 }
 
 unsafe fn attribute(f: usize, number: c_uint) -> Res<c_int> {
@@ -188,6 +190,25 @@ api! {
         driver::cuLaunchHostFunc(stream, f, data)
     }
 }
+
+/// What the tests compare with the header.
+#[cfg(test)]
+pub const LAYOUT: &[(&str, usize)] = &[
+    ("sizeof(dim3)", size_of::<Dim3>()),
+    ("sizeof(cudaLaunchConfig_t)", size_of::<Config>()),
+    ("offsetof(cudaLaunchConfig_t, stream)", offset_of!(Config, stream)),
+    ("offsetof(cudaLaunchConfig_t, numAttrs)", offset_of!(Config, count)),
+    ("sizeof(CUlaunchConfig)", size_of::<LaunchConfig>()),
+    ("offsetof(CUlaunchConfig, hStream)", offset_of!(LaunchConfig, stream)),
+    ("offsetof(CUlaunchConfig, numAttrs)", offset_of!(LaunchConfig, count)),
+    ("sizeof(cudaLaunchAttribute)", 72),
+    ("sizeof(CUlaunchAttribute)", 72),
+    ("sizeof(cudaFuncAttributes)", size_of::<FunctionAttributes>()),
+    (
+        "offsetof(cudaFuncAttributes, preferredShmemCarveout)",
+        offset_of!(FunctionAttributes, values) + 6 * size_of::<c_int>(),
+    ),
+];
 
 #[cfg(test)]
 mod tests {

@@ -23,6 +23,8 @@ mod driver;
 mod fatbin;
 mod graph;
 mod launch;
+#[cfg(test)]
+mod layout;
 mod memory;
 mod properties;
 mod registry;

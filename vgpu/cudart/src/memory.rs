@@ -1,6 +1,8 @@
 //! Memory: allocation, host memory, pools, pointers, handles between processes.
 
 use std::ffi::{c_int, c_uint, c_void};
+#[cfg(test)]
+use std::mem::offset_of;
 
 use crate::context;
 use crate::driver::{self, IpcHandle};
@@ -161,12 +163,13 @@ api! {
         context::ensure()?;
         driver::cuIpcCloseMemHandle(at)
     }
-    cudaIpcGetEventHandle(handle: *mut IpcHandle, event: usize) {
-        context::ensure()?;
-        driver::cuIpcGetEventHandle(handle, event)
-    }
-    cudaIpcOpenEventHandle(event: *mut usize, handle: IpcHandle) {
-        context::ensure()?;
-        driver::cuIpcOpenEventHandle(event, handle)
-    }
 }
+
+/// What the tests compare with the header.
+#[cfg(test)]
+pub const LAYOUT: &[(&str, usize)] = &[
+    ("sizeof(cudaPointerAttributes)", size_of::<PointerAttributes>()),
+    ("offsetof(cudaPointerAttributes, device)", offset_of!(PointerAttributes, device)),
+    ("offsetof(cudaPointerAttributes, hostPointer)", offset_of!(PointerAttributes, host_pointer)),
+    ("sizeof(cudaIpcMemHandle_t)", size_of::<IpcHandle>()),
+];

@@ -4,7 +4,7 @@
 //! with the names in the PTX before `main`. A program's PTX is loaded when a device first needs something of it.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::context;
@@ -62,7 +62,7 @@ pub fn is_kernel(host: *const c_void) -> bool {
     with(|r| r.kernels.contains_key(&(host as usize)))
 }
 
-/// Forgets what was loaded on a device whose context is about to be destroyed.
+/// Forgets what was loaded on a device whose context was destroyed.
 pub fn forget(device: c_int) {
     with(|r| {
         r.modules.retain(|key, _| key.1 != device);
@@ -124,10 +124,7 @@ impl Registry {
         };
         let text = CString::new(ptx.text().map_err(|e| refused(&e))?);
         let text = text.map_err(|_| refused(&Malformed("the PTX has a zero byte inside")))?;
-        let mut module = 0;
-        // SAFETY: a local and a C string.
-        unsafe { driver::cuModuleLoadData(&mut module, text.as_ptr().cast())? };
-        Ok(module)
+        load_outside_capture(&text)
     }
 
     /// A name that tells the reader which of several binaries it is.
@@ -151,6 +148,22 @@ impl Registry {
             self.what(binary)
         );
     }
+}
+
+/// Loads a module. A stream that captures must not notice: the program did not ask for it, but launched a kernel.
+fn load_outside_capture(text: &CStr) -> Res<usize> {
+    const RELAXED: c_uint = 2;
+    let (mut mode, mut module) = (RELAXED, 0);
+    // SAFETY: locals and a C string.
+    unsafe {
+        let exchanged = driver::cuThreadExchangeStreamCaptureMode(&mut mode).is_ok();
+        let loaded = driver::cuModuleLoadData(&mut module, text.as_ptr().cast());
+        if exchanged {
+            driver::cuThreadExchangeStreamCaptureMode(&mut mode)?;
+        }
+        loaded?;
+    }
+    Ok(module)
 }
 
 /// Compute capability times ten.

@@ -1,6 +1,6 @@
 //! Streams and events: the driver's, under the same handles.
 
-use std::ffi::{c_float, c_int, c_uint, c_void};
+use std::ffi::{c_float, c_int, c_uint};
 
 use crate::context;
 use crate::driver;
@@ -45,10 +45,6 @@ api! {
     cudaStreamGetId(stream: usize, id: *mut u64) {
         context::ensure()?;
         driver::cuStreamGetId(stream, id)
-    }
-    cudaStreamAddCallback(stream: usize, f: driver::Callback, data: *mut c_void, flags: c_uint) {
-        context::ensure()?;
-        driver::cuStreamAddCallback(stream, f, data, flags)
     }
     cudaEventCreate(event: *mut usize) {
         context::ensure()?;
