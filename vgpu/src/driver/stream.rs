@@ -50,15 +50,10 @@ impl Stream {
     pub fn new(blocking: bool) -> std::io::Result<Stream> {
         let (queue, work) = channel::<Op>();
         let pending = Arc::new(AtomicUsize::new(0));
-        let left = pending.clone();
         // The thread ends when the stream and with it the sender is dropped.
-        std::thread::Builder::new().name("vgpu-stream".into()).spawn(move || {
-            for op in work {
-                op();
-                // Whoever sees that all is done sees what was done.
-                left.fetch_sub(1, Ordering::Release);
-            }
-        })?;
+        std::thread::Builder::new()
+            .name("vgpu-stream".into())
+            .spawn(move || work.into_iter().for_each(|op| op()))?;
         Ok(Stream { queue: Mutex::new(queue), blocking, pending })
     }
 
@@ -75,6 +70,15 @@ impl Stream {
     /// Adds work.
     pub fn push(&self, op: impl FnOnce() + Send + 'static) {
         self.pending.fetch_add(1, Ordering::Relaxed);
+        let left = self.pending.clone();
+        self.send(move || {
+            op();
+            // Whoever sees that all is done sees what was done.
+            left.fetch_sub(1, Ordering::Release);
+        });
+    }
+
+    fn send(&self, op: impl FnOnce() + Send + 'static) {
         // The receiver lives as long as the sender: sending fails only if the thread panicked, which it has then said.
         let _ = self.queue.lock().unwrap().send(Box::new(op));
     }
@@ -83,7 +87,8 @@ impl Stream {
     pub fn mark(&self) -> Arc<Mark> {
         let mark = Arc::new(Mark::default());
         let set = mark.clone();
-        self.push(move || set.set());
+        // Not counted as work: who has waited for the mark finds the stream idle.
+        self.send(move || set.set());
         mark
     }
 
