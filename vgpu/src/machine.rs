@@ -57,6 +57,9 @@ pub const BLOCK_SHARED: u32 = 227 * 1024;
 /// What the system keeps of each block's shared memory.
 const RESERVED_SHARED: u32 = 1024;
 
+/// Tracked mode: time without a launch after which kernels that all poll or wait are given up.
+const OTHERS_LAUNCH: Duration = Duration::from_millis(500);
+
 /// A kernel launch.
 pub struct Launch {
     /// Number, from 0.
@@ -177,6 +180,8 @@ pub struct Machine {
     shared: Arc<Shared>,
     threads: Vec<std::thread::JoinHandle<()>>,
     runner: Mutex<()>,
+    /// Threads that wait for a kernel in tracked mode.
+    waiters: AtomicUsize,
 }
 
 pub(crate) fn now_ms() -> u64 {
@@ -224,7 +229,7 @@ impl Machine {
             std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work())
         };
         let threads = (0..workers).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Machine { shared, threads, runner: Mutex::new(()) })
+        Ok(Machine { shared, threads, runner: Mutex::new(()), waiters: AtomicUsize::new(0) })
     }
 
     /// The memory of all devices.
@@ -337,9 +342,7 @@ impl Machine {
     /// Waits for a launch; its counters, or what went wrong.
     pub fn wait(&self, launch: &Launch) -> Result<Counters, Fault> {
         if self.shared.tracked.is_some() {
-            // One thread at a time runs everything, in an order that the seed decides.
-            let _running = self.runner.lock().unwrap();
-            self.shared.run_seeded(launch);
+            self.wait_seeded(launch);
         }
         let mut st = launch.state();
         while !st.ended {
@@ -348,6 +351,32 @@ impl Machine {
         match &st.fault {
             Some(f) => Err(f.clone()),
             None => Ok(st.counters.clone()),
+        }
+    }
+}
+
+impl Machine {
+    /// One thread at a time runs everything, in an order that the seed decides. When all that runs polls or waits, what it waits for
+    /// may be a kernel that another thread has yet to launch: it gets the time to.
+    fn wait_seeded(&self, launch: &Launch) {
+        let launched = || self.shared.ids.load(Ordering::Relaxed);
+        let mut quiet = (launched(), Instant::now());
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let final_try = quiet.1.elapsed() > OTHERS_LAUNCH;
+            let running = self.runner.lock().unwrap();
+            // Another thread may wait for nothing but its turn, to see that its kernel has ended and to launch the next one.
+            let others = self.waiters.load(Ordering::Relaxed) > 1;
+            let turns = if others && !final_try { 4 } else { 2000 };
+            if !self.shared.run_seeded(launch, turns, final_try) {
+                self.waiters.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+            drop(running);
+            if launched() != quiet.0 {
+                quiet = (launched(), Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -23,9 +23,11 @@ impl Shared {
         }
     }
 
-    /// Tracked mode: runs warps in the order that the seed decides until the launch has ended.
-    pub(crate) fn run_seeded(&self, launch: &Launch) {
-        let Some(t) = &self.tracked else { return };
+    /// Tracked mode: runs warps in the order that the seed decides until the launch has ended, or until all poll or wait
+    /// after `turns` turns each: then the kernels fail if this is `final_try`, and else go on at the next call. True if all
+    /// poll or wait.
+    pub(crate) fn run_seeded(&self, launch: &Launch, turns: u64, final_try: bool) -> bool {
+        let Some(t) = &self.tracked else { return false };
         let mut idle = 0u64;
         let mut resident: Vec<Box<Block>> = Vec::new();
         loop {
@@ -35,7 +37,7 @@ impl Shared {
                 resident.extend(sched.ready.drain(..));
                 if launch.is_done() || resident.is_empty() {
                     sched.ready.extend(resident.drain(..));
-                    return;
+                    return false;
                 }
             }
             let n = t.random(resident.len() as u64) as usize;
@@ -56,7 +58,11 @@ impl Shared {
             // Every warp has had its turn many times over and all poll or wait.
             let warps: usize =
                 if idle > 1000 { resident.iter().map(|b| b.warps()).sum() } else { 0 };
-            if warps > 0 && idle > 2000 * warps as u64 && resident.iter().all(|b| b.is_quiet()) {
+            if warps > 0 && idle > turns * warps as u64 && resident.iter().all(|b| b.is_quiet()) {
+                if !final_try {
+                    self.sched.lock().unwrap().ready.extend(resident.drain(..));
+                    return true;
+                }
                 let fault = self.hang_fault(&resident, &[]);
                 for b in resident.drain(..) {
                     self.retire(b, Some(fault.clone()));

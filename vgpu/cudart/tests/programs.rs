@@ -51,15 +51,15 @@ impl Folder {
     }
 
     /// Runs it on two virtual devices of compute capability 9.0.
-    fn run(&self, program: &Path, args: &[&str]) -> Output {
-        Command::new("timeout")
-            .arg("120")
-            .arg(program)
-            .args(args)
-            .envs([("VGPU_DEVICES", "2"), ("VGPU_ARCH", "90")])
-            .env("LD_LIBRARY_PATH", &self.0)
-            .output()
-            .unwrap()
+    fn run(&self, program: &Path) -> Output {
+        self.command(program).output().unwrap()
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("timeout");
+        command.arg("120").arg(program).env("LD_LIBRARY_PATH", &self.0);
+        command.envs([("VGPU_DEVICES", "2"), ("VGPU_ARCH", "90")]);
+        command
     }
 }
 
@@ -73,7 +73,7 @@ fn is_right(name: &str, args: &[&str]) {
         return;
     };
     let folder = Folder::new(name);
-    let out = folder.run(&folder.compile(&cuda, name, args), &[]);
+    let out = folder.run(&folder.compile(&cuda, name, args));
     assert!(
         out.status.success() && text(&out).contains("right\n"),
         "{}: {}",
@@ -145,6 +145,20 @@ fn vgpu_queries() {
     }
 }
 
+/// In weak mode one thread runs all kernels: it must not take those that others are about to launch for missing.
+#[test]
+fn vgpu_kernels_of_two_streams_meet_in_every_mode() {
+    let Some(cuda) = toolkit::toolkit() else {
+        return;
+    };
+    let folder = Folder::new("rounds");
+    let program = folder.compile(&cuda, "rounds", SM_90);
+    for mode in ["sc", "weak"] {
+        let out = folder.command(&program).env("VGPU_MODE", mode).output().unwrap();
+        assert!(text(&out).contains("right\n"), "{mode}: {}", text(&out));
+    }
+}
+
 /// However nvcc stores the PTX: as it does by default, each compression, none, and next to code for other devices.
 #[test]
 fn vgpu_all_forms_of_device_code_load() {
@@ -165,7 +179,7 @@ fn vgpu_all_forms_of_device_code_load() {
         ],
     ];
     for form in forms {
-        let out = folder.run(&folder.compile(&cuda, "symbols", form), &[]);
+        let out = folder.run(&folder.compile(&cuda, "symbols", form));
         assert!(out.status.success(), "{form:?}: {}", text(&out));
     }
 }
@@ -181,7 +195,7 @@ fn vgpu_a_program_without_ptx_is_told_so() {
         ("arch=compute_90,code=sm_90", "machine code only, for 90"),
         ("arch=compute_100,code=compute_100", "its PTX is for 100"),
     ] {
-        let out = folder.run(&folder.compile(&cuda, "symbols", &["-gencode", code]), &[]);
+        let out = folder.run(&folder.compile(&cuda, "symbols", &["-gencode", code]));
         let says = text(&out);
         assert!(
             !out.status.success() && says.contains("cudaErrorNoKernelImageForDevice"),
