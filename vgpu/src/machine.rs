@@ -12,8 +12,9 @@ use std::time::Duration;
 use crate::error::{Fault, LoadError};
 use crate::exec::block::{Block, Buffer, Turn};
 use crate::isa::decode::Kernel;
+use crate::isa::special::Special;
 use crate::mem::counters::Counters;
-use crate::mem::space::AddressSpace;
+use crate::mem::space::{AddressSpace, Kind};
 use crate::module::LoadedModule;
 use crate::progress::{Padded, Progress};
 use crate::track::clock::Know;
@@ -75,6 +76,8 @@ pub struct Launch {
     pub device: u32,
     /// Multiprocessors of the device.
     pub sms: u32,
+    /// Address of what the blocks of a cooperative launch meet at; 0: none.
+    pub workspace: u64,
     /// The process's memory.
     pub space: Arc<AddressSpace>,
     /// Tracked memory.
@@ -98,6 +101,14 @@ struct LaunchState {
     counters: Counters,
     fault: Option<Fault>,
     ended: bool,
+}
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        if self.workspace != 0 {
+            self.space.free(self.workspace);
+        }
+    }
 }
 
 impl Launch {
@@ -265,6 +276,7 @@ impl Machine {
             params: Arc::new(params),
             device: spec.device,
             sms: s.config.sms,
+            workspace: self.workspace(spec)?,
             space: s.space.clone(),
             tracked: s.tracked.clone(),
             writers: s.writers.clone(),
@@ -281,6 +293,19 @@ impl Machine {
         sched.pending[spec.device as usize].push_back(launch.clone());
         s.admit(&mut sched);
         Ok(launch)
+    }
+
+    /// What cooperative groups of CUDA use to meet across a grid, in zeros: its size and a counter. A launch that is not
+    /// cooperative has none, by which a kernel sees that it is not.
+    fn workspace(&self, spec: &LaunchSpec<'_>) -> Result<u64, Fault> {
+        let asks = spec.kernel.specials.iter().any(|s| matches!(s.2, Special::Workspace(_)));
+        if !spec.cooperative || !asks {
+            return Ok(0);
+        }
+        self.shared.space.alloc(spec.device, Kind::Device, 64).map_err(|e| Fault::BadLaunch {
+            kernel: spec.kernel.name.clone(),
+            what: format!("no memory for the grid's barrier: {e}"),
+        })
     }
 
     /// Whether a launch is possible, without launching.

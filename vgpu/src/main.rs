@@ -23,7 +23,7 @@ enum Command {
         /// PTX files.
         files: Vec<PathBuf>,
     },
-    /// Run a CUDA program (cudarc or the driver API) on virtual devices.
+    /// Run a CUDA program (driver API, cudarc, or `nvcc -cudart shared`) on virtual devices.
     Run {
         /// Number of devices.
         #[arg(long, default_value_t = 1)]
@@ -186,11 +186,20 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
             format!("{} is not there: build it with `cargo build -p vgpu`", library.display());
         return Err(std::io::Error::new(std::io::ErrorKind::NotFound, what));
     }
-    // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
+    let runtime = library.with_file_name("libvgpu_cudart.so");
     let folder = std::env::temp_dir().join(format!("vgpu-run-{}", std::process::id()));
     std::fs::create_dir(&folder)?;
+    // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
     for name in ["libcuda.so", "libcuda.so.1"] {
         std::os::unix::fs::symlink(&library, folder.join(name))?;
+    }
+    if runtime.exists() {
+        std::os::unix::fs::symlink(&runtime, folder.join("libcudart.so.13"))?;
+    } else {
+        eprintln!(
+            "vgpu run: no {}; a program of `nvcc -cudart shared` needs `cargo build -p vgpu-cudart`",
+            runtime.display()
+        );
     }
     let mut path = folder.clone().into_os_string();
     if let Some(old) = std::env::var_os("LD_LIBRARY_PATH") {

@@ -475,6 +475,7 @@ impl Warp {
                 Special::GridId => launch.id,
                 Special::DynamicShared => launch.dynamic_shared.into(),
                 Special::TotalShared => (k.shared_bytes + launch.dynamic_shared).into(),
+                Special::Workspace(half) => launch.workspace >> (32 * half) & 0xffff_ffff,
                 Special::Constant(c) => c.into(),
                 Special::Tid(_) | Special::LaneId | Special::LaneMask(_) => {
                     for l in 0..32u32 {
