@@ -1,6 +1,6 @@
 //! Memory handles between processes (`cuIpc*`).
 //!
-//! A handle names an [`Object`] that says where the allocation's bytes are. The object is closed when the allocation is freed,
+//! A handle names an object that says where the allocation's bytes are. The object is closed when the allocation is freed,
 //! so a handle that is older than that opens nothing.
 
 use std::collections::HashMap;

@@ -70,7 +70,7 @@ pub struct Region {
     pub(super) follows: bool,
 }
 
-/// What [`AddressSpace::map_at`] makes a region of.
+/// What `AddressSpace::map_at` makes a region of.
 pub struct Mapping {
     /// Device that owns the bytes.
     pub device: u32,
