@@ -78,6 +78,14 @@ pub enum Fault {
         /// Each waiting warp: where, for what, and who last wrote it.
         report: String,
     },
+    /// What the engine of several processes says of a kernel.
+    #[error("{text}")]
+    Engine {
+        /// The CUresult.
+        code: u32,
+        /// In words.
+        text: String,
+    },
     /// A launch that this device cannot run.
     #[error("kernel `{kernel}` cannot be launched: {what}")]
     BadLaunch {

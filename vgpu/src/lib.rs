@@ -41,6 +41,7 @@ pub mod module;
 pub mod num;
 mod progress;
 pub mod ptx;
+pub mod remote;
 mod seeded;
 pub mod track;
 pub mod writers;

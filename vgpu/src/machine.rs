@@ -14,9 +14,10 @@ use crate::exec::block::{Block, Buffer, Turn};
 use crate::isa::decode::Kernel;
 use crate::isa::special::Special;
 use crate::mem::counters::Counters;
-use crate::mem::space::{AddressSpace, Kind};
+use crate::mem::space::{ARENA, AddressSpace, Kind};
 use crate::module::LoadedModule;
 use crate::progress::{Padded, Progress};
+use crate::remote::Client;
 use crate::track::clock::Know;
 use crate::track::model::Config;
 use crate::track::{RaceReport, Tracked};
@@ -89,7 +90,7 @@ pub struct Launch {
     /// Tracked mode: what its blocks did.
     pub clock: Mutex<Know>,
     /// Set with the first fault: its other blocks need not go on.
-    failed: AtomicBool,
+    pub(crate) failed: AtomicBool,
     state: Mutex<LaunchState>,
     done: Condvar,
 }
@@ -189,11 +190,30 @@ pub struct Machine {
     shared: Arc<Shared>,
     threads: Vec<std::thread::JoinHandle<()>>,
     runner: Mutex<()>,
+    /// Where kernels run instead, if tracked mode is to see those of other processes too.
+    engine: Option<Client>,
+    /// How many races were printed.
+    printed: Mutex<usize>,
 }
 
 impl Machine {
     /// Builds a machine.
     pub fn new(config: MachineConfig) -> std::io::Result<Machine> {
+        Machine::over(config, AddressSpace::new()?, None)
+    }
+
+    /// A machine whose kernels an engine runs.
+    pub fn with_engine(config: MachineConfig, engine: Client) -> std::io::Result<Machine> {
+        let space = AddressSpace::at(engine.base(), ARENA, 0..ARENA)?;
+        Machine::over(MachineConfig { track: None, workers: 1, ..config }, space, Some(engine))
+    }
+
+    /// A machine over this memory.
+    pub(crate) fn over(
+        config: MachineConfig,
+        space: AddressSpace,
+        engine: Option<Client>,
+    ) -> std::io::Result<Machine> {
         if !crate::exec::is_supported() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,
@@ -210,7 +230,7 @@ impl Machine {
             running: 0,
             live: 0,
         };
-        let space = Arc::new(AddressSpace::new()?);
+        let space = Arc::new(space);
         let shared = Arc::new(Shared {
             tracked: config.track.map(|c| Arc::new(Tracked::new(c, space.clone()))),
             space,
@@ -228,7 +248,7 @@ impl Machine {
             std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work(n))
         };
         let threads = (0..workers).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Machine { shared, threads, runner: Mutex::new(()) })
+        Ok(Machine { shared, threads, runner: Mutex::new(()), engine, printed: Mutex::default() })
     }
 
     /// The memory of all devices.
@@ -246,9 +266,46 @@ impl Machine {
         LoadedModule::parse(text, self.shared.tracked.is_some())
     }
 
+    /// Runs a kernel to its end, here or in the engine.
+    pub fn run(&self, spec: &LaunchSpec<'_>) -> Result<Counters, Fault> {
+        match &self.engine {
+            Some(engine) => engine.run(self.space(), spec),
+            None => self.launch(spec).and_then(|launch| self.wait(&launch)),
+        }
+    }
+
+    /// Gives a launch up: its blocks end, and whoever waits for it is told.
+    pub(crate) fn abandon(&self, launch: &Arc<Launch>, why: Fault) {
+        let mut sched = self.shared.sched.lock().unwrap();
+        let mut st = launch.state();
+        if st.ended {
+            return;
+        }
+        st.fault.get_or_insert(why);
+        launch.failed.store(true, Ordering::Relaxed);
+        let over = st.running == 0;
+        drop(st);
+        for pending in &mut sched.pending {
+            pending.retain(|other| !Arc::ptr_eq(other, launch));
+        }
+        if over {
+            self.shared.end(&mut sched, launch);
+        }
+    }
+
     /// The races found so far.
     pub fn races(&self) -> Vec<RaceReport> {
         self.shared.tracked.as_ref().map_or_else(Vec::new, |t| t.races())
+    }
+
+    /// Prints the races that were not printed before.
+    pub(crate) fn print_races(&self) {
+        let all = self.races();
+        let mut printed = self.printed.lock().unwrap();
+        for race in all.iter().skip(*printed) {
+            eprintln!("vgpu: {race}");
+        }
+        *printed = all.len().max(*printed);
     }
 
     /// Blocks of this shape that one multiprocessor holds.
@@ -473,19 +530,24 @@ impl Shared {
         let over = st.running == 0 && (st.next == launch.blocks() || st.fault.is_some());
         drop(st);
         if over {
-            sched.live -= 1;
-            if let Some(t) = &self.tracked {
-                t.launch_ended(&launch);
-                if sched.live == 0 {
-                    t.quiesce();
-                }
-            }
-            launch.state().ended = true;
-            launch.done.notify_all();
+            self.end(&mut sched, &launch);
         }
         self.progress.event();
         drop(block);
         self.admit(&mut sched);
+    }
+
+    /// The last block of a launch has ended.
+    fn end(&self, sched: &mut Sched, launch: &Launch) {
+        sched.live -= 1;
+        if let Some(t) = &self.tracked {
+            t.launch_ended(launch);
+            if sched.live == 0 {
+                t.quiesce();
+            }
+        }
+        launch.state().ended = true;
+        launch.done.notify_all();
     }
 
     /// A worker thread.

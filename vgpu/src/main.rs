@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use vgpu::MachineConfig;
 use vgpu::litmus::{self, Question};
+use vgpu::remote::Server;
+use vgpu::track::model::Config;
 
 /// A virtual GPU: checks PTX, runs litmus tests of the memory model.
 #[derive(Parser)]
@@ -216,10 +219,25 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
         .env("VGPU_MODE", if *weak { "weak" } else { "sc" })
         .env("VGPU_RACES", u32::from(*races).to_string());
     child.env("VGPU_SEED", seed.to_string()).env("VGPU_WATCHDOG", watchdog.to_string());
+    // Weak memory and races are seen across processes: this one runs the kernels of all of them.
+    let socket = folder.join("engine");
+    let track = Config { weak: *weak, race: *races, seed: *seed };
+    let config = MachineConfig {
+        devices: *devices,
+        sms: *sms,
+        track: Some(track),
+        watchdog: Duration::from_secs(*watchdog),
+        ..MachineConfig::default()
+    };
+    let engine = if *weak || *races { Some(Server::start(&socket, config)?) } else { None };
+    if engine.is_some() {
+        child.env(vgpu::remote::VARIABLE, &socket);
+    }
     if let Some(file) = counters {
         child.env("VGPU_COUNTERS", std::path::absolute(file)?);
     }
     let status = child.status();
+    drop(engine);
     std::fs::remove_dir_all(folder)?;
     Ok(status?.code().map_or(ExitCode::FAILURE, |c| ExitCode::from(c as u8)))
 }

@@ -38,6 +38,10 @@ impl Shared {
                 }
             }
             let n = t.random(resident.len() as u64) as usize;
+            if resident[n].launch.failed.load(Ordering::Relaxed) {
+                self.retire(resident.swap_remove(n), None);
+                continue;
+            }
             let warp = t.random(resident[n].warps() as u64) as usize;
             let budget = 1 + t.random(48) as u32;
             match resident[n].step(warp, budget) {

@@ -8,7 +8,6 @@ use super::graph::Kind;
 use super::result::{Error, Res};
 use crate::isa::decode::Kernel;
 use crate::machine::LaunchSpec;
-use crate::track::RaceReport;
 use crate::{Counters, Machine};
 
 /// The shape of a launch.
@@ -177,15 +176,14 @@ fn run(
     params: &[u8],
     error: &Mutex<Option<Error>>,
 ) {
-    let started = machine.launch(&spec(kernel, device, shape, params));
-    match started.and_then(|l| machine.wait(&l)) {
+    match machine.run(&spec(kernel, device, shape, params)) {
         Ok(counters) => write_counters(&kernel.name, device, &counters),
         Err(fault) => {
             eprintln!("vgpu: {fault}");
             error.lock().unwrap().get_or_insert(Error::from(&fault));
         }
     }
-    report_races(&machine.races());
+    machine.print_races();
 }
 
 /// Appends a launch's counts to the file that VGPU_COUNTERS names: one JSON object a line.
@@ -213,16 +211,6 @@ fn write_counters(kernel: &str, device: u32, c: &Counters) {
     if let Err(e) = file.and_then(|mut f| std::io::Write::write_all(&mut f, line.as_bytes())) {
         eprintln!("vgpu: counters cannot be written to {}: {e}", path.display());
     }
-}
-
-/// Prints the races that were not printed before.
-fn report_races(all: &[RaceReport]) {
-    static PRINTED: Mutex<usize> = Mutex::new(0);
-    let mut printed = PRINTED.lock().unwrap();
-    for race in all.iter().skip(*printed) {
-        eprintln!("vgpu: {race}");
-    }
-    *printed = all.len().max(*printed);
 }
 
 fn occupancy(f: usize, threads: c_int, shared: usize) -> Res<c_int> {

@@ -37,6 +37,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::mem::space::MAX_DEVICES;
+use crate::remote::{self, Client};
 use crate::track::model::Config;
 use crate::{Machine, MachineConfig};
 use capture::Capture;
@@ -45,6 +46,11 @@ use graph::{Graph, GraphExec};
 use module::{Function, Library, Module};
 use result::{Error, Res};
 use stream::{Event, Stream};
+
+/// The CUresult of a fault.
+pub(crate) fn code_of(fault: &crate::Fault) -> u32 {
+    Error::from(fault) as u32
+}
 
 /// A number that was no handle before. They are multiples of 16, and never the small numbers that name the default streams.
 fn new_handle() -> usize {
@@ -128,7 +134,11 @@ impl Driver {
             watchdog: Duration::from_secs(number("VGPU_WATCHDOG", 10)),
             ..MachineConfig::default()
         };
-        let machine = Arc::new(Machine::new(config)?);
+        let engine = std::env::var_os(remote::VARIABLE).filter(|_| track.is_some());
+        let machine = Arc::new(match engine {
+            Some(path) => Machine::with_engine(config, Client::join(path.as_ref())?)?,
+            None => Machine::new(config)?,
+        });
         // As on hardware: a device reaches ordinary memory of another one only after cuCtxEnablePeerAccess.
         machine.space().restrict_to_owners();
         let contexts = Handles::default();

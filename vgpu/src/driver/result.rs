@@ -73,7 +73,10 @@ impl From<&Fault> for Error {
             Fault::Misaligned { .. } => Error::MisalignedAddress,
             Fault::Hang { .. } => Error::LaunchTimeout,
             Fault::BadLaunch { .. } => Error::InvalidValue,
-            Fault::Trap { .. } => Error::LaunchFailed,
+            Fault::Engine { code: 700, .. } => Error::IllegalAddress,
+            Fault::Engine { code: 702, .. } => Error::LaunchTimeout,
+            Fault::Engine { code: 716, .. } => Error::MisalignedAddress,
+            Fault::Trap { .. } | Fault::Engine { .. } => Error::LaunchFailed,
         }
     }
 }

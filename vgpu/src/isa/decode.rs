@@ -66,7 +66,9 @@ pub struct Kernel {
     /// True if its memory handlers are those of tracked mode.
     pub tracked: bool,
     /// The module's text, for reports.
-    pub text: std::sync::Arc<str>,
+    pub text: Arc<str>,
+    /// Where the module's variables are.
+    pub variables: Arc<Symbols>,
 }
 
 /// What a name in a body stands for.
@@ -83,7 +85,7 @@ pub(super) enum Named {
 /// The state of decoding.
 pub(super) struct Decoder<'a> {
     pub module: &'a Module,
-    pub symbols: &'a Symbols,
+    pub symbols: &'a Arc<Symbols>,
     pub tracked: bool,
     pub classes: Vec<W>,
     pub constants: HashMap<(W, u64), u32>,
@@ -116,7 +118,7 @@ pub(super) struct Decoder<'a> {
 pub fn decode_kernel(
     module: &Module,
     name: &str,
-    symbols: &Symbols,
+    symbols: &Arc<Symbols>,
     tracked: bool,
 ) -> Result<Arc<Kernel>, LoadError> {
     decode_with(module, name, symbols, tracked, true)
@@ -126,7 +128,7 @@ pub fn decode_kernel(
 pub(crate) fn decode_with(
     module: &Module,
     name: &str,
-    symbols: &Symbols,
+    symbols: &Arc<Symbols>,
     tracked: bool,
     share: bool,
 ) -> Result<Arc<Kernel>, LoadError> {
@@ -548,6 +550,7 @@ impl<'a> Decoder<'a> {
             tables: self.tables,
             tracked: self.tracked,
             text: self.module.text.clone(),
+            variables: self.symbols.clone(),
         }
     }
 }

@@ -37,6 +37,60 @@ impl Team for Fixed {
     }
 }
 
+/// Members are bound to multicast objects in multiples of so many bytes.
+pub const PIECE: u64 = 2 << 20;
+
+/// A team as it was at a moment: for each piece of the region the addresses of the members' bytes, or what is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pieces(pub Vec<Result<Vec<u64>, String>>);
+
+impl Team for Pieces {
+    fn members(&self, offset: u64, _len: u64, out: &mut [u64]) -> Result<usize, String> {
+        let piece =
+            self.0.get((offset / PIECE) as usize).ok_or("outside of the multicast object")?;
+        let members = piece.as_ref().map_err(String::clone)?;
+        for (to, at) in out.iter_mut().zip(members) {
+            *to = at + offset % PIECE;
+        }
+        Ok(members.len().min(out.len()))
+    }
+}
+
+/// A region as it was at a moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// As in [`Region`].
+    pub id: u64,
+    /// As in [`Region`].
+    pub base: u64,
+    /// As in [`Region`].
+    pub len: u64,
+    /// As in [`Region`].
+    pub device: u32,
+    /// As in [`Region`].
+    pub kind: Kind,
+    /// As in [`Region`].
+    pub backing: Option<Backing>,
+    /// Which devices may load, and which may store.
+    pub rights: [u64; 2],
+    /// Of a multicast region.
+    pub pieces: Option<Pieces>,
+    team: Option<Arc<dyn Team>>,
+}
+
+impl Snapshot {
+    /// Where the team's members are, if it has one.
+    pub(super) fn members(&self) -> Option<Pieces> {
+        let team = self.team.as_ref()?;
+        let piece = |n: u64| {
+            let mut out = [0; super::space::MAX_DEVICES];
+            let len = PIECE.min(self.len - n * PIECE);
+            team.members(n * PIECE, len, &mut out).map(|count| out[..count].to_vec())
+        };
+        Some(Pieces((0..self.len.div_ceil(PIECE)).map(piece).collect()))
+    }
+}
+
 /// A file, and a place in it.
 pub type Backing = (Arc<OwnedFd>, u64);
 
@@ -83,6 +137,27 @@ pub struct Mapping {
 }
 
 impl Region {
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            id: self.id,
+            base: self.base,
+            len: self.len,
+            device: self.device,
+            kind: self.kind,
+            backing: self.backing.clone(),
+            rights: std::array::from_fn(|n| self.rights[n].load(Ordering::Relaxed)),
+            pieces: None,
+            team: self.team.clone(),
+        }
+    }
+
+    /// Sets which devices may load and which may store.
+    pub fn set_rights(&self, rights: [u64; 2]) {
+        for (right, mask) in self.rights.iter().zip(rights) {
+            right.store(mask, Ordering::Relaxed);
+        }
+    }
+
     /// Where an access from `device` goes.
     #[inline(always)]
     pub fn target(&self, device: u32) -> Target {

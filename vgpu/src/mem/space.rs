@@ -18,12 +18,13 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use super::identity::{self, Identities};
 use super::region::{Backing, Fixed, new_id, rights};
-pub use super::region::{Kind, Mapping, Region, Team};
+pub use super::region::{Kind, Mapping, PIECE, Pieces, Region, Snapshot, Team};
 use super::registered::Registered;
 
 const PAGE_BITS: u32 = 16;
 const PAGE: u64 = 1 << PAGE_BITS;
-const ARENA: u64 = 1 << 40;
+/// Bytes of addresses of one process.
+pub const ARENA: u64 = 1 << 40;
 const MAX_REGIONS: usize = 1 << 16;
 /// The most devices: rights are masks of 64 bits.
 pub const MAX_DEVICES: usize = 64;
@@ -31,6 +32,8 @@ pub const MAX_DEVICES: usize = 64;
 /// The address space of a process.
 pub struct AddressSpace {
     base: u64,
+    /// Bytes of addresses.
+    size: u64,
     pages: *mut AtomicU32,
     table: Box<[AtomicPtr<Region>]>,
     state: Mutex<State>,
@@ -54,21 +57,36 @@ struct State {
 }
 
 impl AddressSpace {
-    /// Reserves the range. Nothing is committed.
+    /// Reserves a range that the system chooses. Nothing is committed.
     pub fn new() -> std::io::Result<Self> {
-        // SAFETY: new anonymous mappings, chosen by the kernel, replace nothing.
+        AddressSpace::reserved(None, ARENA, 0..ARENA)
+    }
+
+    /// Reserves this range, in which only `own`, counted from its beginning, is allocated from: in the rest others place regions.
+    pub fn at(base: u64, size: u64, own: Range<u64>) -> std::io::Result<Self> {
+        AddressSpace::reserved(Some(base), size, own)
+    }
+
+    fn reserved(at: Option<u64>, size: u64, own: Range<u64>) -> std::io::Result<Self> {
+        let wanted = at.map_or(null_mut(), |at| at as *mut _);
+        let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        if at.is_some() {
+            flags |= MapFlags::FIXED_NOREPLACE;
+        }
+        // SAFETY: new anonymous mappings, which replace nothing.
         let (base, pages) = unsafe {
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
             let base =
-                rustix::mm::mmap_anonymous(null_mut(), ARENA as usize, ProtFlags::empty(), flags)?;
-            let table = (ARENA >> PAGE_BITS) as usize * 4;
+                rustix::mm::mmap_anonymous(wanted, size as usize, ProtFlags::empty(), flags)?;
+            let table = (size >> PAGE_BITS) as usize * 4;
             let rw = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
             (base as u64, rustix::mm::mmap_anonymous(null_mut(), table, rw, flags)?.cast())
         };
-        let free =
-            BTreeMap::from([(base.next_multiple_of(PAGE) >> PAGE_BITS, (ARENA >> PAGE_BITS) - 1)]);
+        let first = (base + own.start).next_multiple_of(PAGE) >> PAGE_BITS;
+        let free = BTreeMap::from([(first, ((base + own.end) >> PAGE_BITS) - first)]);
         Ok(AddressSpace {
             base,
+            size,
             pages,
             table: (0..MAX_REGIONS).map(|_| AtomicPtr::new(null_mut())).collect(),
             state: Mutex::new(State {
@@ -87,7 +105,7 @@ impl AddressSpace {
     #[inline(always)]
     pub fn find(&self, addr: u64, len: u64) -> Option<&Region> {
         let page = addr.wrapping_sub(self.base) >> PAGE_BITS;
-        if page >= ARENA >> PAGE_BITS {
+        if page >= self.size >> PAGE_BITS {
             return self.registered.find(addr, len);
         }
         // SAFETY: `page` is inside the page table; ids index the region table; a region that the page table names
@@ -126,7 +144,7 @@ impl AddressSpace {
 
     /// True if the address is in the reserved range: no host memory of the program is there.
     pub fn contains(&self, addr: u64) -> bool {
-        addr.wrapping_sub(self.base) < ARENA
+        addr.wrapping_sub(self.base) < self.size
     }
 
     /// Ordinary memory of a device is from now on its own only; peers are let in by [`AddressSpace::set_peer`].
@@ -310,6 +328,28 @@ impl AddressSpace {
         self.table[..ids].iter().filter_map(region).filter(|r| r.backing.is_some())
     }
 
+    /// All regions as they are now, with where the members of multicast regions are.
+    pub fn snapshot(&self) -> Vec<Snapshot> {
+        // Asking a team for its members may map them, which takes the lock.
+        let all = |st: &State| {
+            let ids = (st.next_id as usize).min(MAX_REGIONS);
+            let region = |p: &AtomicPtr<Region>| {
+                // SAFETY: a pointer in the table leads to a region until `withdraw` takes it out, under the lock.
+                let region = unsafe { p.load(Ordering::Acquire).as_ref() };
+                region.map(Region::snapshot)
+            };
+            self.table[..ids].iter().filter_map(region).collect::<Vec<_>>()
+        };
+        let teams = all(&self.state.lock().unwrap());
+        let members: BTreeMap<_, _> =
+            teams.iter().filter_map(|r| Some((r.id, r.members()?))).collect();
+        let mut regions = all(&self.state.lock().unwrap());
+        for r in &mut regions {
+            r.pieces = members.get(&r.id).cloned();
+        }
+        regions
+    }
+
     /// From now on, notes which bytes vanish.
     pub fn remember_freed(&self) {
         self.state.lock().unwrap().identities.remember_freed();
@@ -480,8 +520,8 @@ impl Drop for AddressSpace {
         }
         // SAFETY: both mappings were made in `new` and nothing points into them any more.
         unsafe {
-            let _ = rustix::mm::munmap(self.base as *mut _, ARENA as usize);
-            let _ = rustix::mm::munmap(self.pages.cast(), (ARENA >> PAGE_BITS) as usize * 4);
+            let _ = rustix::mm::munmap(self.base as *mut _, self.size as usize);
+            let _ = rustix::mm::munmap(self.pages.cast(), (self.size >> PAGE_BITS) as usize * 4);
         }
     }
 }

@@ -148,7 +148,7 @@ fn program(seed: u64) -> String {
 
 fn decode(text: &str, share: bool) -> Arc<Kernel> {
     let module = ptx::parse_module(text, &mut |_, _| Ok(())).unwrap();
-    decode_with(&module, "k", &Symbols::new(), false, share)
+    decode_with(&module, "k", &Arc::new(Symbols::new()), false, share)
         .unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
