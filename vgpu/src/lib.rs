@@ -34,6 +34,7 @@ pub mod driver;
 pub mod error;
 pub mod exec;
 pub mod isa;
+pub mod launch;
 pub mod litmus;
 pub mod machine;
 pub mod mem;
@@ -47,6 +48,7 @@ pub mod track;
 pub mod writers;
 
 pub use error::{Fault, LoadError, Place};
-pub use machine::{Launch, LaunchSpec, Machine, MachineConfig};
+pub use launch::{Launch, LaunchSpec};
+pub use machine::{Machine, MachineConfig};
 pub use mem::counters::Counters;
 pub use module::LoadedModule;

@@ -6,19 +6,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use crate::error::{Fault, LoadError};
 use crate::exec::block::{Block, Buffer, Turn};
 use crate::isa::decode::Kernel;
 use crate::isa::special::Special;
+use crate::launch::{Launch, LaunchSpec};
 use crate::mem::counters::Counters;
 use crate::mem::space::{ARENA, AddressSpace, Kind};
 use crate::module::LoadedModule;
 use crate::progress::{Padded, Progress};
 use crate::remote::Client;
-use crate::track::clock::Know;
 use crate::track::model::Config;
 use crate::track::{RaceReport, Tracked};
 use crate::writers::Writers;
@@ -59,74 +59,6 @@ pub const BLOCK_SHARED: u32 = 227 * 1024;
 /// What the system keeps of each block's shared memory.
 const RESERVED_SHARED: u32 = 1024;
 
-/// A kernel launch.
-pub struct Launch {
-    /// Number, from 0.
-    pub id: u64,
-    /// What runs.
-    pub kernel: Arc<Kernel>,
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads of a block in x, y, z.
-    pub block: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub dynamic_shared: u32,
-    /// Parameter bytes.
-    pub params: Arc<Buffer>,
-    /// Device.
-    pub device: u32,
-    /// Multiprocessors of the device.
-    pub sms: u32,
-    /// Address of what the blocks of a cooperative launch meet at; 0: none.
-    pub workspace: u64,
-    /// The process's memory.
-    pub space: Arc<AddressSpace>,
-    /// Tracked memory.
-    pub tracked: Option<Arc<Tracked>>,
-    /// Who wrote what others wait for.
-    pub writers: Arc<Writers>,
-    /// Tracked mode: what happened before the launch.
-    pub known: Arc<Know>,
-    /// Tracked mode: what its blocks did.
-    pub clock: Mutex<Know>,
-    /// Set with the first fault: its other blocks need not go on.
-    pub(crate) failed: AtomicBool,
-    state: Mutex<LaunchState>,
-    done: Condvar,
-}
-
-#[derive(Default)]
-struct LaunchState {
-    next: u64,
-    running: u64,
-    counters: Counters,
-    fault: Option<Fault>,
-    ended: bool,
-}
-
-impl Drop for Launch {
-    fn drop(&mut self) {
-        if self.workspace != 0 {
-            self.space.free(self.workspace);
-        }
-    }
-}
-
-impl Launch {
-    fn blocks(&self) -> u64 {
-        self.grid.iter().map(|&g| u64::from(g)).product()
-    }
-
-    fn state(&self) -> MutexGuard<'_, LaunchState> {
-        self.state.lock().unwrap()
-    }
-
-    /// True when its last block has ended, or it failed.
-    pub fn is_done(&self) -> bool {
-        self.state().ended
-    }
-}
-
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Sm {
     threads: u32,
@@ -141,24 +73,6 @@ pub(crate) struct Sched {
     pub(crate) pending: Vec<VecDeque<Arc<Launch>>>,
     pub(crate) running: usize,
     pub(crate) live: usize,
-}
-
-/// What to launch.
-pub struct LaunchSpec<'a> {
-    /// Kernel.
-    pub kernel: &'a Arc<Kernel>,
-    /// Device.
-    pub device: u32,
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads of a block in x, y, z.
-    pub block: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub dynamic_shared: u32,
-    /// Parameter block, laid out as the kernel declares.
-    pub params: &'a [u8],
-    /// True if all blocks must be resident at once.
-    pub cooperative: bool,
 }
 
 /// What workers look at after every turn; written rarely, so kept away from what is written often.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::Fault;
 use crate::exec::block::{Block, Turn};
-use crate::machine::{Launch, Shared};
+use crate::launch::Launch;
+use crate::machine::Shared;
 
 impl Shared {
     pub(crate) fn hang_fault(&self, blocks: &[Box<Block>], pending: &[(String, u64)]) -> Fault {

@@ -7,7 +7,7 @@ use super::entry::{api, current, put, slice, stream};
 use super::graph::Kind;
 use super::result::{Error, Res};
 use crate::isa::decode::Kernel;
-use crate::machine::LaunchSpec;
+use crate::launch::LaunchSpec;
 use crate::{Counters, Machine};
 
 /// The shape of a launch.

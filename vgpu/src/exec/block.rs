@@ -9,7 +9,7 @@ use crate::error::{Fault, Place};
 use crate::isa::W;
 use crate::isa::decode::Kernel;
 use crate::isa::special::Special;
-use crate::machine::Launch;
+use crate::launch::Launch;
 use crate::mem::counters::Counters;
 use crate::track::clock::Know;
 use crate::track::{Party, Tracked};

@@ -11,7 +11,7 @@ use super::wire::{Mapping, Remote, Reply, Request, receive, send};
 use super::{BASE, SLICES};
 use crate::error::Fault;
 use crate::isa::decode::Kernel;
-use crate::machine::LaunchSpec;
+use crate::launch::LaunchSpec;
 use crate::mem::counters::Counters;
 use crate::mem::space::{ARENA, AddressSpace, Kind, Pieces, Snapshot};
 

@@ -24,7 +24,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crate::isa::decode::Kernel;
-use crate::machine::{BLOCK_SHARED, Launch};
+use crate::launch::Launch;
+use crate::machine::BLOCK_SHARED;
 use crate::mem::space::AddressSpace;
 use clock::Know;
 pub use deferred::Update;
