@@ -8,8 +8,11 @@ use vgpu::track::model::Config;
 use vgpu::{LaunchSpec, Machine, MachineConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let path = std::env::args().nth(1).ok_or("usage: speed KERNELS.ptx")?;
+    let path = std::env::args().nth(1).ok_or("usage: speed KERNELS.ptx [ping-pong]")?;
     let text = std::fs::read_to_string(path)?;
+    if std::env::args().nth(2).as_deref() == Some("ping-pong") {
+        return (0..9).try_for_each(|_| ping_pong_of_two(&text));
+    }
     for (name, track, size) in [
         ("SC, 1 MB", None, 1 << 20),
         ("SC, 64 MB", None, 64 << 20),
@@ -23,8 +26,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         )?;
     }
     println!("SC, two workers:");
-    ping_pong(&text, MachineConfig { devices: 2, workers: 2, ..MachineConfig::default() })?;
-    Ok(())
+    ping_pong_of_two(&text)
+}
+
+fn ping_pong_of_two(text: &str) -> Res {
+    ping_pong(text, MachineConfig { devices: 2, workers: 2, ..MachineConfig::default() })
 }
 
 type Res = Result<(), Box<dyn std::error::Error>>;

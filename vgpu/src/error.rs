@@ -40,8 +40,10 @@ impl LoadError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// An access outside every allocation.
-    #[error("{at}: {bytes} bytes at {address:#x} are not inside one allocation")]
+    /// An access outside every allocation, or to one that the device may not access.
+    #[error(
+        "{at}: {bytes} bytes at {address:#x} are not inside one allocation that the device may access"
+    )]
     IllegalAddress {
         /// Where in which kernel.
         at: Place,
@@ -75,6 +77,14 @@ pub enum Fault {
         seconds: u64,
         /// Each waiting warp: where, for what, and who last wrote it.
         report: String,
+    },
+    /// What the engine of several processes says of a kernel.
+    #[error("{text}")]
+    Engine {
+        /// The CUresult.
+        code: u32,
+        /// In words.
+        text: String,
     },
     /// A launch that this device cannot run.
     #[error("kernel `{kernel}` cannot be launched: {what}")]

@@ -6,16 +6,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use crate::error::{Fault, LoadError};
 use crate::exec::block::{Block, Buffer, Turn};
 use crate::isa::decode::Kernel;
+use crate::isa::special::Special;
+use crate::launch::{Launch, LaunchSpec};
 use crate::mem::counters::Counters;
-use crate::mem::space::AddressSpace;
+use crate::mem::space::{ARENA, AddressSpace, Kind};
 use crate::module::LoadedModule;
-use crate::track::clock::Vc;
+use crate::progress::{Padded, Progress};
+use crate::remote::Client;
 use crate::track::model::Config;
 use crate::track::{RaceReport, Tracked};
 use crate::writers::Writers;
@@ -56,62 +59,6 @@ pub const BLOCK_SHARED: u32 = 227 * 1024;
 /// What the system keeps of each block's shared memory.
 const RESERVED_SHARED: u32 = 1024;
 
-/// A kernel launch.
-pub struct Launch {
-    /// Number, from 0.
-    pub id: u64,
-    /// What runs.
-    pub kernel: Arc<Kernel>,
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads of a block in x, y, z.
-    pub block: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub dynamic_shared: u32,
-    /// Parameter bytes.
-    pub params: Arc<Buffer>,
-    /// Device.
-    pub device: u32,
-    /// Multiprocessors of the device.
-    pub sms: u32,
-    /// The process's memory.
-    pub space: Arc<AddressSpace>,
-    /// Tracked memory.
-    pub tracked: Option<Arc<Tracked>>,
-    /// Who wrote what others wait for.
-    pub writers: Arc<Writers>,
-    /// Tracked mode: what happened before the launch.
-    pub known: Vc,
-    /// Tracked mode: what its blocks did.
-    pub clock: Mutex<Vc>,
-    state: Mutex<LaunchState>,
-    done: Condvar,
-}
-
-#[derive(Default)]
-struct LaunchState {
-    next: u64,
-    running: u64,
-    counters: Counters,
-    fault: Option<Fault>,
-    ended: bool,
-}
-
-impl Launch {
-    fn blocks(&self) -> u64 {
-        self.grid.iter().map(|&g| u64::from(g)).product()
-    }
-
-    fn state(&self) -> MutexGuard<'_, LaunchState> {
-        self.state.lock().unwrap()
-    }
-
-    /// True when its last block has ended, or it failed.
-    pub fn is_done(&self) -> bool {
-        self.state().ended
-    }
-}
-
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Sm {
     threads: u32,
@@ -128,22 +75,15 @@ pub(crate) struct Sched {
     pub(crate) live: usize,
 }
 
-/// What to launch.
-pub struct LaunchSpec<'a> {
-    /// Kernel.
-    pub kernel: &'a Arc<Kernel>,
-    /// Device.
-    pub device: u32,
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads of a block in x, y, z.
-    pub block: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub dynamic_shared: u32,
-    /// Parameter block, laid out as the kernel declares.
-    pub params: &'a [u8],
-    /// True if all blocks must be resident at once.
-    pub cooperative: bool,
+/// What workers look at after every turn; written rarely, so kept away from what is written often.
+#[derive(Default)]
+pub(crate) struct Signals {
+    /// Blocks that are ready and have no worker.
+    pub(crate) waiting: AtomicUsize,
+    /// A worker has found that nothing moves: all put their blocks down.
+    pub(crate) hang: AtomicBool,
+    /// The machine is dropped.
+    pub(crate) stop: AtomicBool,
 }
 
 pub(crate) struct Shared {
@@ -153,10 +93,8 @@ pub(crate) struct Shared {
     pub(crate) writers: Arc<Writers>,
     pub(crate) sched: Mutex<Sched>,
     pub(crate) wake: Condvar,
-    pub(crate) waiting: AtomicUsize,
-    pub(crate) progress: AtomicU64,
-    pub(crate) hang: AtomicBool,
-    pub(crate) stop: AtomicBool,
+    pub(crate) signals: Padded<Signals>,
+    pub(crate) progress: Progress,
     pub(crate) ids: AtomicU64,
     pub(crate) uids: AtomicU64,
 }
@@ -166,22 +104,34 @@ pub struct Machine {
     shared: Arc<Shared>,
     threads: Vec<std::thread::JoinHandle<()>>,
     runner: Mutex<()>,
-}
-
-pub(crate) fn now_ms() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+    /// Where kernels run instead, if tracked mode is to see those of other processes too.
+    engine: Option<Client>,
+    /// How many races were printed.
+    printed: Mutex<usize>,
 }
 
 impl Machine {
     /// Builds a machine.
     pub fn new(config: MachineConfig) -> std::io::Result<Machine> {
-        // Only with AVX are 16-byte accesses single-copy atomic, and `access` is written with its instructions.
-        #[cfg(target_arch = "x86_64")]
-        if !is_x86_feature_detected!("avx") {
+        Machine::over(config, AddressSpace::new()?, None)
+    }
+
+    /// A machine whose kernels an engine runs.
+    pub fn with_engine(config: MachineConfig, engine: Client) -> std::io::Result<Machine> {
+        let space = AddressSpace::at(engine.base(), ARENA, 0..ARENA)?;
+        Machine::over(MachineConfig { track: None, workers: 1, ..config }, space, Some(engine))
+    }
+
+    /// A machine over this memory.
+    pub(crate) fn over(
+        config: MachineConfig,
+        space: AddressSpace,
+        engine: Option<Client>,
+    ) -> std::io::Result<Machine> {
+        if !crate::exec::is_supported() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,
-                "vgpu needs a processor with AVX",
+                "vgpu needs a processor with AVX2, FMA and BMI2",
             ));
         }
         let n = config.devices as usize;
@@ -194,26 +144,25 @@ impl Machine {
             running: 0,
             live: 0,
         };
+        let space = Arc::new(space);
         let shared = Arc::new(Shared {
-            space: Arc::new(AddressSpace::new()?),
-            tracked: config.track.map(|c| Arc::new(Tracked::new(c))),
+            tracked: config.track.map(|c| Arc::new(Tracked::new(c, space.clone()))),
+            space,
             writers: Arc::default(),
             sched: Mutex::new(sched),
             wake: Condvar::new(),
-            waiting: AtomicUsize::new(0),
-            progress: AtomicU64::new(0),
-            hang: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
+            signals: Padded::default(),
+            progress: Progress::new(workers),
             ids: AtomicU64::new(0),
             uids: AtomicU64::new(1),
             config,
         });
         let spawn = |n| {
             let s = shared.clone();
-            std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work())
+            std::thread::Builder::new().name(format!("vgpu-{n}")).spawn(move || s.work(n))
         };
         let threads = (0..workers).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Machine { shared, threads, runner: Mutex::new(()) })
+        Ok(Machine { shared, threads, runner: Mutex::new(()), engine, printed: Mutex::default() })
     }
 
     /// The memory of all devices.
@@ -231,9 +180,46 @@ impl Machine {
         LoadedModule::parse(text, self.shared.tracked.is_some())
     }
 
+    /// Runs a kernel to its end, here or in the engine.
+    pub fn run(&self, spec: &LaunchSpec<'_>) -> Result<Counters, Fault> {
+        match &self.engine {
+            Some(engine) => engine.run(self.space(), spec),
+            None => self.launch(spec).and_then(|launch| self.wait(&launch)),
+        }
+    }
+
+    /// Gives a launch up: its blocks end, and whoever waits for it is told.
+    pub(crate) fn abandon(&self, launch: &Arc<Launch>, why: Fault) {
+        let mut sched = self.shared.sched.lock().unwrap();
+        let mut st = launch.state();
+        if st.ended {
+            return;
+        }
+        st.fault.get_or_insert(why);
+        launch.failed.store(true, Ordering::Relaxed);
+        let over = st.running == 0;
+        drop(st);
+        for pending in &mut sched.pending {
+            pending.retain(|other| !Arc::ptr_eq(other, launch));
+        }
+        if over {
+            self.shared.end(&mut sched, launch);
+        }
+    }
+
     /// The races found so far.
     pub fn races(&self) -> Vec<RaceReport> {
         self.shared.tracked.as_ref().map_or_else(Vec::new, |t| t.races())
+    }
+
+    /// Prints the races that were not printed before.
+    pub(crate) fn print_races(&self) {
+        let all = self.races();
+        let mut printed = self.printed.lock().unwrap();
+        for race in all.iter().skip(*printed) {
+            eprintln!("vgpu: {race}");
+        }
+        *printed = all.len().max(*printed);
     }
 
     /// Blocks of this shape that one multiprocessor holds.
@@ -261,21 +247,36 @@ impl Machine {
             params: Arc::new(params),
             device: spec.device,
             sms: s.config.sms,
+            workspace: self.workspace(spec)?,
             space: s.space.clone(),
             tracked: s.tracked.clone(),
             writers: s.writers.clone(),
-            known: s.tracked.as_ref().map_or_else(Vc::new, |t| t.ended()),
+            known: s.tracked.as_ref().map_or_else(Arc::default, |t| t.ended()),
             clock: Mutex::default(),
+            failed: AtomicBool::new(false),
             state: Mutex::default(),
             done: Condvar::new(),
         });
         s.writers.names.lock().unwrap().push((spec.kernel.name.clone(), spec.device));
         let mut sched = s.sched.lock().unwrap();
-        s.progress.store(now_ms(), Ordering::Relaxed);
+        s.progress.event();
         sched.live += 1;
         sched.pending[spec.device as usize].push_back(launch.clone());
         s.admit(&mut sched);
         Ok(launch)
+    }
+
+    /// What cooperative groups of CUDA use to meet across a grid, in zeros: its size and a counter. A launch that is not
+    /// cooperative has none, by which a kernel sees that it is not.
+    fn workspace(&self, spec: &LaunchSpec<'_>) -> Result<u64, Fault> {
+        let asks = spec.kernel.specials.iter().any(|s| matches!(s.2, Special::Workspace(_)));
+        if !spec.cooperative || !asks {
+            return Ok(0);
+        }
+        self.shared.space.alloc(spec.device, Kind::Device, 64).map_err(|e| Fault::BadLaunch {
+            kernel: spec.kernel.name.clone(),
+            what: format!("no memory for the grid's barrier: {e}"),
+        })
     }
 
     /// Whether a launch is possible, without launching.
@@ -345,7 +346,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.signals.0.stop.store(true, Ordering::SeqCst);
         drop(self.shared.sched.lock().unwrap());
         self.shared.wake.notify_all();
         for t in self.threads.drain(..) {
@@ -375,7 +376,7 @@ impl Shared {
                     self.occupy(sched, &launch, sm, 1);
                     sched.places.insert(self.key(&launch, index), sm);
                     sched.ready.push_back(block);
-                    self.waiting.fetch_add(1, Ordering::Relaxed);
+                    self.signals.0.waiting.fetch_add(1, Ordering::Relaxed);
                     self.wake.notify_one();
                 }
                 let st = launch.state();
@@ -428,7 +429,7 @@ impl Shared {
         let counters = block.counters();
         let mut sched = self.sched.lock().unwrap();
         if let Some(t) = &self.tracked {
-            t.block_ended(block.agents(), &launch);
+            t.block_ended(block.uid(), block.agents(), &launch);
         }
         if let Some(sm) = sched.places.remove(&self.key(&launch, block.index)) {
             self.occupy(&mut sched, &launch, sm, -1);
@@ -436,29 +437,35 @@ impl Shared {
         let mut st = launch.state();
         st.counters.add(&counters);
         st.running -= 1;
-        if st.fault.is_none() {
+        if st.fault.is_none() && fault.is_some() {
+            launch.failed.store(true, Ordering::Relaxed);
             st.fault = fault;
         }
         let over = st.running == 0 && (st.next == launch.blocks() || st.fault.is_some());
         drop(st);
         if over {
-            sched.live -= 1;
-            if let Some(t) = &self.tracked {
-                t.launch_ended(&launch);
-                if sched.live == 0 {
-                    t.quiesce();
-                }
-            }
-            launch.state().ended = true;
-            launch.done.notify_all();
+            self.end(&mut sched, &launch);
         }
-        self.progress.store(now_ms(), Ordering::Relaxed);
+        self.progress.event();
         drop(block);
         self.admit(&mut sched);
     }
 
+    /// The last block of a launch has ended.
+    fn end(&self, sched: &mut Sched, launch: &Launch) {
+        sched.live -= 1;
+        if let Some(t) = &self.tracked {
+            t.launch_ended(launch);
+            if sched.live == 0 {
+                t.quiesce();
+            }
+        }
+        launch.state().ended = true;
+        launch.done.notify_all();
+    }
+
     /// A worker thread.
-    fn work(&self) {
+    fn work(&self, worker: usize) {
         let mut mine: Option<Box<Block>> = None;
         let mut idle = 0u32;
         loop {
@@ -469,11 +476,11 @@ impl Shared {
                     None => return,
                 },
             };
-            let failed = block.launch.state().fault.is_some() && idle & 63 == 63;
+            let failed = block.launch.failed.load(Ordering::Relaxed);
             match if failed { Turn::Done } else { block.turn() } {
                 Turn::Busy => {
                     idle = 0;
-                    self.progress.store(now_ms(), Ordering::Relaxed);
+                    self.progress.moved(worker);
                 }
                 Turn::Idle => {
                     idle = idle.wrapping_add(1);
@@ -497,14 +504,14 @@ impl Shared {
                     continue;
                 }
             }
-            if self.waiting.load(Ordering::Relaxed) > 0
-                || self.hang.load(Ordering::Relaxed)
-                || self.stop.load(Ordering::Relaxed)
+            if self.signals.0.waiting.load(Ordering::Relaxed) > 0
+                || self.signals.0.hang.load(Ordering::Relaxed)
+                || self.signals.0.stop.load(Ordering::Relaxed)
             {
                 let mut sched = self.sched.lock().unwrap();
                 sched.ready.push_back(block);
                 sched.running -= 1;
-                self.waiting.fetch_add(1, Ordering::Relaxed);
+                self.signals.0.waiting.fetch_add(1, Ordering::Relaxed);
             } else {
                 mine = Some(block);
             }
@@ -518,13 +525,13 @@ impl Shared {
     fn next_block(&self) -> Option<Box<Block>> {
         let mut sched = self.sched.lock().unwrap();
         loop {
-            if self.stop.load(Ordering::SeqCst) {
+            if self.signals.0.stop.load(Ordering::SeqCst) {
                 return None;
             }
-            if !self.hang.load(Ordering::SeqCst)
+            if !self.signals.0.hang.load(Ordering::SeqCst)
                 && let Some(b) = sched.ready.pop_front()
             {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.signals.0.waiting.fetch_sub(1, Ordering::Relaxed);
                 sched.running += 1;
                 return Some(b);
             }
@@ -533,8 +540,7 @@ impl Shared {
     }
 
     fn is_late(&self) -> bool {
-        now_ms().saturating_sub(self.progress.load(Ordering::Relaxed))
-            > self.config.watchdog.as_millis() as u64
+        self.progress.quiet_for() > self.config.watchdog
     }
 
     /// Nothing moves: stops all workers, reports all resident blocks, and fails their launches.
@@ -542,13 +548,13 @@ impl Shared {
         let mut sched = self.sched.lock().unwrap();
         sched.ready.push_back(block);
         sched.running -= 1;
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.hang.store(true, Ordering::SeqCst);
+        self.signals.0.waiting.fetch_add(1, Ordering::Relaxed);
+        self.signals.0.hang.store(true, Ordering::SeqCst);
         while sched.running > 0 {
             sched = self.wake.wait_timeout(sched, Duration::from_millis(1)).unwrap().0;
         }
         let blocks: Vec<_> = sched.ready.drain(..).collect();
-        self.waiting.store(0, Ordering::Relaxed);
+        self.signals.0.waiting.store(0, Ordering::Relaxed);
         let waits = sched
             .pending
             .iter()
@@ -557,7 +563,7 @@ impl Shared {
             .collect::<Vec<_>>();
         drop(sched);
         let fault = self.hang_fault(&blocks, &waits);
-        self.hang.store(false, Ordering::SeqCst);
+        self.signals.0.hang.store(false, Ordering::SeqCst);
         for b in blocks {
             self.retire(b, Some(fault.clone()));
         }

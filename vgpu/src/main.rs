@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use vgpu::MachineConfig;
 use vgpu::litmus::{self, Question};
+use vgpu::remote::Server;
+use vgpu::track::model::Config;
 
 /// A virtual GPU: checks PTX, runs litmus tests of the memory model.
 #[derive(Parser)]
@@ -23,7 +26,7 @@ enum Command {
         /// PTX files.
         files: Vec<PathBuf>,
     },
-    /// Run a CUDA program (cudarc or the driver API) on virtual devices.
+    /// Run a CUDA program (driver API, cudarc, or `nvcc -cudart shared`) on virtual devices.
     Run {
         /// Number of devices.
         #[arg(long, default_value_t = 1)]
@@ -160,8 +163,12 @@ fn litmus(
                 }
             }
         };
+        let proxies = if test.proxies { "; proxies are NOT told apart" } else { "" };
         let seed = o.first_seed.map_or(String::new(), |s| format!(" (seed {s})"));
-        println!("{name:<48} {:>9} {:>9} {:>9}  {says}{seed}", o.seen, o.runs, o.unfinished);
+        println!(
+            "{name:<48} {:>9} {:>9} {:>9}  {says}{seed}{proxies}",
+            o.seen, o.runs, o.unfinished
+        );
     }
     if !verdicts.is_empty() {
         println!("allowed states seen: {found} of {allowed}");
@@ -182,11 +189,20 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
             format!("{} is not there: build it with `cargo build -p vgpu`", library.display());
         return Err(std::io::Error::new(std::io::ErrorKind::NotFound, what));
     }
-    // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
+    let runtime = library.with_file_name("libvgpu_cudart.so");
     let folder = std::env::temp_dir().join(format!("vgpu-run-{}", std::process::id()));
     std::fs::create_dir(&folder)?;
+    // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
     for name in ["libcuda.so", "libcuda.so.1"] {
         std::os::unix::fs::symlink(&library, folder.join(name))?;
+    }
+    if runtime.exists() {
+        std::os::unix::fs::symlink(&runtime, folder.join("libcudart.so.13"))?;
+    } else {
+        eprintln!(
+            "vgpu run: no {}; a program of `nvcc -cudart shared` needs `cargo build -p vgpu-cudart`",
+            runtime.display()
+        );
     }
     let mut path = folder.clone().into_os_string();
     if let Some(old) = std::env::var_os("LD_LIBRARY_PATH") {
@@ -203,10 +219,25 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
         .env("VGPU_MODE", if *weak { "weak" } else { "sc" })
         .env("VGPU_RACES", u32::from(*races).to_string());
     child.env("VGPU_SEED", seed.to_string()).env("VGPU_WATCHDOG", watchdog.to_string());
+    // Weak memory and races are seen across processes: this one runs the kernels of all of them.
+    let socket = folder.join("engine");
+    let track = Config { weak: *weak, race: *races, seed: *seed };
+    let config = MachineConfig {
+        devices: *devices,
+        sms: *sms,
+        track: Some(track),
+        watchdog: Duration::from_secs(*watchdog),
+        ..MachineConfig::default()
+    };
+    let engine = if *weak || *races { Some(Server::start(&socket, config)?) } else { None };
+    if engine.is_some() {
+        child.env(vgpu::remote::VARIABLE, &socket);
+    }
     if let Some(file) = counters {
         child.env("VGPU_COUNTERS", std::path::absolute(file)?);
     }
     let status = child.status();
+    drop(engine);
     std::fs::remove_dir_all(folder)?;
     Ok(status?.code().map_or(ExitCode::FAILURE, |c| ExitCode::from(c as u8)))
 }

@@ -77,6 +77,12 @@ impl LoadedModule {
         Ok(symbols)
     }
 
+    /// Says where the module's variables are on a device, for a module whose variables another process has placed.
+    pub fn place(&self, device: u32, variables: impl Iterator<Item = (String, u64)>) {
+        let symbols = variables.map(|(name, at)| (name, (Space::Global, at))).collect();
+        self.symbols.lock().unwrap().entry(device).or_insert_with(|| Arc::new(symbols));
+    }
+
     /// Address and size of a variable on a device.
     pub fn global(&self, space: &AddressSpace, device: u32, name: &str) -> Option<(u64, u64)> {
         let size = self.module.variables.iter().find(|v| v.name == name)?.size;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::Fault;
 use crate::exec::block::{Block, Turn};
-use crate::machine::{Launch, Shared, now_ms};
+use crate::launch::Launch;
+use crate::machine::Shared;
 
 impl Shared {
     pub(crate) fn hang_fault(&self, blocks: &[Box<Block>], pending: &[(String, u64)]) -> Fault {
@@ -18,10 +19,7 @@ impl Shared {
                 "  kernel `{name}`: {n} blocks are not resident, for lack of room\n"
             ));
         }
-        Fault::Hang {
-            seconds: now_ms().saturating_sub(self.progress.load(Ordering::Relaxed)) / 1000,
-            report,
-        }
+        Fault::Hang { seconds: self.progress.quiet_for().as_secs(), report }
     }
 
     /// Tracked mode: runs warps in the order that the seed decides until the launch has ended.
@@ -33,7 +31,7 @@ impl Shared {
         loop {
             {
                 let mut sched = self.sched.lock().unwrap();
-                self.waiting.store(0, Ordering::Relaxed);
+                self.signals.0.waiting.store(0, Ordering::Relaxed);
                 resident.extend(sched.ready.drain(..));
                 if launch.is_done() || resident.is_empty() {
                     sched.ready.extend(resident.drain(..));
@@ -41,6 +39,10 @@ impl Shared {
                 }
             }
             let n = t.random(resident.len() as u64) as usize;
+            if resident[n].launch.failed.load(Ordering::Relaxed) {
+                self.retire(resident.swap_remove(n), None);
+                continue;
+            }
             let warp = t.random(resident[n].warps() as u64) as usize;
             let budget = 1 + t.random(48) as u32;
             match resident[n].step(warp, budget) {

@@ -5,6 +5,8 @@ mod common;
 use std::time::Duration;
 
 use common::{Params, Rig, cases, kernels_ptx};
+use vgpu::mem::space::Kind;
+use vgpu::track::Bytes;
 use vgpu::track::model::Config;
 use vgpu::{Fault, MachineConfig};
 
@@ -64,6 +66,64 @@ fn vgpu_a_missing_release_is_found_both_ways() {
     assert!(races.iter().all(|r| r.first.0.kernel == "ping_pong_relaxed" && r.first.0.line > 0));
 }
 
+/// Two addresses of the same four bytes.
+fn aliases(rig: &Rig) -> [u64; 2] {
+    let a = rig.alloc::<u32>(0, 1);
+    let space = rig.machine.space();
+    let (file, offset) = space.find(a, 4).unwrap().backing.clone().unwrap();
+    [a, space.map(0, Kind::Device, file, offset, 4).unwrap()]
+}
+
+#[test]
+fn vgpu_histories_and_races_hold_through_aliases() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let mut stale = 0;
+    for seed in 0..20 {
+        let rig = Rig::new(&ptx, weak(2, seed));
+        let data = aliases(&rig);
+        assert_eq!(cases::ping_pong_on(&rig, "ping_pong", 20, data), 0);
+        assert_eq!(rig.machine.races(), []);
+        stale += usize::from(cases::ping_pong_on(&rig, "ping_pong_relaxed", 20, data) > 0);
+        assert!(!rig.machine.races().is_empty());
+    }
+    assert!(stale >= 10, "stale data in only {stale} of 20 seeds");
+}
+
+#[test]
+fn vgpu_a_race_report_says_who_where_and_why() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let race = MachineConfig { track: Some(Config { weak: false, race: true, seed: 1 }), ..sc(2) };
+    let rig = Rig::new(&ptx, race);
+    let data = rig.alloc::<u32>(0, 16) + 20;
+    cases::ping_pong_on(&rig, "ping_pong_relaxed", 5, [data, data]);
+    let races = rig.machine.races();
+    let Some(r) = races.iter().find(|r| r.first.1 && !r.second.1) else { panic!("{races:?}") };
+    assert_eq!((r.first.0.device, r.second.0.device), (0, 1));
+    assert_eq!(r.at, Bytes::Allocation { base: data - 20, offset: 20, device: 0 });
+    assert!(r.bytes == 4 && r.count >= 5, "{r:?}");
+    let text = r.to_string();
+    for part in [
+        "race on 4 bytes at",
+        "+ 0x14 (allocation on device 0)",
+        "write by `ping_pong_relaxed` on device 0, block 0, warp 0, lane 0, PTX line",
+        "`st.global.u32 [",
+        "read  by `ping_pong_relaxed` on device 1",
+        "`ld.global.u32",
+        "nothing orders them; seen",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    // Each pair of instructions is there once.
+    let lines: std::collections::HashSet<_> =
+        races.iter().map(|r| (r.first.0.line, r.second.0.line)).collect();
+    assert_eq!(lines.len(), races.len());
+}
+
+#[test]
+fn vgpu_lanes_need_syncwarp() {
+    in_all_modes(1, cases::warp_relay);
+}
+
 #[test]
 fn vgpu_same_seed_same_run() {
     let Some(ptx) = kernels_ptx() else { return };
@@ -99,6 +159,16 @@ fn vgpu_bulk_copy() {
 }
 
 #[test]
+fn vgpu_a_missing_wait_for_a_copy_shows_in_sc_mode_too() {
+    let Some(ptx) = kernels_ptx() else { return };
+    let start = ptx.find("mbarrier.try_wait").unwrap();
+    let end = start + ptx[start..].find(';').unwrap();
+    let mutant = format!("{}setp.eq.u32 p, 0, 0{}", &ptx[..start], &ptx[end..]);
+    let wrong = || cases::bulk_copy(&Rig::new(&mutant, sc(1)));
+    assert!(std::panic::catch_unwind(wrong).is_err(), "the result is right without the wait");
+}
+
+#[test]
 fn vgpu_lanes_of_a_warp_make_progress_by_themselves() {
     in_all_modes(1, cases::lanes_of_a_warp_make_progress_by_themselves);
 }
@@ -124,6 +194,31 @@ fn vgpu_the_watchdog_says_who_waits_for_what() {
             assert!(report.contains(part), "`{part}` is not in:\n{report}");
         }
     }
+}
+
+#[test]
+fn vgpu_the_watchdog_knows_plain_writers_of_what_is_polled() {
+    // Block 0 polls for 9; block 1 writes something else a while later, with a plain store of 16 bytes around it.
+    let text = ".version 8.0\n.target sm_90\n.address_size 64
+.visible .entry writes_plainly(.param .u64 flag) {
+  .reg .b64 %d<4>; .reg .b32 %r<3>; .reg .pred %p;
+  ld.param.u64 %d1, [flag]; mov.u32 %r1, %ctaid.x; setp.eq.u32 %p, %r1, 0; @%p bra POLL;
+  mov.u64 %d2, %globaltimer;
+WAIT: mov.u64 %d3, %globaltimer; sub.u64 %d3, %d3, %d2; setp.lt.u64 %p, %d3, 200000000; @%p bra WAIT;
+  st.global.v4.u32 [%d1], {%r1, 5, %r1, %r1}; ret;
+POLL: ld.volatile.global.u32 %r2, [%d1+4]; setp.ne.u32 %p, %r2, 9; @%p bra POLL;
+  ret;
+}";
+    let rig = Rig::new(text, MachineConfig { watchdog: Duration::from_millis(300), ..sc(1) });
+    let flag = rig.alloc::<u32>(0, 4);
+    let Err(Fault::Hang { report, .. }) =
+        rig.run("writes_plainly", 0, 2, 1, 0, &Params::new().u64(flag))
+    else {
+        panic!("no hang was reported");
+    };
+    let writer = "last written by kernel `writes_plainly` on device 0, block 1, warp 0, PTX line 9";
+    assert!(report.contains(&format!("{:#x}, which holds 0x5", flag + 4)), "{report}");
+    assert!(report.contains(writer), "{report}");
 }
 
 #[test]
@@ -195,4 +290,27 @@ fn vgpu_an_unknown_instruction_is_a_load_error_with_its_line() {
             && error(&text.replace("frob.u32", "ld.global.weird.u32")).is_some()
     );
     assert!(error(&text.replace("frob.u32", "add.u32")).is_none());
+}
+
+#[test]
+fn vgpu_a_guarded_call_keeps_the_guards_of_the_callee() {
+    let text = ".version 8.0\n.target sm_90\n.address_size 64
+.func (.param .b32 r) odd(.param .b32 x) {
+  .reg .b32 %r<3>; .reg .pred %p;
+  ld.param.u32 %r1, [x]; and.b32 %r2, %r1, 1; setp.ne.u32 %p, %r2, 0;
+  mov.u32 %r2, 100; @%p mov.u32 %r2, 200;
+  st.param.b32 [r], %r2; ret;
+}
+.visible .entry k(.param .u64 out) {
+  .reg .b64 %d; .reg .b32 %r<3>; .reg .pred %q;
+  ld.param.u64 %d, [out]; mov.u32 %r1, %tid.x; mad.wide.u32 %d, %r1, 4, %d;
+  setp.gt.u32 %q, %r1, 3; mov.u32 %r2, 7;
+  { .param .b32 a; .param .b32 b; st.param.b32 [a], %r1; st.param.b32 [b], %r2;
+    @%q call (b), odd, (a); ld.param.b32 %r2, [b]; }
+  st.global.u32 [%d], %r2; ret;
+}";
+    let rig = Rig::new(text, sc(1));
+    let out = rig.alloc::<u32>(0, 8);
+    rig.run("k", 0, 1, 8, 0, &Params::new().u64(out)).unwrap();
+    assert_eq!(rig.read::<u32>(out, 8), [7, 7, 7, 7, 100, 200, 100, 200]);
 }

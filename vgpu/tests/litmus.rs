@@ -6,9 +6,33 @@ use vgpu::litmus::{parse, run};
 // A debug build takes ten times as long for each.
 const SEEDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
 
-/// Scopes of two threads in different blocks of a device, or on different devices: which of them include each other.
-fn includes(scope: &str, same_gpu: bool) -> bool {
-    scope == "sys" || scope == "gpu" && same_gpu
+/// How far a thread is from the first one.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Far {
+    /// In its block; with every second seed in its warp.
+    Block,
+    /// On its device.
+    Device,
+    /// On another device.
+    System,
+}
+
+const FAR: [Far; 3] = [Far::Block, Far::Device, Far::System];
+
+impl Far {
+    /// Block and device of thread `n`, whose number names its block if it has one of its own.
+    fn place(self, n: u32) -> (u32, u32) {
+        (if self == Far::Block { 0 } else { n }, u32::from(self == Far::System))
+    }
+
+    /// True if operations of this scope include each other over this distance.
+    fn within(self, scope: &str) -> bool {
+        match scope {
+            "cta" => self == Far::Block,
+            "gpu" => self <= Far::Device,
+            _ => true,
+        }
+    }
 }
 
 /// How often the state was seen.
@@ -101,16 +125,15 @@ fn test(name: &str, places: &[(u32, u32)], columns: &[String], question: &str) -
 #[test]
 fn vgpu_message_passing() {
     let mut cases = Vec::new();
-    for same_gpu in [true, false] {
-        let places = [(0, 0), (1, u32::from(!same_gpu))];
+    for far in FAR {
+        let places = [(0, 0), far.place(1)];
         for a in SCOPES {
             for b in SCOPES {
                 for (send, releases) in sides(a).0 {
                     for (take, acquires) in sides(b).1 {
                         let columns =
                             [format!("st.weak x, 1 ; {send}"), format!("{take} ; ld.weak r2, x")];
-                        let ordered =
-                            releases && acquires && includes(a, same_gpu) && includes(b, same_gpu);
+                        let ordered = releases && acquires && far.within(a) && far.within(b);
                         cases.push(case(
                             test("MP", &places, &columns, "exists (1:r1 == 1 /\\ 1:r2 == 0)"),
                             !ordered,
@@ -120,16 +143,16 @@ fn vgpu_message_passing() {
             }
         }
     }
-    assert_eq!(cases.len(), 2 * 9 * 7 * 6);
-    judge("message passing: 2 places x 9 scopes x 7 ways to send x 6 to receive", &cases);
+    assert_eq!(cases.len(), 3 * 9 * 7 * 6);
+    judge("message passing: 3 places x 9 scopes x 7 ways to send x 6 to receive", &cases);
 }
 
 #[test]
 fn vgpu_store_buffering() {
     let mut cases = Vec::new();
     let fences = ["", "fence.acq_rel.", "fence.sc."];
-    for same_gpu in [true, false] {
-        let places = [(0, 0), (1, u32::from(!same_gpu))];
+    for far in FAR {
+        let places = [(0, 0), far.place(1)];
         for (a, b) in SCOPES.iter().flat_map(|a| SCOPES.map(|b| (*a, b))) {
             for (f, g) in fences.iter().flat_map(|f| fences.map(|g| (*f, g))) {
                 let side = |w: &str, r: &str, fence: &str, scope: &str| {
@@ -138,10 +161,8 @@ fn vgpu_store_buffering() {
                     format!("st.relaxed.{scope} {w}, 1 ; {fence}ld.relaxed.{scope} r1, {r}")
                 };
                 let columns = [side("x", "y", f, a), side("y", "x", g, b)];
-                let ordered = f == "fence.sc."
-                    && g == "fence.sc."
-                    && includes(a, same_gpu)
-                    && includes(b, same_gpu);
+                let ordered =
+                    f == "fence.sc." && g == "fence.sc." && far.within(a) && far.within(b);
                 cases.push(case(
                     test("SB", &places, &columns, "exists (0:r1 == 0 /\\ 1:r1 == 0)"),
                     !ordered,
@@ -149,14 +170,14 @@ fn vgpu_store_buffering() {
             }
         }
     }
-    judge("store buffering: 2 places x 9 scopes x 9 fences", &cases);
+    judge("store buffering: 3 places x 9 scopes x 9 fences", &cases);
 }
 
 #[test]
 fn vgpu_load_buffering() {
     let mut cases = Vec::new();
-    for same_gpu in [true, false] {
-        let places = [(0, 0), (1, u32::from(!same_gpu))];
+    for far in FAR {
+        let places = [(0, 0), far.place(1)];
         for (a, b) in SCOPES.iter().flat_map(|a| SCOPES.map(|b| (*a, b))) {
             for (take, send) in [
                 ("relaxed", "relaxed"),
@@ -169,10 +190,8 @@ fn vgpu_load_buffering() {
                 };
                 let columns = [side("x", "y", a), side("y", "x", b)];
                 // One synchronising edge is enough: the other read would then see a write that it comes before.
-                let ordered = take == "acquire"
-                    && send == "release"
-                    && includes(a, same_gpu)
-                    && includes(b, same_gpu);
+                let ordered =
+                    take == "acquire" && send == "release" && far.within(a) && far.within(b);
                 cases.push(case(
                     test("LB", &places, &columns, "exists (0:r1 == 1 /\\ 1:r1 == 1)"),
                     !ordered,
@@ -193,15 +212,15 @@ fn vgpu_load_buffering() {
     for c in cases.iter_mut().filter(|c| c.allowed && c.text.contains("ld.acquire")) {
         c.unseen = Some("an acquire load is never performed late");
     }
-    judge("load buffering: 2 places x 9 scopes, orders and dependencies", &cases);
+    judge("load buffering: 3 places x 9 scopes, orders and dependencies", &cases);
 }
 
 #[test]
 fn vgpu_independent_reads_of_independent_writes() {
     let mut cases = Vec::new();
-    for same_gpu in [true, false] {
-        let g = u32::from(!same_gpu);
-        let places = [(0, 0), (1, g), (2, 0), (3, g)];
+    for far in FAR {
+        let places = [(0, 0), far.place(1), Far::Device.place(2), far.place(3)];
+        let places = if far == Far::Block { [(0, 0); 4] } else { places };
         for scope in SCOPES {
             for fence in ["", "fence.acq_rel.", "fence.sc."] {
                 let between =
@@ -216,13 +235,13 @@ fn vgpu_independent_reads_of_independent_writes() {
                     reader("y", "x"),
                 ];
                 // The readers' fences must be in each other's scope, and the writes must be observed, that is, morally strong.
-                let ordered = fence == "fence.sc." && includes(scope, same_gpu);
+                let ordered = fence == "fence.sc." && far.within(scope);
                 let question = "exists (2:r1 == 1 /\\ 2:r2 == 0 /\\ 3:r1 == 1 /\\ 3:r2 == 0)";
                 cases.push(case(test("IRIW", &places, &columns, question), !ordered));
             }
         }
     }
-    judge("IRIW: 2 places x 3 scopes x 3 fences", &cases);
+    judge("IRIW: 3 places x 3 scopes x 3 fences", &cases);
 }
 
 #[test]

@@ -10,9 +10,9 @@ const MODELLED: &str = "warpmesh-primitives";
 
 pub fn test() -> Result<()> {
     lint()?;
+    cuda::ensure()?;
     step("unit and doc tests", &mut cargo(&["test", "--workspace", "--lib", "--bins"]))?;
     step("doc tests", &mut cargo(&["test", "--workspace", "--doc"]))?;
-    cuda::ensure()?;
     // Ranks that spin and move megabytes: in release, as users run them.
     let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;

@@ -1,79 +1,64 @@
 //! The CUDA driver API on the virtual machine: `libcuda.so.1`.
 //!
-//! [`api`] has the entry points, [`stream`] what is asynchronous. A handle is a number that a table knows, so a stale one is
-//! `CUDA_ERROR_INVALID_HANDLE` and never a wild pointer. An entry point that is not implemented does not exist.
+//! [`api`] has the entry points; each file here has those of one subject with what is behind them. A handle is a number that
+//! a table knows, so a stale one is `CUDA_ERROR_INVALID_HANDLE` and never a wild pointer. An entry point that is not
+//! implemented does not exist.
+#![allow(missing_docs, reason = "names, arguments and results are those of the CUDA driver API")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the contract of each is the driver API's: pointers are valid for what is read or written"
+)]
 
 pub mod api;
+mod capture;
+mod context;
+mod copy;
+mod device;
+mod entry;
+mod graph;
+mod image;
 pub mod ipc;
+mod launch;
+mod memory;
+mod module;
+mod multicast;
+mod object;
+mod pointer;
+mod pool;
+mod proc_address;
+mod queue;
+mod result;
 mod stream;
+mod vmm;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use crate::error::Fault;
-use crate::module::LoadedModule;
-use crate::track::RaceReport;
+use crate::mem::space::MAX_DEVICES;
+use crate::remote::{self, Client};
 use crate::track::model::Config;
-use crate::{Counters, Machine, MachineConfig};
+use crate::{Machine, MachineConfig};
+use capture::Capture;
+use context::Context;
+use graph::{Graph, GraphExec};
+use module::{Function, Library, Module};
+use result::{Error, Res};
 use stream::{Event, Stream};
 
-/// A `CUresult` that is not success.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-#[allow(missing_docs, reason = "each variant is CUDA_ERROR_ of the same name")]
-pub enum Error {
-    InvalidValue = 1,
-    OutOfMemory = 2,
-    NotInitialized = 3,
-    InvalidDevice = 101,
-    InvalidContext = 201,
-    InvalidPtx = 218,
-    InvalidHandle = 400,
-    NotFound = 500,
-    NotReady = 600,
-    IllegalAddress = 700,
-    LaunchOutOfResources = 701,
-    LaunchTimeout = 702,
-    MisalignedAddress = 716,
-    LaunchFailed = 719,
-    NotSupported = 801,
+/// The CUresult of a fault.
+pub(crate) fn code_of(fault: &crate::Fault) -> u32 {
+    Error::from(fault) as u32
 }
 
-/// Codes, names and texts, for `cuGetErrorName` and `cuGetErrorString`.
-const NAMES: [(u32, &std::ffi::CStr, &std::ffi::CStr); 16] = [
-    (0, c"CUDA_SUCCESS", c"no error"),
-    (1, c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
-    (2, c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
-    (3, c"CUDA_ERROR_NOT_INITIALIZED", c"initialization error"),
-    (101, c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
-    (201, c"CUDA_ERROR_INVALID_CONTEXT", c"invalid device context"),
-    (218, c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
-    (400, c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
-    (500, c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
-    (600, c"CUDA_ERROR_NOT_READY", c"device not ready"),
-    (700, c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
-    (701, c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", c"too many resources requested for launch"),
-    (702, c"CUDA_ERROR_LAUNCH_TIMEOUT", c"the launch timed out and was terminated"),
-    (716, c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address"),
-    (719, c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
-    (801, c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
-];
-
-impl From<&Fault> for Error {
-    fn from(f: &Fault) -> Self {
-        match f {
-            Fault::IllegalAddress { .. } => Error::IllegalAddress,
-            Fault::Misaligned { .. } => Error::MisalignedAddress,
-            Fault::Hang { .. } => Error::LaunchTimeout,
-            Fault::BadLaunch { .. } => Error::InvalidValue,
-            Fault::Trap { .. } => Error::LaunchFailed,
-        }
-    }
+/// A number that was no handle before. They are multiples of 16, and never the small numbers that name the default streams.
+fn new_handle() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0x1000);
+    NEXT.fetch_add(16, Ordering::Relaxed)
 }
 
-/// A table of handles. They are multiples of 16, and never the small numbers that name the default streams.
+/// A table of handles.
 struct Handles<T>(Mutex<HashMap<usize, Arc<T>>>);
 
 impl<T> Default for Handles<T> {
@@ -84,38 +69,22 @@ impl<T> Default for Handles<T> {
 
 impl<T> Handles<T> {
     fn add(&self, x: Arc<T>) -> usize {
-        static NEXT: AtomicUsize = AtomicUsize::new(0x1000);
-        let h = NEXT.fetch_add(16, Ordering::Relaxed);
+        let h = new_handle();
         self.0.lock().unwrap().insert(h, x);
         h
     }
-    fn get(&self, h: usize) -> Result<Arc<T>, Error> {
+    fn get(&self, h: usize) -> Res<Arc<T>> {
         self.0.lock().unwrap().get(&h).cloned().ok_or(Error::InvalidHandle)
     }
-    fn remove(&self, h: usize) -> Result<Arc<T>, Error> {
+    fn remove(&self, h: usize) -> Res<Arc<T>> {
         self.0.lock().unwrap().remove(&h).ok_or(Error::InvalidHandle)
+    }
+    fn retain(&self, keep: impl Fn(&T) -> bool) {
+        self.0.lock().unwrap().retain(|_, x| keep(x));
     }
     fn all(&self) -> Vec<Arc<T>> {
         self.0.lock().unwrap().values().cloned().collect()
     }
-}
-
-/// A kernel of a module on a device.
-struct Function {
-    module: Arc<LoadedModule>,
-    device: u32,
-    name: String,
-}
-
-/// A primary context.
-struct Context {
-    device: u32,
-    handle: OnceLock<usize>,
-    default: Arc<Stream>,
-    /// Streams made in it that order themselves with the default one.
-    streams: Handles<Stream>,
-    /// The first thing that went wrong in a kernel; every later call returns it, as on a device.
-    error: Arc<Mutex<Option<Error>>>,
 }
 
 /// The driver of this process.
@@ -124,11 +93,20 @@ struct Driver {
     arch: u32,
     contexts: Handles<Context>,
     primary: Vec<Arc<Context>>,
-    modules: Handles<(Arc<LoadedModule>, u32)>,
+    modules: Handles<Module>,
+    libraries: Handles<Library>,
     functions: Handles<Function>,
     events: Handles<Event>,
-    /// Which context a stream belongs to.
-    owners: Handles<(Arc<Context>, Arc<Stream>)>,
+    /// Streams, and the context that each belongs to.
+    streams: Handles<(Arc<Context>, Arc<Stream>)>,
+    graphs: Handles<Graph>,
+    graph_execs: Handles<GraphExec>,
+    /// Captures in progress.
+    captures: Mutex<Vec<Arc<Capture>>>,
+    pools: pool::Pools,
+    host: memory::HostFlags,
+    ipc: ipc::Shared,
+    vmm: vmm::Vmm,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
@@ -150,102 +128,49 @@ impl Driver {
         let race = number("VGPU_RACES", 0) != 0;
         let track = (weak || race).then(|| Config { weak, race, seed: number("VGPU_SEED", 0) });
         let config = MachineConfig {
-            devices: number("VGPU_DEVICES", 1) as u32,
+            devices: number("VGPU_DEVICES", 1).min(MAX_DEVICES as u64) as u32,
             sms: number("VGPU_SMS", 132) as u32,
             track,
             watchdog: Duration::from_secs(number("VGPU_WATCHDOG", 10)),
             ..MachineConfig::default()
         };
-        let machine = Arc::new(Machine::new(config)?);
+        let engine = std::env::var_os(remote::VARIABLE).filter(|_| track.is_some());
+        let machine = Arc::new(match engine {
+            Some(path) => Machine::with_engine(config, Client::join(path.as_ref())?)?,
+            None => Machine::new(config)?,
+        });
+        // As on hardware: a device reaches ordinary memory of another one only after cuCtxEnablePeerAccess.
+        machine.space().restrict_to_owners();
         let contexts = Handles::default();
-        let context = |device| -> std::io::Result<Arc<Context>> {
-            let default = Arc::new(Stream::new(true)?);
-            let c = Context {
-                device,
-                handle: OnceLock::new(),
-                default,
-                streams: Handles::default(),
-                error: Arc::default(),
-            };
-            Ok(Arc::new(c))
-        };
-        let primary = (0..machine.config().devices).map(context).collect::<Result<Vec<_>, _>>()?;
+        let primary = (0..machine.config().devices)
+            .map(|device| Context::new(device, 0, true))
+            .collect::<Result<Vec<_>, _>>()?;
         for c in &primary {
             let h = contexts.add(c.clone());
             c.handle.get_or_init(|| h);
         }
         Ok(Driver {
+            pools: pool::Pools::new(machine.config().devices),
+            vmm: vmm::Vmm::new(machine.space().clone()),
             machine,
             arch: number("VGPU_ARCH", 90) as u32,
             contexts,
             primary,
             modules: Handles::default(),
+            libraries: Handles::default(),
             functions: Handles::default(),
             events: Handles::default(),
-            owners: Handles::default(),
+            streams: Handles::default(),
+            graphs: Handles::default(),
+            graph_execs: Handles::default(),
+            captures: Mutex::default(),
+            host: memory::HostFlags::default(),
+            ipc: ipc::Shared::default(),
         })
     }
 
-    fn get() -> Result<&'static Driver, Error> {
-        DRIVER.get().ok_or(Error::NotInitialized)
-    }
-
-    fn context(&self, device: i32) -> Result<&Arc<Context>, Error> {
+    /// The primary context of a device.
+    fn primary(&self, device: i32) -> Res<&Arc<Context>> {
         usize::try_from(device).ok().and_then(|d| self.primary.get(d)).ok_or(Error::InvalidDevice)
-    }
-}
-
-/// Appends a launch's counts to the file that VGPU_COUNTERS names: one JSON object a line.
-fn write_counters(kernel: &str, device: u32, c: &Counters) {
-    let Some(path) = std::env::var_os("VGPU_COUNTERS") else {
-        return;
-    };
-    let by_target = |x: &[u64; 4]| {
-        format!("{{\"own\":{},\"peer\":{},\"host\":{},\"multicast\":{}}}", x[0], x[1], x[2], x[3])
-    };
-    let peers: Vec<String> = c.peers.iter().map(|(l, s)| format!("[{l},{s}]")).collect();
-    let line = format!(
-        "{{\"kernel\":\"{kernel}\",\"device\":{device},\"loaded\":{},\"stored\":{},\"peers\":[{}],\"widths\":{:?},\"atomics\":{},\"polls\":{},\"barriers\":{},\"instructions\":{}}}\n",
-        by_target(&c.loaded),
-        by_target(&c.stored),
-        peers.join(","),
-        c.widths,
-        c.atomics,
-        c.polls,
-        c.barriers,
-        c.instructions,
-    );
-    // One write of a whole line to a file opened for appending, so that processes do not mix their lines.
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
-    if let Err(e) = file.and_then(|mut f| std::io::Write::write_all(&mut f, line.as_bytes())) {
-        eprintln!("vgpu: counters cannot be written to {}: {e}", path.display());
-    }
-}
-
-/// Prints the races that were not printed before.
-fn report_races(all: &[RaceReport]) {
-    static PRINTED: Mutex<usize> = Mutex::new(0);
-    let mut printed = PRINTED.lock().unwrap();
-    for race in all.iter().skip(*printed) {
-        eprintln!("vgpu: {race}");
-    }
-    *printed = all.len().max(*printed);
-}
-
-impl Context {
-    fn check(&self) -> Result<(), Error> {
-        self.error.lock().unwrap().map_or(Ok(()), Err)
-    }
-
-    /// Puts work on a stream, in order with the default stream where the API says so.
-    fn enqueue(&self, stream: &Arc<Stream>, op: impl FnOnce() + Send + 'static) {
-        if Arc::ptr_eq(stream, &self.default) {
-            for other in self.streams.all().iter().filter(|s| s.is_blocking()) {
-                stream.wait_for(&other.mark());
-            }
-        } else if stream.is_blocking() {
-            stream.wait_for(&self.default.mark());
-        }
-        stream.push(op);
     }
 }

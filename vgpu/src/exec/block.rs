@@ -9,9 +9,10 @@ use crate::error::{Fault, Place};
 use crate::isa::W;
 use crate::isa::decode::Kernel;
 use crate::isa::special::Special;
-use crate::machine::Launch;
+use crate::launch::Launch;
 use crate::mem::counters::Counters;
-use crate::track::Tracked;
+use crate::track::clock::Know;
+use crate::track::{Party, Tracked};
 use crate::writers::Writers;
 
 /// Instructions that a warp runs before the next one gets its turn.
@@ -90,15 +91,20 @@ pub struct BlockState {
     pub index: u64,
     /// Memory model, in tracked mode.
     pub tracked: Option<Arc<Tracked>>,
+    /// Tracked mode: what happened before the launch.
+    pub known: Arc<Know>,
     /// Number of this block among all blocks of the process, for addresses of its shared memory in tracked mode.
     pub uid: u64,
     barriers: [BarrierState; 16],
+    /// Barriers at which somebody has arrived.
+    arrived: u16,
     live: u32,
 }
 
 impl BlockState {
     /// Counts the lanes of a warp that arrive at a barrier.
     pub fn arrive(&mut self, id: u32, threads: u32, exec: u32, votes: u32, kind: u32, agent: u32) {
+        self.arrived |= 1 << id;
         let b = &mut self.barriers[id as usize];
         b.lanes += exec.count_ones();
         b.votes += votes.count_ones();
@@ -108,7 +114,7 @@ impl BlockState {
             b.expected = threads;
         }
         if let Some(t) = &self.tracked {
-            t.barrier_arrive(self.uid, id, agent);
+            t.barrier_arrive(self.uid, id, agent, exec);
         }
     }
 
@@ -125,6 +131,7 @@ impl BlockState {
             _ => b.votes,
         };
         *b = BarrierState::default();
+        self.arrived &= !(1 << id);
         Some(r)
     }
 }
@@ -165,7 +172,7 @@ impl Block {
         let k = &launch.kernel;
         let threads = launch.block.iter().product::<u32>();
         let n = threads.div_ceil(LANES as u32);
-        let regs = Buffer::new((k.reg_bytes * n) as usize);
+        let regs = Buffer::new(k.reg_bytes as usize * n as usize);
         let locals = Buffer::new(k.local_bytes as usize * LANES * n as usize);
         let mut state = Box::new(BlockState {
             kernel: k.clone(),
@@ -175,20 +182,20 @@ impl Block {
             launch_id: launch.id,
             index,
             tracked: launch.tracked.clone(),
+            known: launch.known.clone(),
             uid,
             barriers: Default::default(),
+            arrived: 0,
             live: threads,
         });
         let block: *mut BlockState = &raw mut *state;
         let warp = |w: u32| {
             let lanes = (threads - w * LANES as u32).min(LANES as u32);
             let live = if lanes == 32 { !0 } else { (1 << lanes) - 1 };
-            let agent = launch
-                .tracked
-                .as_ref()
-                .map_or(0, |t| t.new_agent(launch.device, uid, launch, index, w));
+            let agent =
+                launch.tracked.as_ref().map_or(0, |t| t.new_warp(launch, uid, index, w, live));
             let warp = Warp {
-                regs: regs.at(u64::from(k.reg_bytes * w)),
+                regs: regs.at(u64::from(k.reg_bytes) * u64::from(w)),
                 exec: live,
                 mask: live,
                 pc: 0,
@@ -207,6 +214,8 @@ impl Block {
                 fault: None,
                 counters: Counters::default(),
                 poll: super::warp::Poll::default(),
+                late: Vec::new(),
+                copies: super::copy::Copies::default(),
                 warp_barrier: (0, 0),
             };
             warp.fill(launch, index, sm);
@@ -218,49 +227,82 @@ impl Block {
 
     /// Lets each warp run a slice, beginning with the one after the last turn's first.
     pub fn turn(&mut self) -> Turn {
-        let kernel = self.state.kernel.clone();
         let mut busy = false;
         let n = self.warps.len();
         self.next = (self.next + 1) % n;
         for k in 0..n {
             let at = (self.next + k) % n;
-            let before = self.warps[at].live;
+            let w = &mut self.warps[at];
+            let before = w.live;
             if before == 0 {
                 continue;
             }
-            let moves = self.warps[at].poll.moves;
-            let stop = self.warps[at].run(&kernel.code, SLICE);
-            let gone = (before & !self.warps[at].live).count_ones();
+            let moves = w.poll.moves;
+            let stop = w.run(&self.launch.kernel.code, SLICE);
+            let gone = (before & !w.live).count_ones();
+            busy |= stop == Stop::Budget || gone != 0 || w.poll.moves != moves;
             self.state.live -= gone;
-            busy |= self.settle_barriers() || stop == Stop::Budget || gone != 0;
-            busy |= self.warps[at].poll.moves != moves;
+            busy |= self.settle_barriers();
             if stop == Stop::Fault {
                 return Turn::Fault(self.fault(at));
             }
         }
         if self.state.live == 0 {
+            self.finish_copies();
             return Turn::Done;
+        }
+        // A step of each warp's oldest copy, so that it is late enough for a missing wait to show.
+        for w in self.warps.iter_mut().filter(|w| w.copies_pending() > 0) {
+            w.advance_copy(0);
+            busy = true;
         }
         if busy { Turn::Busy } else { Turn::Idle }
     }
 
     /// Runs one slice of one warp: the seeded scheduler's step. False if that warp could not run.
     pub fn step(&mut self, warp: usize, budget: u32) -> Turn {
-        let kernel = self.state.kernel.clone();
         let before = self.warps[warp].live;
         if before == 0 {
             return Turn::Idle;
         }
-        let stop = self.warps[warp].run(&kernel.code, budget);
+        let stop = self.warps[warp].run(&self.launch.kernel.code, budget);
         let gone = (before & !self.warps[warp].live).count_ones();
         self.state.live -= gone;
-        let moved = self.settle_barriers();
+        let mut moved = self.settle_barriers();
+        if self.state.live == 0 {
+            self.finish_copies();
+        }
+        moved |= self.late_copy();
         match stop {
             Stop::Fault => Turn::Fault(self.fault(warp)),
             _ if self.state.live == 0 => Turn::Done,
             Stop::Budget if !self.warps[warp].is_spinning() => Turn::Busy,
             _ if moved || gone != 0 => Turn::Busy,
             _ => Turn::Idle,
+        }
+    }
+
+    /// Sometimes takes some copy a step further, as the seed decides.
+    fn late_copy(&mut self) -> bool {
+        let Some(t) = &self.state.tracked else { return false };
+        // So that a copy is late by some steps of every warp.
+        let rare = 4 + self.warps.len() as u64;
+        let pending = self.warps.iter_mut().filter(|w| w.copies_pending() > 0);
+        let mut pending: Vec<&mut Warp> = pending.collect();
+        if pending.is_empty() || t.random(rare) != 0 {
+            return false;
+        }
+        let w = t.random(pending.len() as u64) as usize;
+        let n = t.random(pending[w].copies_pending() as u64) as usize;
+        pending[w].advance_copy(n);
+        true
+    }
+
+    fn finish_copies(&mut self) {
+        for w in &mut self.warps {
+            while w.copies_pending() > 0 {
+                w.advance_copy(0);
+            }
         }
     }
 
@@ -271,6 +313,9 @@ impl Block {
 
     /// Wakes the paths whose barrier is complete.
     fn settle_barriers(&mut self) -> bool {
+        if self.state.arrived == 0 {
+            return false;
+        }
         let mut any = false;
         for id in 0..16 {
             let Some(result) = self.state.complete(id) else {
@@ -278,9 +323,13 @@ impl Block {
             };
             any = true;
             if let Some(t) = &self.state.tracked {
-                let waits = |w: &&Warp| w.paths.iter().any(|p| p.wait == Wait::Barrier(id));
-                let agents: Vec<u32> = self.warps.iter().filter(waits).map(|w| w.agent).collect();
-                t.barrier_complete(self.state.uid, id, &agents);
+                let party = |w: &Warp| {
+                    let waits = w.paths.iter().filter(|p| p.wait == Wait::Barrier(id));
+                    let lanes = waits.fold(0, |m, p| m | p.mask);
+                    Party { warp: w.agent, lanes, live: w.live }
+                };
+                let parties = self.warps.iter().map(party).filter(|p| p.lanes != 0);
+                t.barrier_complete(self.state.uid, id, &parties.collect::<Vec<_>>());
             }
             for p in self
                 .warps
@@ -296,10 +345,12 @@ impl Block {
 
     /// True if every live warp waits at a barrier that nobody can complete any more.
     pub fn is_stuck(&self) -> bool {
-        self.warps
-            .iter()
-            .filter(|w| w.live != 0)
-            .all(|w| w.mask == 0 && w.paths.iter().all(|p| p.wait != Wait::No))
+        self.warps.iter().all(|w| w.copies_pending() == 0)
+            && self
+                .warps
+                .iter()
+                .filter(|w| w.live != 0)
+                .all(|w| w.mask == 0 && w.paths.iter().all(|p| p.wait != Wait::No))
     }
 
     /// True if every live warp waits at a barrier or polls a value that has not changed for a while.
@@ -341,7 +392,9 @@ impl Block {
                 let _ = write!(out, "  {place}: polls {:#x}, which holds {value:#x}", w.poll.addr);
                 match self.launch.writers.last(w.poll.addr) {
                     Some(who) => out.push_str(&format!("; last written by {who}\n")),
-                    None => out.push_str("; no kernel is known to have written it\n"),
+                    None => out.push_str(
+                        "; no kernel is known to have written it (plain stores count once it is polled for long)\n",
+                    ),
                 }
             }
             for p in &w.paths {
@@ -388,9 +441,14 @@ impl Block {
         sum
     }
 
-    /// Agents of its warps, in tracked mode.
+    /// Number of this block among all blocks of the process.
+    pub fn uid(&self) -> u64 {
+        self.state.uid
+    }
+
+    /// The model's numbers of its warps and of their copies, in tracked mode.
     pub fn agents(&self) -> impl Iterator<Item = u32> + '_ {
-        self.warps.iter().map(|w| w.agent)
+        self.warps.iter().flat_map(|w| w.copies.agents.iter().copied().chain([w.agent]))
     }
 }
 
@@ -417,6 +475,7 @@ impl Warp {
                 Special::GridId => launch.id,
                 Special::DynamicShared => launch.dynamic_shared.into(),
                 Special::TotalShared => (k.shared_bytes + launch.dynamic_shared).into(),
+                Special::Workspace(half) => launch.workspace >> (32 * half) & 0xffff_ffff,
                 Special::Constant(c) => c.into(),
                 Special::Tid(_) | Special::LaneId | Special::LaneMask(_) => {
                     for l in 0..32u32 {

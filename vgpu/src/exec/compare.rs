@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 
 use super::alu::{F2, Lane, NONE, Sel, by_width, flush};
-use super::warp::{Inst, LANES, Warp};
+use super::lanes::mask_where;
+use super::warp::{Inst, Warp};
 use super::{Ctl, Exec, pick};
 use crate::isa::{Spec, W};
 use crate::num::{bf16_to_f32, f16_to_f32};
@@ -101,10 +102,7 @@ impl<F: F2<A, A, bool>, A: Lane> Exec for Compare<F, A> {
     unsafe fn run(w: &mut Warp, i: &Inst) -> Ctl {
         // SAFETY: the caller promises registers of these types.
         let (a, b) = unsafe { (w.get::<A>(i.a), w.get::<A>(i.b)) };
-        let mut m = 0u32;
-        for l in 0..LANES {
-            m |= u32::from(F::f(a[l], b[l])) << l;
-        }
+        let m = mask_where(|l| F::f(a[l], b[l]));
         // SAFETY: `c` and `e` are predicates where they are not NONE.
         unsafe {
             let (mut p, mut q) = (m, !m);

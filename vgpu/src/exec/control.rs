@@ -2,6 +2,7 @@
 
 use super::warp::{Inst, Trouble, Warp};
 use super::{Ctl, Exec};
+use crate::mem::space::Kind;
 
 macro_rules! exec {
     ($(#[$doc:meta])* $name:ident, |$w:ident, $i:ident| $body:expr) => {
@@ -97,7 +98,9 @@ impl Warp {
         let mut bytes = Vec::new();
         // SAFETY: the space outlives the warp; `find` says that the byte is mapped.
         unsafe {
-            while bytes.len() < 200 && (*self.space).find(addr, 1).is_some() {
+            while bytes.len() < 200
+                && (*self.space).find(addr, 1).is_some_and(|r| r.kind != Kind::Multicast)
+            {
                 match *(addr as *const u8) {
                     0 => break,
                     c => bytes.push(c),

@@ -1,18 +1,21 @@
 //! `ld`, `st`, `atom`, `red` on all spaces.
 //!
 //! A lane's access is one unit: all elements of its vector together. In SC mode a full warp whose lanes are consecutive takes a
-//! fast path of 16-byte accesses; otherwise each lane is resolved by itself. In tracked mode global and shared accesses go
-//! to [`crate::track`].
+//! fast path of 16-byte accesses; otherwise each lane is resolved by itself. Loads and stores of tracked mode are in
+//! [`super::tracked`].
 
 use std::marker::PhantomData;
 
 use super::convert::Word;
+use super::lanes::{lanes, mask_where};
 use super::warp::{Inst, LANES, Sem, Trouble, Warp};
-use super::{Ctl, Exec, Handler, pick, plain_handler};
+use super::{Ctl, Exec, Handler, pick, plain_handler, tracked};
 use crate::isa::W;
 use crate::mem::access::{load_unit, load16, store_unit, store16};
 use crate::mem::rmw;
+use crate::mem::space::Kind;
 use crate::ptx::{Space, Ty};
+use crate::writers::Writer;
 
 /// Generic addresses of shared memory start here: no host address looks like this.
 pub const SHARED_WINDOW: u64 = 1 << 56;
@@ -122,8 +125,9 @@ impl Warp {
             }
             Space::Global | Space::Generic | Space::Const => {
                 // SAFETY: the space outlives all warps.
-                let region = unsafe { (*self.space).find(addr, n as u64) }.ok_or(illegal)?;
-                if region.backing.is_none() {
+                let region = unsafe { (*self.space).access(addr, n as u64, self.device, store) }
+                    .ok_or(illegal)?;
+                if region.kind == Kind::Multicast {
                     return Err(Trouble::Trap(format!(
                         "{addr:#x} is a multicast address: only multimem instructions reach it"
                     )));
@@ -141,35 +145,52 @@ impl Warp {
     pub fn note_write(&self, i: &Inst, addr: u64) {
         // SAFETY: the block outlives its warps and runs on this thread.
         let block = unsafe { &*self.block };
-        block.writers.note(addr, block.launch_id, block.index, self.index, i.line);
+        block.writers.note(addr, self.writer(i));
+    }
+
+    /// Remembers a plain write if somebody has polled there for long.
+    #[inline(always)]
+    pub fn note_plain(&self, i: &Inst, addr: u64, len: u64) {
+        // SAFETY: as above.
+        let block = unsafe { &*self.block };
+        if block.writers.is_watched(addr, len) {
+            block.writers.note_watched(addr, len, self.writer(i));
+        }
+    }
+
+    fn writer(&self, i: &Inst) -> Writer {
+        // SAFETY: as above.
+        let block = unsafe { &*self.block };
+        Writer { launch: block.launch_id, block: block.index, warp: self.index, line: i.line }
     }
 }
 
-/// True if all lanes are active and their units of `N` bytes follow each other.
+/// True if all lanes are active and their units of `n` bytes follow each other.
 #[inline(always)]
-fn consecutive<const N: usize>(exec: u32, addr: &[u64; LANES]) -> bool {
+pub(super) fn consecutive(exec: u32, addr: &[u64; LANES], n: usize) -> bool {
     let mut differ = 0;
     for l in 0..LANES {
-        differ |= addr[l] ^ addr[0].wrapping_add((l * N) as u64);
+        differ |= addr[l] ^ addr[0].wrapping_add((l * n) as u64);
     }
     exec == !0 && differ == 0
 }
 
 /// Checks a full warp's consecutive access and counts it.
 #[inline(always)]
-fn whole<const N: usize>(w: &mut Warp, addr: u64, store: bool) -> bool {
-    if addr & (N.min(16) as u64 - 1) != 0 {
+pub(super) fn whole(w: &mut Warp, addr: u64, n: usize, store: bool) -> bool {
+    if addr & (n.min(16) as u64 - 1) != 0 {
         return false;
     }
     // SAFETY: the space outlives all warps.
-    let Some(region) = (unsafe { (*w.space).find(addr, (N * LANES) as u64) }) else {
+    let region = unsafe { (*w.space).access(addr, (n * LANES) as u64, w.device, store) };
+    let Some(region) = region else {
         return false;
     };
-    if region.backing.is_none() {
+    if region.kind == Kind::Multicast {
         return false;
     }
     let (target, peer) = (region.target(w.device), region.device);
-    w.counters.access(store, target, peer, N, LANES as u32);
+    w.counters.access(store, target, peer, n, LANES as u32);
     true
 }
 
@@ -177,59 +198,9 @@ fn whole<const N: usize>(w: &mut Warp, addr: u64, store: bool) -> bool {
 #[repr(align(64))]
 struct Units<const N: usize>([[u8; N]; LANES]);
 
-/// Loads the executing lanes' units; the others' are zero.
-#[inline(always)]
-unsafe fn load_units<const N: usize, const TRACKED: bool>(
-    w: &mut Warp,
-    i: &Inst,
-    out: &mut Units<N>,
-) -> Result<bool, Trouble> {
-    // SAFETY: the caller's promise is that of `Exec::run`; addresses are checked before use.
-    unsafe {
-        let addr = w.addresses(i);
-        if i.mem.space == Space::Param && i.aux == UNIFORM {
-            let spot = w.resolve(Space::Param, addr[0], N, 0, false)?;
-            out.0 = [spot.ptr().cast::<[u8; N]>().read_unaligned(); LANES];
-            return Ok(false);
-        }
-        if !TRACKED
-            && matches!(i.mem.space, Space::Global | Space::Generic)
-            && consecutive::<N>(w.exec, &addr)
-            && whole::<N>(w, addr[0], false)
-        {
-            let p = addr[0] as *const u8;
-            let q = out.0.as_mut_ptr().cast::<[u8; 16]>();
-            for n in 0..N * LANES / 16 {
-                *q.add(n) = load16(p.add(n * 16));
-            }
-        } else {
-            for l in 0..LANES {
-                if w.exec >> l & 1 == 0 {
-                    continue;
-                }
-                let spot = w.resolve(i.mem.space, addr[l], N, l, false)?;
-                out.0[l] = match spot {
-                    Spot::Private(p) => p.cast::<[u8; N]>().read_unaligned(),
-                    _ if TRACKED => {
-                        let mut unit = [0; N];
-                        crate::track::hooks::load(w, i, &spot, l, &mut unit);
-                        unit
-                    }
-                    spot => load_unit::<N>(spot.ptr()),
-                };
-            }
-        }
-        if i.mem.sem == Sem::Weak {
-            return Ok(false);
-        }
-        let first = w.exec.trailing_zeros() as usize;
-        Ok(w.polls(i, addr[first], &out.0[first]) && w.poll.spins & 15 == 0)
-    }
-}
-
 /// Stores the executing lanes' units.
 #[inline(always)]
-unsafe fn store_units<const N: usize, const TRACKED: bool>(
+unsafe fn store_units<const N: usize>(
     w: &mut Warp,
     i: &Inst,
     data: &Units<N>,
@@ -237,30 +208,28 @@ unsafe fn store_units<const N: usize, const TRACKED: bool>(
     // SAFETY: the caller's promise is that of `Exec::run`; addresses are checked before use.
     unsafe {
         let addr = w.addresses(i);
-        if !TRACKED
-            && matches!(i.mem.space, Space::Global | Space::Generic)
-            && consecutive::<N>(w.exec, &addr)
+        if matches!(i.mem.space, Space::Global | Space::Generic)
+            && consecutive(w.exec, &addr, N)
             && i.mem.sem == Sem::Weak
-            && whole::<N>(w, addr[0], true)
+            && whole(w, addr[0], N, true)
         {
             let p = addr[0] as *mut u8;
             let q = data.0.as_ptr().cast::<[u8; 16]>();
+            w.note_plain(i, addr[0], (N * LANES) as u64);
             for n in 0..N * LANES / 16 {
                 store16(p.add(n * 16), *q.add(n));
             }
             return Ok(());
         }
-        for l in 0..LANES {
-            if w.exec >> l & 1 == 0 {
-                continue;
-            }
+        for l in lanes(w.exec) {
             let spot = w.resolve(i.mem.space, addr[l], N, l, true)?;
-            if TRACKED || i.mem.sem != Sem::Weak {
+            if i.mem.sem != Sem::Weak {
                 w.note_write(i, addr[l]);
+            } else {
+                w.note_plain(i, addr[l], N as u64);
             }
             match spot {
                 Spot::Private(p) => p.cast::<[u8; N]>().write_unaligned(data.0[l]),
-                _ if TRACKED => crate::track::hooks::store(w, i, &spot, l, &data.0[l]),
                 spot => store_unit::<N>(spot.ptr(), &data.0[l]),
             }
         }
@@ -269,33 +238,97 @@ unsafe fn store_units<const N: usize, const TRACKED: bool>(
 }
 
 /// Loads `N` bytes per lane as elements of type `E` (signed if `S`) into registers of type `D`.
-pub struct Load<E, D, const N: usize, const S: bool, const T: bool>(PhantomData<(E, D)>);
-impl<E: Word, D: Word, const N: usize, const S: bool, const T: bool> Exec for Load<E, D, N, S, T> {
+pub struct Load<E, D, const N: usize, const S: bool>(PhantomData<(E, D)>);
+
+impl<E: Word, D: Word, const N: usize, const S: bool> Exec for Load<E, D, N, S> {
     #[inline(always)]
     unsafe fn run(w: &mut Warp, i: &Inst) -> Ctl {
-        let mut units = Units([[0; N]; LANES]);
-        // SAFETY: the caller promises an instruction of this warp; `v` has as many registers of class D as elements.
+        // SAFETY: the caller's promise.
+        match unsafe { Self::load(w, i) } {
+            Ok(true) => Ctl::Yield,
+            Ok(false) => Ctl::Next,
+            Err(t) => w.fail(t),
+        }
+    }
+}
+
+impl<E: Word, D: Word, const N: usize, const S: bool> Load<E, D, N, S> {
+    /// True if the warp spins.
+    #[inline(always)]
+    unsafe fn load(w: &mut Warp, i: &Inst) -> Result<bool, Trouble> {
+        // SAFETY: the caller's promise is that of `Exec::run`; addresses are checked before use.
         unsafe {
-            let spins = match load_units::<N, T>(w, i, &mut units) {
-                Ok(spins) => spins,
-                Err(t) => return w.fail(t),
-            };
-            let size = i.mem.ty.bytes() as usize;
-            let shift = 64 - 8 * size as u32;
-            for v in 0..N / size_of_element::<E>(size) {
-                let mut r = [D::default(); LANES];
-                for l in 0..LANES {
-                    let p = units.0[l].as_ptr().add(v * size_of_element::<E>(size));
-                    let x = if size_of::<E>() == 2 && size == 1 {
-                        u64::from(*p)
-                    } else {
-                        p.cast::<E>().read_unaligned().bits()
-                    };
-                    r[l] = D::from_bits(if S { ((x << shift) as i64 >> shift) as u64 } else { x });
-                }
-                w.put(i.v[v], r);
+            let addr = w.addresses(i);
+            if i.mem.space == Space::Param && i.aux == UNIFORM {
+                let spot = w.resolve(Space::Param, addr[0], N, 0, false)?;
+                Self::put_all(w, i, &Units([spot.ptr().cast::<[u8; N]>().read_unaligned(); LANES]));
+                return Ok(false);
             }
-            if spins { Ctl::Yield } else { Ctl::Next }
+            let first = w.exec.trailing_zeros() as usize;
+            let mut polled = [0; N];
+            if matches!(i.mem.space, Space::Global | Space::Generic)
+                && consecutive(w.exec, &addr, N)
+                && whole(w, addr[0], N, false)
+            {
+                let mut units = Units([[0; N]; LANES]);
+                let p = addr[0] as *const u8;
+                let q = units.0.as_mut_ptr().cast::<[u8; 16]>();
+                for n in 0..N * LANES / 16 {
+                    *q.add(n) = load16(p.add(n * 16));
+                }
+                polled = units.0[0];
+                Self::put_all(w, i, &units);
+            } else {
+                for l in lanes(w.exec) {
+                    let unit = match w.resolve(i.mem.space, addr[l], N, l, false)? {
+                        Spot::Private(p) => p.cast::<[u8; N]>().read_unaligned(),
+                        spot => load_unit::<N>(spot.ptr()),
+                    };
+                    if l == first {
+                        polled = unit;
+                    }
+                    for v in 0..N / Self::size(i) {
+                        w.set_lane(i.v[v], l, Self::element(i, &unit, v));
+                    }
+                }
+            }
+            Ok(i.mem.sem != Sem::Weak && w.polls(i, addr[first], &polled) && w.poll.spins & 15 == 0)
+        }
+    }
+
+    /// Bytes of an element.
+    #[inline(always)]
+    fn size(i: &Inst) -> usize {
+        size_of_element::<E>(i.mem.ty.bytes() as usize)
+    }
+
+    /// Element `v` of a lane's bytes.
+    #[inline(always)]
+    unsafe fn element(i: &Inst, unit: &[u8; N], v: usize) -> D {
+        let shift = 64 - 8 * Self::size(i) as u32;
+        // SAFETY: the unit has so many elements.
+        let x = unsafe {
+            let p = unit.as_ptr().add(v * Self::size(i));
+            if size_of::<E>() == 2 && Self::size(i) == 1 {
+                u64::from(*p)
+            } else {
+                p.cast::<E>().read_unaligned().bits()
+            }
+        };
+        D::from_bits(if S { ((x << shift) as i64 >> shift) as u64 } else { x })
+    }
+
+    /// Writes the executing lanes' registers.
+    #[inline(always)]
+    unsafe fn put_all(w: &mut Warp, i: &Inst, units: &Units<N>) {
+        for v in 0..N / Self::size(i) {
+            let mut r = [D::default(); LANES];
+            for l in 0..LANES {
+                // SAFETY: `v` is below the number of elements.
+                r[l] = unsafe { Self::element(i, &units.0[l], v) };
+            }
+            // SAFETY: `i.v` has as many registers of class D as elements.
+            unsafe { w.put(i.v[v], r) };
         }
     }
 }
@@ -307,8 +340,8 @@ fn size_of_element<E>(declared: usize) -> usize {
 }
 
 /// Stores elements of type `E` from registers of type `D`.
-pub struct Store<E, D, const N: usize, const T: bool>(PhantomData<(E, D)>);
-impl<E: Word, D: Word, const N: usize, const T: bool> Exec for Store<E, D, N, T> {
+pub struct Store<E, D, const N: usize>(PhantomData<(E, D)>);
+impl<E: Word, D: Word, const N: usize> Exec for Store<E, D, N> {
     #[inline(always)]
     unsafe fn run(w: &mut Warp, i: &Inst) -> Ctl {
         let mut units = Units([[0; N]; LANES]);
@@ -327,7 +360,7 @@ impl<E: Word, D: Word, const N: usize, const T: bool> Exec for Store<E, D, N, T>
                     }
                 }
             }
-            match store_units::<N, T>(w, i, &units) {
+            match store_units::<N>(w, i, &units) {
                 Ok(()) => Ctl::Next,
                 Err(t) => w.fail(t),
             }
@@ -337,14 +370,14 @@ impl<E: Word, D: Word, const N: usize, const T: bool> Exec for Store<E, D, N, T>
 
 /// One handler per (element type, register class, bytes per lane).
 macro_rules! by_bytes {
-    ($n:expr, $pick:ident, $t:ident, $e:ty, $d:ty $(, $s:expr)?) => {
+    ($n:expr, $t:ident, $e:ty, $d:ty $(, $s:expr)?) => {
         match $n {
-            1 => $pick::<$t<$e, $d, 1 $(, $s)?, TRACKED>>(),
-            2 => $pick::<$t<$e, $d, 2 $(, $s)?, TRACKED>>(),
-            4 => $pick::<$t<$e, $d, 4 $(, $s)?, TRACKED>>(),
-            8 => $pick::<$t<$e, $d, 8 $(, $s)?, TRACKED>>(),
-            16 => $pick::<$t<$e, $d, 16 $(, $s)?, TRACKED>>(),
-            32 => $pick::<$t<$e, $d, 32 $(, $s)?, TRACKED>>(),
+            1 => pick::<$t<$e, $d, 1 $(, $s)?>>(),
+            2 => pick::<$t<$e, $d, 2 $(, $s)?>>(),
+            4 => pick::<$t<$e, $d, 4 $(, $s)?>>(),
+            8 => pick::<$t<$e, $d, 8 $(, $s)?>>(),
+            16 => pick::<$t<$e, $d, 16 $(, $s)?>>(),
+            32 => pick::<$t<$e, $d, 32 $(, $s)?>>(),
             _ => return None,
         }
     };
@@ -352,40 +385,42 @@ macro_rules! by_bytes {
 
 /// The handler of a load of `n` elements of type `ty` into registers of class `d`.
 pub fn load_handler(ty: Ty, n: usize, d: W, tracked: bool) -> Option<Handler> {
-    if tracked { load_for::<true>(ty, n, d) } else { load_for::<false>(ty, n, d) }
+    let run = load_for(ty, n, d)?;
+    Some(if tracked { plain_handler::<tracked::Load>() } else { run })
 }
 
-fn load_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
+fn load_for(ty: Ty, n: usize, d: W) -> Option<Handler> {
     let bytes = ty.bytes() as usize * n;
     Some(match (ty.bytes(), d, ty.is_signed()) {
-        (1 | 2, W::H, false) => by_bytes!(bytes, pick, Load, u16, u16, false),
-        (1 | 2, W::S, false) => by_bytes!(bytes, pick, Load, u16, u32, false),
-        (1 | 2, W::D, false) => by_bytes!(bytes, pick, Load, u16, u64, false),
-        (1 | 2, W::H, true) => by_bytes!(bytes, pick, Load, u16, u16, true),
-        (1 | 2, W::S, true) => by_bytes!(bytes, pick, Load, u16, u32, true),
-        (1 | 2, W::D, true) => by_bytes!(bytes, pick, Load, u16, u64, true),
-        (4, W::S, _) => by_bytes!(bytes, pick, Load, u32, u32, false),
-        (4, W::D, false) => by_bytes!(bytes, pick, Load, u32, u64, false),
-        (4, W::D, true) => by_bytes!(bytes, pick, Load, u32, u64, true),
-        (8, W::D, _) => by_bytes!(bytes, pick, Load, u64, u64, false),
+        (1 | 2, W::H, false) => by_bytes!(bytes, Load, u16, u16, false),
+        (1 | 2, W::S, false) => by_bytes!(bytes, Load, u16, u32, false),
+        (1 | 2, W::D, false) => by_bytes!(bytes, Load, u16, u64, false),
+        (1 | 2, W::H, true) => by_bytes!(bytes, Load, u16, u16, true),
+        (1 | 2, W::S, true) => by_bytes!(bytes, Load, u16, u32, true),
+        (1 | 2, W::D, true) => by_bytes!(bytes, Load, u16, u64, true),
+        (4, W::S, _) => by_bytes!(bytes, Load, u32, u32, false),
+        (4, W::D, false) => by_bytes!(bytes, Load, u32, u64, false),
+        (4, W::D, true) => by_bytes!(bytes, Load, u32, u64, true),
+        (8, W::D, _) => by_bytes!(bytes, Load, u64, u64, false),
         _ => return None,
     })
 }
 
 /// The handler of a store of `n` elements of type `ty` from registers of class `d`.
 pub fn store_handler(ty: Ty, n: usize, d: W, tracked: bool) -> Option<Handler> {
-    if tracked { store_for::<true>(ty, n, d) } else { store_for::<false>(ty, n, d) }
+    let run = store_for(ty, n, d)?;
+    Some(if tracked { plain_handler::<tracked::Store>() } else { run })
 }
 
-fn store_for<const TRACKED: bool>(ty: Ty, n: usize, d: W) -> Option<Handler> {
+fn store_for(ty: Ty, n: usize, d: W) -> Option<Handler> {
     let bytes = ty.bytes() as usize * n;
     Some(match (ty.bytes(), d) {
-        (1 | 2, W::H) => by_bytes!(bytes, pick, Store, u16, u16),
-        (1 | 2, W::S) => by_bytes!(bytes, pick, Store, u16, u32),
-        (1 | 2, W::D) => by_bytes!(bytes, pick, Store, u16, u64),
-        (4, W::S) => by_bytes!(bytes, pick, Store, u32, u32),
-        (4, W::D) => by_bytes!(bytes, pick, Store, u32, u64),
-        (8, W::D) => by_bytes!(bytes, pick, Store, u64, u64),
+        (1 | 2, W::H) => by_bytes!(bytes, Store, u16, u16),
+        (1 | 2, W::S) => by_bytes!(bytes, Store, u16, u32),
+        (1 | 2, W::D) => by_bytes!(bytes, Store, u16, u64),
+        (4, W::S) => by_bytes!(bytes, Store, u32, u32),
+        (4, W::D) => by_bytes!(bytes, Store, u32, u64),
+        (8, W::D) => by_bytes!(bytes, Store, u64, u64),
         _ => return None,
     })
 }
@@ -403,10 +438,7 @@ impl<D: Word, const T: bool> Exec for Atomic<D, T> {
             let n = ty.bytes() as usize;
             let elements = i.aux as usize;
             let mut same = true;
-            for l in 0..LANES {
-                if w.exec >> l & 1 == 0 {
-                    continue;
-                }
+            for l in lanes(w.exec) {
                 for k in 0..elements {
                     let val = w.lane::<D>(i.v[k], l).bits();
                     let cmp = if op == rmw::RmwOp::Cas { w.lane::<D>(i.b, l).bits() } else { 0 };
@@ -457,16 +489,10 @@ impl Exec for IsSpace {
         // SAFETY: the caller promises a 64-bit register and a predicate.
         unsafe {
             let a = w.get::<u64>(i.a);
-            let mut m = 0u32;
-            for l in 0..LANES {
-                let inside = if i.imm == 0 {
-                    a[l] < SHARED_WINDOW
-                } else {
-                    a[l] & !(WINDOW - 1) == i.imm as u64
-                };
-                m |= u32::from(inside) << l;
-            }
-            w.put_pred(i.d, m);
+            let inside = |x: u64| {
+                if i.imm == 0 { x < SHARED_WINDOW } else { x & !(WINDOW - 1) == i.imm as u64 }
+            };
+            w.put_pred(i.d, mask_where(|l| inside(a[l])));
         }
         Ctl::Next
     }

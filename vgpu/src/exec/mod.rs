@@ -13,9 +13,11 @@ pub mod compare;
 pub mod control;
 pub mod convert;
 pub mod copy;
+pub mod lanes;
 pub mod ldst;
 pub mod multimem;
 pub mod sync;
+pub mod tracked;
 pub mod warp;
 
 use warp::{Inst, Warp};
@@ -38,7 +40,7 @@ pub enum Ctl {
 /// Executes one instruction for the lanes in `warp.exec`.
 pub type Handler = unsafe fn(&mut Warp, &Inst) -> Ctl;
 
-/// A handler's body; compiled for several instruction sets by [`pick`].
+/// A handler's body; compiled for two instruction sets by [`pick`].
 pub trait Exec {
     /// Executes one instruction.
     ///
@@ -48,20 +50,32 @@ pub trait Exec {
     unsafe fn run(w: &mut Warp, i: &Inst) -> Ctl;
 }
 
-/// A handler for the best instruction set of this machine.
-pub fn pick<E: Exec>() -> Handler {
+/// True if this machine has what handlers need at least: 16-byte accesses are single-copy atomic only with AVX, and
+/// handlers are compiled for AVX2 and for AVX-512 ([`pick`]).
+pub fn is_supported() -> bool {
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            return avx512::<E>;
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return avx2::<E>;
-        }
-    }
+    return is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("popcnt")
+        && is_x86_feature_detected!("lzcnt");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
+/// A handler for the best instruction set of this machine.
+#[cfg(target_arch = "x86_64")]
+pub fn pick<E: Exec>() -> Handler {
+    let wide = is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    if wide { avx512::<E> } else { avx2::<E> }
+}
+
+/// A handler for the best instruction set of this machine.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn pick<E: Exec>() -> Handler {
     plain::<E>
 }
 

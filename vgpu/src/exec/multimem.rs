@@ -45,7 +45,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
         let lanes = w.exec;
         for l in (0..LANES).filter(|l| lanes >> l & 1 == 1) {
             let mut members = [0u64; MAX_MEMBERS];
-            let n = w.members(addr[l], bytes, i.aux == Kind::St as u32, &mut members)?;
+            let n = w.members(addr[l], bytes, i.aux, &mut members)?;
             for k in 0..elements {
                 let off = (k * size) as u64;
                 match i.aux {
@@ -54,6 +54,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
                         let val = w.value(i.v[k], l, size);
                         for &m in &members[..n] {
                             w.counters.atomics += 1;
+                            w.note_write(i, m + off);
                             if T {
                                 crate::track::hooks::atomic_at(w, i, m + off, l, val, 0);
                             } else {
@@ -78,6 +79,7 @@ unsafe fn multimem<const T: bool>(w: &mut Warp, i: &Inst) -> Result<(), Trouble>
                         .copy_from_slice(&w.value(i.v[k], l, size).to_le_bytes()[..size]);
                 }
                 for &m in &members[..n] {
+                    w.note_write(i, m);
                     write::<T>(w, i, m, l, &unit[..bytes]);
                 }
             }
@@ -141,33 +143,31 @@ impl Warp {
         &mut self,
         addr: u64,
         bytes: usize,
-        store: bool,
+        kind: u32,
         out: &mut [u64; MAX_MEMBERS],
     ) -> Result<usize, Trouble> {
         if !addr.is_multiple_of(bytes as u64) {
             return Err(Trouble::Misaligned(addr, bytes as u32));
         }
+        let write = kind != Kind::LdReduce as u32;
         // SAFETY: the space outlives all warps.
-        let region = unsafe { (*self.space).find(addr, bytes as u64) }
+        let region = unsafe { (*self.space).access(addr, bytes as u64, self.device, write) }
             .ok_or(Trouble::Illegal(addr, bytes as u32))?;
-        if region.backing.is_some() {
+        let Some(team) = &region.team else {
             return Err(Trouble::Trap(format!(
                 "multimem on {addr:#x}, which is no multicast address"
             )));
-        }
-        let bases = region.members.read().unwrap();
-        let offset = addr - region.base;
-        for (o, b) in out.iter_mut().zip(bases.iter()) {
-            *o = b + offset;
-        }
-        let n = bases.len().min(MAX_MEMBERS);
-        drop(bases);
-        self.counters.access(store, Target::Multicast, 0, bytes, 1);
+        };
+        let n = team.members(addr - region.base, bytes as u64, out).map_err(Trouble::Trap)?;
+        self.counters.access(kind == Kind::St as u32, Target::Multicast, 0, bytes, 1);
         Ok(n)
     }
 
     /// One lane of a register of 2, 4 or 8 bytes per lane.
-    unsafe fn value(&self, reg: u32, lane: usize, size: usize) -> u64 {
+    ///
+    /// # Safety
+    /// `reg` must be a register of this kernel of that width.
+    pub unsafe fn value(&self, reg: u32, lane: usize, size: usize) -> u64 {
         // SAFETY: the caller gives a register of that width.
         unsafe {
             match size {
@@ -178,7 +178,11 @@ impl Warp {
         }
     }
 
-    unsafe fn set_value(&mut self, reg: u32, lane: usize, size: usize, x: u64) {
+    /// Writes one lane of such a register.
+    ///
+    /// # Safety
+    /// As for [`Warp::value`].
+    pub unsafe fn set_value(&mut self, reg: u32, lane: usize, size: usize, x: u64) {
         // SAFETY: the caller gives a register of that width.
         unsafe {
             match size {

@@ -7,6 +7,7 @@ use super::control::exec;
 use super::convert::Word;
 use super::warp::{Inst, LANES, Sem, Trouble, WARP_BARRIER, Wait, Warp};
 use super::{Ctl, Exec};
+use crate::track::hooks;
 
 exec!(
     /// `and`, `or`, `xor` of predicates (`aux` 0, 1, 2); `imm` bits 0 and 1 negate the sources.
@@ -167,7 +168,9 @@ exec!(
         if i.d != NONE {
             w.put(i.d, [leader; LANES]);
         }
-        w.put_pred(i.e, 1 << (leader & 31));
+        if i.e != NONE {
+            w.put_pred(i.e, 1 << (leader & 31));
+        }
         Ctl::Next
     }
 );
@@ -272,7 +275,15 @@ exec!(
         } else {
             std::sync::atomic::fence(std::sync::atomic::Ordering::AcqRel);
         }
-        crate::track::hooks::fence(w, i);
+        hooks::fence(w, i);
+        Ctl::Next
+    }
+);
+
+exec!(
+    /// `fence.proxy.async`.
+    ProxyFence, |w, _i| {
+        crate::track::hooks::proxy_fence(w);
         Ctl::Next
     }
 );
@@ -340,6 +351,10 @@ impl Mbar {
             self.pending = self.expected;
         }
     }
+    /// True if it is in another phase than before.
+    pub fn is_turned(self, before: Mbar) -> bool {
+        self.phase != before.phase
+    }
     /// True once the phase with this parity is complete.
     pub fn passed(self, parity: bool) -> bool {
         self.phase != parity
@@ -391,7 +406,18 @@ exec!(
                 p.write(bar.pack());
             }
             let waiting = i.aux == MbarOp::Wait as u32 || i.aux == MbarOp::WaitParity as u32;
-            crate::track::hooks::mbarrier(w, &spot, waiting, done >> l & 1 == 1);
+            let arrives = [MbarOp::Arrive, MbarOp::ArriveDrop, MbarOp::ArriveExpectTx, MbarOp::CompleteTx];
+            let what = match () {
+                () if waiting && done >> l & 1 == 1 => Some(hooks::Mbar::Pass),
+                () if i.aux == MbarOp::Init as u32 => Some(hooks::Mbar::Init),
+                () if arrives.iter().any(|a| *a as u32 == i.aux) => {
+                    Some(hooks::Mbar::Arrive { turned: bar.is_turned(Mbar::unpack(old)) })
+                }
+                () => None,
+            };
+            if let Some(what) = what {
+                hooks::mbarrier(w, &spot, l, what);
+            }
             if !waiting && i.d != NONE {
                 w.set_lane(i.d, l, old);
             }

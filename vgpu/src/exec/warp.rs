@@ -5,6 +5,8 @@
 //! the others run (lanes make progress independently, as since sm_70).
 
 use super::block::BlockState;
+use super::copy::Copies;
+use super::tracked::Late;
 use super::{Ctl, Handler};
 use crate::mem::counters::Counters;
 use crate::mem::space::AddressSpace;
@@ -218,7 +220,7 @@ pub struct Warp {
     pub space: *const AddressSpace,
     /// Device number.
     pub device: u32,
-    /// Agent number in tracked memory.
+    /// Number of the warp in the memory model of tracked mode.
     pub agent: u32,
     /// What a handler could not do.
     pub fault: Option<Trouble>,
@@ -226,6 +228,10 @@ pub struct Warp {
     pub counters: Counters,
     /// The last poll.
     pub poll: Poll,
+    /// Loads whose registers have no value yet, in weak mode.
+    pub late: Vec<Late>,
+    /// Bulk copies that it has issued.
+    pub copies: Copies,
     /// Lanes that have arrived at `bar.warp.sync`, and those it waits for.
     pub warp_barrier: (u32, u32),
 }
@@ -276,9 +282,12 @@ impl Warp {
         if self.exec == !0 {
             *d = x;
         } else {
+            // All lanes are written, so that this is a blend and not 32 branches.
+            let mut r = *d;
             for l in 0..LANES {
-                d[l] = if self.exec >> l & 1 == 1 { x[l] } else { d[l] };
+                r[l] = if self.exec & 1 << l != 0 { x[l] } else { r[l] };
             }
+            *d = r;
         }
     }
 
@@ -326,6 +335,10 @@ impl Warp {
             if self.exec == 0 {
                 self.pc += 1;
                 continue;
+            }
+            if !self.late.is_empty() {
+                // SAFETY: the instruction is of this warp's kernel.
+                unsafe { self.force_used(self.pc) };
             }
             // SAFETY: `code` was decoded for this warp's kernel.
             match unsafe { (i.run)(self, i) } {
@@ -474,6 +487,7 @@ impl Warp {
 
     /// Ends the executing lanes.
     pub fn exit(&mut self) -> Ctl {
+        self.force_where(|_| true);
         self.live &= !self.exec;
         self.mask &= !self.exec;
         for p in &mut self.paths {
@@ -496,11 +510,18 @@ impl Warp {
             return false;
         }
         self.warp_barrier = (0, 0);
+        crate::track::hooks::warp_barrier(self, arrived);
         for p in self.paths.iter_mut().filter(|p| p.wait == Wait::Barrier(WARP_BARRIER)) {
             (p.wait, p.resumed) = (Wait::No, Some(0));
         }
         self.next_switch = 0;
         true
+    }
+
+    /// True in tracked mode.
+    pub fn is_tracked(&self) -> bool {
+        // SAFETY: the block outlives its warps and runs on this thread.
+        unsafe { (*self.block).tracked.is_some() }
     }
 
     /// Notes a fault; the run loop stops.
@@ -524,6 +545,10 @@ impl Warp {
         let inst = std::ptr::from_ref(i) as usize;
         if self.poll.inst == inst && self.poll.addr == addr && self.poll.value == value {
             self.poll.spins += 1;
+            if self.poll.spins == 64 {
+                // SAFETY: the block outlives its warps and runs on this thread.
+                unsafe { (*self.block).writers.watch(addr) };
+            }
             self.poll.at = self.counters.instructions;
             self.counters.polls += 1;
             return true;

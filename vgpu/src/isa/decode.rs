@@ -6,9 +6,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::lower;
 use super::operand::{Opnd, operands};
-use super::select::form;
+use super::select::{Form, form};
+use super::slots::{self, Flow, Note};
 use super::spec::{Spec, W};
 use super::special::Special;
 use crate::error::LoadError;
@@ -20,6 +23,13 @@ use crate::ptx::{Function, Lexer, Module, Space, Tok, Ty, variables};
 
 /// Marks a field as a virtual register.
 pub const VREG: u32 = 1 << 31;
+
+/// Limits that no real kernel comes near, so that sums of what a kernel needs stay below 2^32.
+const MOST_REGISTERS: i64 = 1 << 22;
+/// Bytes of a variable in shared or local memory (CUDA allows 512 KiB of local memory in all).
+const MOST_BYTES: u64 = 1 << 24;
+/// Calls that are inlined into a kernel.
+const MOST_CALLS: u32 = 1 << 16;
 
 /// Stands for the start of dynamic shared memory while a body is decoded.
 pub const DYNAMIC_SHARED: u64 = 1 << 40;
@@ -33,8 +43,8 @@ pub struct Kernel {
     pub name: String,
     /// Its instructions.
     pub code: Vec<Inst>,
-    /// Registers that each instruction reads and writes, as offsets: for deferred loads in tracked mode.
-    pub uses: Vec<Vec<u32>>,
+    /// Tracked mode, for late loads: the registers that each instruction reads or writes, as offsets.
+    pub uses: Vec<SmallVec<[u32; 6]>>,
     /// Bytes of a warp's register file.
     pub reg_bytes: u32,
     /// Constants: where, class, bits.
@@ -55,6 +65,10 @@ pub struct Kernel {
     pub tables: Vec<Vec<u32>>,
     /// True if its memory handlers are those of tracked mode.
     pub tracked: bool,
+    /// The module's text, for reports.
+    pub text: Arc<str>,
+    /// Where the module's variables are.
+    pub variables: Arc<Symbols>,
 }
 
 /// What a name in a body stands for.
@@ -71,7 +85,7 @@ pub(super) enum Named {
 /// The state of decoding.
 pub(super) struct Decoder<'a> {
     pub module: &'a Module,
-    pub symbols: &'a Symbols,
+    pub symbols: &'a Arc<Symbols>,
     pub tracked: bool,
     pub classes: Vec<W>,
     pub constants: HashMap<(W, u64), u32>,
@@ -86,23 +100,37 @@ pub(super) struct Decoder<'a> {
     pub tables: Vec<Vec<u32>>,
     table_names: HashMap<&'a str, usize>,
     pub code: Vec<Inst>,
-    pub uses: Vec<Vec<u32>>,
+    notes: Vec<Note>,
     pub shared: u64,
     pub local: u64,
     /// Inlined calls around this one: branches that `ret` leaves behind; none in the kernel itself.
     pub returns: Option<Vec<usize>>,
     depth: u32,
+    /// Calls inlined so far.
+    calls: u32,
     pub line: u32,
-    /// Registers of the instruction at hand.
-    pub touched: Vec<u32>,
+    /// Registers that the instruction at hand writes.
+    pub written: SmallVec<[u32; 4]>,
+    share: bool,
 }
 
 /// Decodes a kernel of a module whose variables are at the given addresses.
 pub fn decode_kernel(
     module: &Module,
     name: &str,
-    symbols: &Symbols,
+    symbols: &Arc<Symbols>,
     tracked: bool,
+) -> Result<Arc<Kernel>, LoadError> {
+    decode_with(module, name, symbols, tracked, true)
+}
+
+/// The same; without `share` each virtual register has a place of its own, for tests.
+pub(crate) fn decode_with(
+    module: &Module,
+    name: &str,
+    symbols: &Arc<Symbols>,
+    tracked: bool,
+    share: bool,
 ) -> Result<Arc<Kernel>, LoadError> {
     let f = module.functions.get(name).filter(|f| f.is_kernel && f.body.is_some());
     let f = f.ok_or_else(|| LoadError::NoSuchKernel { name: name.into() })?;
@@ -121,13 +149,15 @@ pub fn decode_kernel(
         tables: Vec::new(),
         table_names: HashMap::new(),
         code: Vec::new(),
-        uses: Vec::new(),
+        notes: Vec::new(),
         shared: 0,
         local: 0,
         returns: None,
         depth: 0,
+        calls: 0,
         line: f.line,
-        touched: Vec::new(),
+        written: SmallVec::new(),
+        share,
     };
     for v in module.variables.iter().filter(|v| v.space == Space::Shared && v.size > 0) {
         let at = d.place_shared(v.size, v.align);
@@ -137,7 +167,10 @@ pub fn decode_kernel(
         d.scopes[0].insert(&p.name, Named::Var(Space::Param, p.offset.into()));
     }
     d.body(f)?;
-    d.emit(Inst { run: plain_handler::<Exit>(), ..d.blank() });
+    d.jump(Inst { run: plain_handler::<Exit>(), ..d.blank() }, Flow::End);
+    if d.shared.max(d.local) > MOST_BYTES {
+        return Err(d.error("more shared or local memory than there is"));
+    }
     Ok(Arc::new(d.finish(f)))
 }
 
@@ -164,8 +197,13 @@ impl<'a> Decoder<'a> {
 
     /// Adds an instruction.
     pub fn emit(&mut self, i: Inst) {
+        self.jump(i, Flow::Next);
+    }
+
+    /// Adds an instruction after which control may go elsewhere.
+    pub(super) fn jump(&mut self, i: Inst, flow: Flow) {
         self.code.push(i);
-        self.uses.push(std::mem::take(&mut self.touched));
+        self.notes.push(Note { writes: std::mem::take(&mut self.written), flow });
     }
 
     pub(super) fn error(&self, what: impl Into<String>) -> LoadError {
@@ -290,7 +328,11 @@ impl<'a> Decoder<'a> {
             let name = lx.word()?;
             let first = self.classes.len() as u32;
             let named = if lx.accept(b'<')? {
-                let n = lx.int()? as u32;
+                let n = lx.int()?;
+                if n < 0 || self.classes.len() as i64 + n > MOST_REGISTERS {
+                    return Err(self.error(format!("{n} registers")));
+                }
+                let n = n as u32;
                 lx.expect(b'>')?;
                 self.classes.extend(std::iter::repeat_n(class, n as usize));
                 Named::Family(first, class, n)
@@ -312,8 +354,11 @@ impl<'a> Decoder<'a> {
     }
 
     fn declare(&mut self, lx: &mut Lexer<'a>, space: Space) -> Result<(), LoadError> {
-        let text = self.module.text.as_str();
+        let text = &*self.module.text;
         for v in variables(lx, space)? {
+            if v.size.saturating_add(v.align.into()) > MOST_BYTES {
+                return Err(self.error(format!("`{}` is too large", v.name)));
+            }
             let named = match space {
                 Space::Shared => Named::Var(Space::Shared, self.place_shared(v.size, v.align)),
                 // Parameters of a call live in local memory until the callee has read them.
@@ -342,17 +387,25 @@ impl<'a> Decoder<'a> {
             opcode: opcode.into(),
             why,
         })?;
+        let Some((name, negate)) = guard else {
+            return lower::lower(self, &spec, f, &ops);
+        };
+        let Some((reg, W::P)) = self.register(name) else {
+            return Err(self.error(format!("`{name}` is no predicate")));
+        };
+        let guard = reg | VREG;
         let first = self.code.len();
+        if matches!(f, Form::Call) {
+            // The callee's instructions have guards of their own: jump over all of them.
+            let skip = Inst { run: plain_handler::<Bra>(), guard, negate: !negate, ..self.blank() };
+            self.jump(skip, Flow::Jump);
+            lower::lower(self, &spec, f, &ops)?;
+            self.code[first].target = self.code.len() as u32;
+            return Ok(());
+        }
         lower::lower(self, &spec, f, &ops)?;
-        if let Some((name, negate)) = guard {
-            let Some((reg, W::P)) = self.register(name) else {
-                return Err(self.error(format!("`{name}` is no predicate")));
-            };
-            for at in first..self.code.len() {
-                self.code[at].guard = reg | VREG;
-                self.code[at].negate = negate;
-                self.uses[at].push(reg);
-            }
+        for i in &mut self.code[first..] {
+            (i.guard, i.negate) = (guard, negate);
         }
         Ok(())
     }
@@ -424,7 +477,7 @@ impl<'a> Decoder<'a> {
     /// Emits a branch to a label.
     pub fn branch_to(&mut self, label: &'a str) {
         self.fixups.push((self.code.len(), label, self.line));
-        self.emit(Inst { run: plain_handler::<Bra>(), ..self.blank() });
+        self.jump(Inst { run: plain_handler::<Bra>(), ..self.blank() }, Flow::Jump);
     }
 
     /// The number of a `.branchtargets` table.
@@ -438,9 +491,10 @@ impl<'a> Decoder<'a> {
         f: &'a Function,
         bind: HashMap<&'a str, Named>,
     ) -> Result<(), LoadError> {
-        if self.depth >= 16 {
+        self.calls += 1;
+        if self.depth >= 16 || self.calls > MOST_CALLS {
             return Err(self.error(format!(
-                "calls of `{}` nest too deep: recursion is not supported",
+                "calls of `{}` are too many or nest too deep: recursion is not supported",
                 f.name
             )));
         }
@@ -463,30 +517,18 @@ impl<'a> Decoder<'a> {
 
     /// Gives every virtual register its place and renames the fields.
     fn finish(mut self, f: &Function) -> Kernel {
-        let mut place = vec![0u32; self.classes.len()];
-        let mut at = 0u32;
-        for class in [W::D, W::S, W::H, W::P] {
-            for (p, _) in place.iter_mut().zip(&self.classes).filter(|(_, c)| **c == class) {
-                *p = at;
-                at += class.bytes();
-            }
-        }
-        let rename = |x: &mut u32| {
-            if *x & VREG != 0 && *x != NONE {
-                *x = place[(*x & !VREG) as usize];
-            }
-        };
-        for i in &mut self.code {
-            for x in [&mut i.d, &mut i.a, &mut i.b, &mut i.c, &mut i.e, &mut i.guard]
-                .into_iter()
-                .chain(&mut i.v)
-            {
-                rename(x);
-            }
-        }
-        for u in self.uses.iter_mut().flatten() {
-            *u = place[*u as usize];
-        }
+        let fixed =
+            self.constants.values().chain(self.specials.values()).chain(self.dynamic.values());
+        let (place, reg_bytes) = slots::assign(
+            &self.code,
+            &self.notes,
+            &self.tables,
+            &self.classes,
+            fixed.copied(),
+            self.share,
+        );
+        let uses = if self.tracked { slots::uses(&self.code, &place) } else { Vec::new() };
+        slots::rename(&mut self.code, &place);
         let dynamic_base = self.shared.next_multiple_of(16);
         let fixed = self.constants.iter().map(|(&(w, bits), &r)| (place[r as usize], w, bits));
         let dynamic = self
@@ -497,8 +539,8 @@ impl<'a> Decoder<'a> {
             constants: fixed.chain(dynamic).collect(),
             name: f.name.clone(),
             code: self.code,
-            uses: self.uses,
-            reg_bytes: at.next_multiple_of(64).max(64),
+            uses,
+            reg_bytes,
             specials: self.specials.iter().map(|(&(s, w), &r)| (place[r as usize], w, s)).collect(),
             param_bytes: f.params.iter().map(|p| p.offset + p.size).max().unwrap_or(0),
             params: f.params.iter().map(|p| (p.offset, p.size)).collect(),
@@ -507,6 +549,8 @@ impl<'a> Decoder<'a> {
             max_threads: f.max_threads,
             tables: self.tables,
             tracked: self.tracked,
+            text: self.module.text.clone(),
+            variables: self.symbols.clone(),
         }
     }
 }

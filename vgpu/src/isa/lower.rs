@@ -3,15 +3,17 @@
 use super::decode::{DYNAMIC_SHARED, Decoder, Named, VREG};
 use super::operand::Opnd;
 use super::select::Form;
+use super::slots::Flow;
 use super::spec::{Spec, W};
 use crate::error::LoadError;
 use crate::exec::alu::{self, NONE};
 use crate::exec::control::{ActiveMask, Brx, Clock, Exit, Nanosleep, Nop, Trap};
 use crate::exec::convert;
+use crate::exec::copy::{CommitGroup, WaitGroup};
 use crate::exec::ldst;
 use crate::exec::sync::{
-    Barrier, Elect, Fence, Match, Move, Pack, PredLogic, PredMove, Redux, Select, Shuffle, Unpack,
-    Vote, WarpBarrier,
+    Barrier, Elect, Fence, Match, Move, Pack, PredLogic, PredMove, ProxyFence, Redux, Select,
+    Shuffle, Unpack, Vote, WarpBarrier,
 };
 use crate::exec::warp::Inst;
 use crate::exec::{Handler, pick, plain_handler};
@@ -90,13 +92,22 @@ pub(super) fn lower<'a>(
             let aux =
                 table.ok_or_else(|| d.error("brx.idx needs a table of targets above it"))? as u32;
             let i = Inst { run: plain_handler::<Brx>(), a, aux, ..d.blank() };
-            d.emit(i);
+            d.jump(i, Flow::Table(aux));
         }
         Form::Call => d.call(ops)?,
         Form::Ret => d.ret(),
-        Form::Exit => d.plain(plain_handler::<Exit>()),
-        Form::Trap => d.plain(plain_handler::<Trap>()),
+        Form::Exit => d.end(plain_handler::<Exit>()),
+        Form::Trap => d.end(plain_handler::<Trap>()),
         Form::Nop => d.plain(plain_handler::<Nop>()),
+        Form::ProxyFence => d.plain(plain_handler::<ProxyFence>()),
+        Form::CommitGroup => d.plain(plain_handler::<CommitGroup>()),
+        Form::WaitGroup(read_only) => {
+            let [Opnd::Int(n)] = ops else {
+                return Err(d.error("wait_group needs the number of groups that may be open"));
+            };
+            let run = plain_handler::<WaitGroup>();
+            d.emit(Inst { run, imm: *n as i64, aux: read_only.into(), ..d.blank() });
+        }
         Form::Nanosleep => d.plain(plain_handler::<Nanosleep>()),
         Form::Fence(mem) => {
             let i = Inst { run: plain_handler::<Fence>(), mem, ..d.blank() };
@@ -114,45 +125,41 @@ pub(super) fn lower<'a>(
 
 impl<'a> Decoder<'a> {
     pub(super) fn plain(&mut self, run: Handler) {
-        let i = Inst { run, ..self.blank() };
-        self.emit(i);
+        self.emit(Inst { run, ..self.blank() });
+    }
+
+    /// An instruction after which the thread is no more.
+    pub(super) fn end(&mut self, run: Handler) {
+        self.jump(Inst { run, ..self.blank() }, Flow::End);
     }
 
     pub(super) fn op<'o>(&self, ops: &'o [Opnd<'a>], n: usize) -> Res<&'o Opnd<'a>> {
         ops.get(n).ok_or_else(|| self.error(format!("operand {} is missing", n + 1)))
     }
 
-    /// Notes that the instruction at hand touches a register, and marks it.
-    pub(super) fn touch(&mut self, r: u32) -> u32 {
-        self.touched.push(r);
+    /// Notes that the instruction at hand writes a register, and marks it.
+    pub(super) fn write(&mut self, r: u32) -> u32 {
+        self.written.push(r);
         r | VREG
     }
 
     /// A register with its class, of any class.
     pub(super) fn any(&mut self, o: &Opnd<'a>) -> Res<(u32, W)> {
-        if let Opnd::Name(n) = o
-            && let Some((r, w)) = self.register(n)
-        {
-            return Ok((self.touch(r), w));
-        }
-        Err(self.error(format!("{o:?} is no register")))
+        let known = if let Opnd::Name(n) = o { self.register(n) } else { None };
+        known.ok_or_else(|| self.error(format!("{o:?} is no register")))
     }
 
     pub(super) fn dest(&mut self, ops: &[Opnd<'a>], n: usize, want: W) -> Res<u32> {
         let o = self.op(ops, n)?;
         if *o == Opnd::Sink {
-            return if want == W::P {
-                Ok(NONE)
-            } else {
-                let r = self.fresh(want);
-                Ok(self.touch(r))
-            };
+            let r = self.fresh(want);
+            return Ok(self.write(r));
         }
         let (r, w) = self.any(o)?;
         if w != want {
             return Err(self.error(format!("destination {o:?} has the wrong width")));
         }
-        Ok(r)
+        Ok(self.write(r))
     }
 
     pub(super) fn source(&mut self, ops: &[Opnd<'a>], n: usize, want: W) -> Res<u32> {
@@ -169,7 +176,7 @@ impl<'a> Decoder<'a> {
             Opnd::F64(f) if want == W::S => (f64::from_bits(f) as f32).to_bits().into(),
             Opnd::F64(f) => f,
             Opnd::Name(n) => match self.register(n) {
-                Some((r, w)) if w == want => return Ok(self.touch(r)),
+                Some((r, w)) if w == want => return Ok(r | VREG),
                 Some(_) => return Err(self.error(format!("`{n}` has the wrong width"))),
                 None => {
                     let at = self.variable(n)?.1;
@@ -252,6 +259,7 @@ impl<'a> Decoder<'a> {
 
     fn cvt(&mut self, spec: &Spec<'_>, ops: &[Opnd<'a>]) -> Res<()> {
         let (d, wd) = self.any(self.op(ops, 0)?)?;
+        let d = self.write(d);
         let ws = match self.op(ops, 1)?.clone() {
             Opnd::Name(n) => self.register(n).map(|(_, w)| w),
             _ => None,

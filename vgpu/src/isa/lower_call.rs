@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::decode::{Decoder, Named, VREG};
 use super::operand::Opnd;
+use super::slots::Flow;
 use super::spec::W;
 use crate::error::LoadError;
 use crate::exec::control::{AssertFail, Exit};
@@ -17,11 +18,11 @@ type Res<T> = Result<T, LoadError>;
 impl<'a> Decoder<'a> {
     pub(super) fn ret(&mut self) {
         if self.returns.is_none() {
-            return self.plain(plain_handler::<Exit>());
+            return self.end(plain_handler::<Exit>());
         }
         let at = self.code.len();
         let i = Inst { run: plain_handler::<crate::exec::control::Bra>(), ..self.blank() };
-        self.emit(i);
+        self.jump(i, Flow::Jump);
         if let Some(r) = &mut self.returns {
             r.push(at);
         }
@@ -74,7 +75,7 @@ impl<'a> Decoder<'a> {
             let run =
                 ldst::load_handler(ty, 1, w, false).ok_or_else(|| self.error("no such load"))?;
             let mut load = Inst { run, mem, a: self.constant(W::D, at) | VREG, ..self.blank() };
-            load.v[0] = r | VREG;
+            load.v[0] = self.write(r);
             self.emit(load);
             i.v[k] = r | VREG;
         }

@@ -10,7 +10,7 @@ use crate::exec::ldst::{self, UNIFORM};
 use crate::exec::multimem::{Kind, Multimem};
 use crate::exec::plain_handler;
 use crate::exec::sync::{MbarOp, Mbarrier};
-use crate::exec::warp::{Inst, MemInfo};
+use crate::exec::warp::{Inst, LANES, MemInfo};
 use crate::ptx::{Space, Ty};
 
 type Res<T> = Result<T, LoadError>;
@@ -31,7 +31,7 @@ impl<'a> Decoder<'a> {
             if !matches!(w, W::S | W::D) {
                 return Err(self.error(format!("`{base}` is too narrow for an address")));
             }
-            i.a = self.touch(r);
+            i.a = r | VREG;
             (i.imm, i.mem.narrow) = (offset, w == W::S);
             return Ok(false);
         }
@@ -70,6 +70,7 @@ impl<'a> Decoder<'a> {
         for (k, p) in parts.into_iter().enumerate() {
             i.v[k] = self.dest(std::slice::from_ref(p), 0, class)?;
         }
+        (i.b, i.c) = (n as u32, class.bytes() / LANES as u32);
         i.run = ldst::load_handler(info.ty, n, class, self.tracked)
             .ok_or_else(|| self.error("destination has the wrong width"))?;
         self.emit(i);
@@ -92,6 +93,7 @@ impl<'a> Decoder<'a> {
         for (k, p) in parts.into_iter().enumerate() {
             i.v[k] = self.value(p, class)?;
         }
+        (i.b, i.c) = (n as u32, class.bytes() / LANES as u32);
         i.run = ldst::store_handler(info.ty, n, class, self.tracked)
             .ok_or_else(|| self.error("source has the wrong width"))?;
         self.emit(i);
@@ -178,11 +180,7 @@ impl<'a> Decoder<'a> {
         ops: &[Opnd<'a>],
     ) -> Res<()> {
         let mut i = Inst { aux: u32::from(from_shared), ..self.blank() };
-        i.run = if self.tracked {
-            plain_handler::<Bulk<true>>()
-        } else {
-            plain_handler::<Bulk<false>>()
-        };
+        i.run = plain_handler::<Bulk>();
         let mut regs = [NONE; 3];
         let mut narrow = [0; 3];
         for (k, n) in [0, 1, 3].into_iter().enumerate().take(if has_bar { 3 } else { 2 }) {
@@ -209,7 +207,8 @@ impl<'a> Decoder<'a> {
         let sel = sel.ok_or_else(|| self.error("no addition"))?;
         let bits = if narrow { u64::from(offset as u32) } else { offset as u64 };
         let b = self.constant(w, bits) | VREG;
-        let d = self.fresh(w) | VREG;
+        let d = self.fresh(w);
+        let d = self.write(d);
         let i = Inst { run: sel.run, d, a: reg, b, ..self.blank() };
         self.emit(i);
         Ok(d)

@@ -6,6 +6,7 @@ mod lower_call;
 mod lower_mem;
 pub mod operand;
 pub mod select;
+mod slots;
 pub mod spec;
 pub mod special;
 

@@ -34,7 +34,7 @@ pub enum Opnd<'a> {
 pub fn operands<'a>(lx: &mut Lexer<'a>) -> Result<Vec<Opnd<'a>>, LoadError> {
     let mut all = Vec::new();
     while !lx.accept(b';')? {
-        all.push(operand(lx)?);
+        all.push(operand(lx, 0)?);
         if !lx.accept(b',')? {
             lx.expect(b';')?;
             break;
@@ -43,17 +43,21 @@ pub fn operands<'a>(lx: &mut Lexer<'a>) -> Result<Vec<Opnd<'a>>, LoadError> {
     Ok(all)
 }
 
-fn list<'a>(lx: &mut Lexer<'a>, end: u8) -> Result<Vec<Opnd<'a>>, LoadError> {
+fn list<'a>(lx: &mut Lexer<'a>, end: u8, depth: u32) -> Result<Vec<Opnd<'a>>, LoadError> {
     let mut all = Vec::new();
     while !lx.accept(end)? {
-        all.push(operand(lx)?);
+        all.push(operand(lx, depth)?);
         lx.accept(b',')?;
     }
     Ok(all)
 }
 
-fn operand<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
+fn operand<'a>(lx: &mut Lexer<'a>, depth: u32) -> Result<Opnd<'a>, LoadError> {
     let line = lx.line();
+    // `(`, `{` and `|` nest twice at most in PTX.
+    if depth > 8 {
+        return Err(LoadError::syntax(line, "an operand that nests too deep"));
+    }
     let one = match lx.next_tok()? {
         Tok::Word("_") => Opnd::Sink,
         Tok::Word(w) => {
@@ -70,15 +74,15 @@ fn operand<'a>(lx: &mut Lexer<'a>) -> Result<Opnd<'a>, LoadError> {
             t => return Err(LoadError::syntax(line, format!("`-` before {t:?}"))),
         },
         Tok::Punct(b'!') => Opnd::Not(lx.word()?),
-        Tok::Punct(b'{') => Opnd::Vec(list(lx, b'}')?),
-        Tok::Punct(b'(') => Opnd::List(list(lx, b')')?),
+        Tok::Punct(b'{') => Opnd::Vec(list(lx, b'}', depth + 1)?),
+        Tok::Punct(b'(') => Opnd::List(list(lx, b')', depth + 1)?),
         Tok::Punct(b'[') => memory(lx)?,
         t => {
             return Err(LoadError::syntax(line, format!("unexpected {t:?} as an operand")));
         }
     };
     if lx.accept(b'|')? {
-        return Ok(Opnd::Pair(Box::new(one), Box::new(operand(lx)?)));
+        return Ok(Opnd::Pair(Box::new(one), Box::new(operand(lx, depth + 1)?)));
     }
     Ok(one)
 }

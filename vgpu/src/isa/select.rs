@@ -75,6 +75,12 @@ pub enum Form {
     Nanosleep,
     /// `mbarrier`.
     Mbar(MbarOp),
+    /// `fence.proxy.async`.
+    ProxyFence,
+    /// `cp.async.bulk.commit_group`.
+    CommitGroup,
+    /// `cp.async.bulk.wait_group`, or (true) its `.read`.
+    WaitGroup(bool),
     /// A bulk copy: destination space in the info, source shared, has an mbarrier, reduces.
     Bulk(MemInfo, bool, bool, bool),
     /// `multimem` on n elements.
@@ -246,7 +252,7 @@ fn barrier(s: &Spec<'_>) -> Result<Form, String> {
 fn fence(s: &Spec<'_>) -> Result<Form, String> {
     if s.has("proxy") || s.has("mbarrier_init") {
         s.only("proxy async alias generic tensormap::generic mbarrier_init acquire release sync_restrict::shared::cta cluster cta gpu sys global shared::cta shared::cluster async::generic async.global sync_restrict::shared::cluster")?;
-        return Ok(Form::Nop);
+        return Ok(if s.has("async") { Form::ProxyFence } else { Form::Nop });
     }
     s.only("sc acq_rel acquire release cta cluster gpu sys gl sync_restrict::shared::cta")?;
     let mut info = mem_info(s, Ty::B32);
@@ -318,8 +324,11 @@ fn bulk(s: &Spec<'_>) -> Result<Form, String> {
         return Err("only the bulk form is supported".into());
     }
     s.only("async bulk commit_group wait_group read reduce global shared::cta shared::cluster bulk_group mbarrier::complete_tx::bytes add min max and or xor inc dec noftz")?;
-    if s.has("commit_group") || s.has("wait_group") {
-        return Ok(Form::Nop);
+    if s.has("commit_group") {
+        return Ok(Form::CommitGroup);
+    }
+    if s.has("wait_group") {
+        return Ok(Form::WaitGroup(s.has("read")));
     }
     let spaces: Vec<Space> = s.mods.iter().filter_map(|m| Space::parse(m)).collect();
     let [dst, src] = spaces[..] else {

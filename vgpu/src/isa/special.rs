@@ -31,6 +31,8 @@ pub enum Special {
     DynamicShared,
     /// `%total_smem_size`.
     TotalShared,
+    /// `%envreg2` and `%envreg1`: the low and the high half of the address of a cooperative launch's workspace.
+    Workspace(u8),
     /// A register that is always zero or one: `%is_explicit_cluster`, `%cluster_nctarank` and the like.
     Constant(u32),
 }
@@ -63,6 +65,8 @@ impl Special {
                 "%lanemask_gt" => Special::LaneMask(4),
                 "%dynamic_smem_size" => Special::DynamicShared,
                 "%total_smem_size" => Special::TotalShared,
+                "%envreg2" => Special::Workspace(0),
+                "%envreg1" => Special::Workspace(1),
                 // A cluster is one block.
                 "%cluster_ctaid" | "%cluster_ctarank" | "%is_explicit_cluster" => {
                     Special::Constant(0)

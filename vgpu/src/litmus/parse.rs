@@ -120,6 +120,9 @@ pub struct Test {
     pub registers: Vec<(u32, String, Operand)>,
     /// Other names of a location.
     pub aliases: HashMap<String, String>,
+    /// Whether it tells proxies (surfaces, textures, constants, aliases) apart; the model takes all for the generic one, so its
+    /// states are not those that the test is about.
+    pub proxies: bool,
     /// The threads.
     pub threads: Vec<Thread>,
     /// Only final states that satisfy this count.
@@ -150,12 +153,16 @@ pub fn parse(text: &str) -> Result<Test, LitmusError> {
         memory: Vec::new(),
         registers: Vec::new(),
         aliases: HashMap::new(),
+        proxies: ["fence.proxy", "sust.", "suld.", "tld.", "cold.", "suatom.", "sured."]
+            .iter()
+            .any(|word| rest.contains(word)),
         threads: Vec::new(),
         filter: None,
         question: Question::Exists,
         condition: Condition::Compare(Term::Int(0), "==".into(), Term::Int(0)),
     };
     initial(init, &mut test)?;
+    test.proxies |= !test.aliases.is_empty();
     program(&rows, &mut test)?;
     question(asked, &mut test)?;
     Ok(test)
@@ -471,7 +478,7 @@ mod tests {
             }
         );
         assert_eq!(t.question, Question::NotExists);
-        assert_eq!(t.aliases["y"], "x");
+        assert!(t.aliases["y"] == "x" && t.proxies);
         let quorum = Some(Operand::Int(3));
         assert_eq!(
             t.threads[1].code[1],

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use super::condition::{Condition, Term};
 use super::parse::{Instr, Operand, Question, Test, Thread};
 use crate::exec::warp::{Scope, Sem};
-use crate::track::model::{Access, Config, Model};
+use crate::track::clock::Thread as Agent;
+use crate::track::model::{Access, Config, Model, Position};
 
 /// What many runs of a test showed.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +63,7 @@ enum Value {
 
 struct State<'a> {
     thread: &'a Thread,
-    agent: u32,
+    agent: Agent,
     pc: usize,
     regs: HashMap<&'a str, Value>,
     /// Waits at a barrier: its number and threads.
@@ -81,17 +82,35 @@ struct Run<'a> {
     completed: HashMap<(u64, u32, u64), u32>,
 }
 
+/// The model's threads: those of a block are lanes of one warp, or each has a warp to itself. The verdicts are the same, since the
+/// model orders nothing between lanes of a warp.
+fn agents(test: &Test, model: &mut Model, together: bool) -> Vec<Agent> {
+    let mut blocks: BTreeMap<(u64, u32), Agent> = BTreeMap::new();
+    let warp = |cta, gpu, lanes, model: &mut Model| {
+        model.warp(Position { cta, gpu, lanes, kernel: 0 }, &Default::default())
+    };
+    let mut place = |t: &Thread| {
+        let block = (t.cta, t.gpu);
+        let next = blocks.get(&block).filter(|a| together && a.lane < 31);
+        let agent = match next {
+            Some(a) => Agent { warp: a.warp, lane: a.lane + 1 },
+            None => {
+                Agent { warp: warp(t.cta, t.gpu, if together { !0 } else { 1 }, model), lane: 0 }
+            }
+        };
+        blocks.insert(block, agent);
+        agent
+    };
+    test.threads.iter().map(&mut place).collect()
+}
+
 impl<'a> Run<'a> {
     fn new(test: &'a Test, seed: u64) -> Self {
         let mut model = Model::new(Config { weak: true, race: false, seed });
-        let thread = |t: &'a Thread| State {
-            thread: t,
-            agent: model.agent(t.cta, t.gpu, &[]),
-            pc: 0,
-            regs: HashMap::new(),
-            waits: None,
-        };
-        let threads = test.threads.iter().map(thread).collect();
+        let agents = agents(test, &mut model, seed % 2 == 1);
+        let thread =
+            |(thread, agent)| State { thread, agent, pc: 0, regs: HashMap::new(), waits: None };
+        let threads = test.threads.iter().zip(agents).map(thread).collect();
         let mut run = Run {
             test,
             model,
@@ -196,7 +215,7 @@ impl<'a> Run<'a> {
     }
 
     fn access(&self, at: u64, sem: Sem, scope: Scope) -> Access {
-        Access { granule: at / 16, mask: 0xff, sem, scope, site: 0, slot: 0 }
+        Access { granule: at / 16, mask: 0xff, sem, scope, line: 0, slot: 0 }
     }
 
     /// The address that an operand names.
@@ -239,7 +258,7 @@ impl<'a> Run<'a> {
                     self.set(t, d, r);
                 }
             }
-            Instr::Fence { sem, scope } => self.model.fence(agent, *sem, *scope),
+            Instr::Fence { sem, scope } => self.model.fence(agent.warp, agent.bit(), *sem, *scope),
             Instr::Compute { op, d, a, b } => {
                 let (a, b) = (self.value(t, a), self.value(t, b));
                 let mut bytes = [0; 16];
@@ -289,7 +308,7 @@ impl<'a> Run<'a> {
     fn arrive(&mut self, t: usize, id: u64, quorum: Option<u64>, waits: bool) {
         let (key, barrier, agent) =
             (self.key(t, id), self.phase_of(t, id, 0), self.threads[t].agent);
-        self.model.arrive(barrier, agent);
+        self.model.arrive(barrier, agent.warp, agent.bit());
         self.arrivals.entry(key).or_default().push(t);
         if waits {
             self.threads[t].waits = Some((id, quorum));
@@ -323,8 +342,11 @@ impl<'a> Run<'a> {
             .into_iter()
             .filter(|&o| matches!(self.threads[o].waits, Some((i, _)) if i == id))
             .collect();
-        let agents: Vec<u32> = waiting.iter().map(|&o| self.threads[o].agent).collect();
-        self.model.leave(self.phase_of(t, id, 0), &agents, true);
+        let phase = self.phase_of(t, id, 0);
+        self.model.turn(phase);
+        for &o in &waiting {
+            self.model.pass(phase, self.threads[o].agent);
+        }
         *self.completed.entry(key).or_default() += 1;
         for o in waiting {
             self.threads[o].waits = None;
@@ -372,7 +394,7 @@ impl<'a> Run<'a> {
         });
         let Some(t) = late else { return false };
         if let Some((id, _)) = self.threads[t].waits.take() {
-            self.model.leave(self.phase_of(t, id, 1), &[self.threads[t].agent], true);
+            self.model.pass(self.phase_of(t, id, 1), self.threads[t].agent);
             let key = self.key(t, id);
             if let Some(a) = self.arrivals.get_mut(&key) {
                 a.retain(|&o| o != t);
@@ -406,9 +428,7 @@ impl<'a> Run<'a> {
             Term::Int(i) => *i,
             Term::Loc(l) => {
                 let at = self.place(l);
-                for s in 0..self.threads.len() {
-                    self.model.finish(self.threads[s].agent);
-                }
+                self.model.perform_all();
                 word(&self.model.newest(at / 16).unwrap_or_else(|| self.bytes(at)))
             }
             Term::Reg(id, r) => match self.threads.iter().position(|s| s.thread.id == *id) {

@@ -15,7 +15,7 @@ pub enum Target {
 }
 
 /// Exact counts of one kernel, or of part of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counters {
     /// Bytes loaded, by [`Target`].
     pub loaded: [u64; 4],

@@ -2,5 +2,8 @@
 
 pub mod access;
 pub mod counters;
+mod identity;
+pub mod region;
+pub mod registered;
 pub mod rmw;
 pub mod space;

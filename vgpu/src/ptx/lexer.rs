@@ -157,12 +157,11 @@ impl<'a> Lexer<'a> {
 
     /// Takes the given character if it is next.
     pub fn accept(&mut self, c: u8) -> Result<bool, LoadError> {
-        let here = *self;
-        if self.next_tok()? == Tok::Punct(c) {
-            return Ok(true);
-        }
-        *self = here;
-        Ok(false)
+        // What is asked for is never part of another token, so the token need not be read.
+        self.skip_space();
+        let here = self.text.as_bytes().get(self.pos) == Some(&c);
+        self.pos += usize::from(here);
+        Ok(here)
     }
 
     /// Takes a word or fails.

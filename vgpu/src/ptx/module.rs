@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::lexer::{Lexer, Tok};
 use super::types::{Space, Ty};
@@ -60,7 +61,7 @@ pub struct Function {
 #[derive(Debug)]
 pub struct Module {
     /// The text it was made from.
-    pub text: String,
+    pub text: Arc<str>,
     /// `.target`: 90 for `sm_90a`.
     pub target: u32,
     /// Variables at module level.
@@ -69,14 +70,21 @@ pub struct Module {
     pub functions: HashMap<String, Function>,
 }
 
+/// Most bytes of a variable.
+const MOST_BYTES: u64 = 1 << 40;
+/// Most bytes of a function's parameters (CUDA allows kernels 32764).
+const MOST_PARAMETERS: u64 = 1 << 20;
+/// How deep braces of an initializer may nest.
+const MOST_NESTED: u32 = 16;
+
 /// Parses the top level and finds the ends of the bodies. `check` sees each opcode of each body, with its line.
 pub fn parse_module(
     text: &str,
     check: &mut dyn FnMut(&str, u32) -> Result<(), LoadError>,
 ) -> Result<Module, LoadError> {
-    let text = text.trim_end_matches('\0').to_string();
+    let text: Arc<str> = text.trim_end_matches('\0').into();
     let mut module =
-        Module { target: 0, variables: Vec::new(), functions: HashMap::new(), text: String::new() };
+        Module { target: 0, variables: Vec::new(), functions: HashMap::new(), text: text.clone() };
     let mut lx = Lexer::new(&text, 0, 1);
     loop {
         let line = lx.line();
@@ -114,7 +122,6 @@ pub fn parse_module(
             t => return Err(LoadError::syntax(line, format!("unexpected {t:?}"))),
         }
     }
-    module.text = text;
     Ok(module)
 }
 
@@ -160,6 +167,7 @@ pub fn variables(lx: &mut Lexer<'_>, space: Space) -> Result<Vec<Variable>, Load
     let element = ty.bytes() * lanes;
     let mut all = Vec::new();
     loop {
+        let line = lx.line();
         let name = lx.word()?.to_string();
         let mut count = 1u64;
         let mut open = false;
@@ -168,19 +176,24 @@ pub fn variables(lx: &mut Lexer<'_>, space: Space) -> Result<Vec<Variable>, Load
                 open = true;
                 continue;
             }
-            count *= lx.int()? as u64;
+            count = count.saturating_mul(lx.int()? as u64);
             lx.expect(b']')?;
+        }
+        let bytes = count.saturating_mul(element.into());
+        let align = align.unwrap_or(element).max(1);
+        if bytes > MOST_BYTES || !align.is_power_of_two() || u64::from(align) > MOST_BYTES {
+            return Err(LoadError::syntax(line, format!("size or alignment of `{name}`")));
         }
         let mut v = Variable {
             name,
             space,
-            align: align.unwrap_or(element).max(1),
-            size: if open { 0 } else { count * u64::from(element) },
+            align,
+            size: if open { 0 } else { bytes },
             init: Vec::new(),
             relocations: Vec::new(),
         };
         if lx.accept(b'=')? {
-            initializer(lx, ty.bytes() as usize, &mut v)?;
+            initializer(lx, ty.bytes() as usize, &mut v, 0)?;
             v.size = v.size.max(v.init.len() as u64);
         }
         all.push(v);
@@ -192,10 +205,15 @@ pub fn variables(lx: &mut Lexer<'_>, space: Space) -> Result<Vec<Variable>, Load
     Ok(all)
 }
 
-fn initializer(lx: &mut Lexer<'_>, width: usize, v: &mut Variable) -> Result<(), LoadError> {
-    if lx.accept(b'{')? {
+fn initializer(
+    lx: &mut Lexer<'_>,
+    width: usize,
+    v: &mut Variable,
+    depth: u32,
+) -> Result<(), LoadError> {
+    if depth < MOST_NESTED && lx.accept(b'{')? {
         while !lx.accept(b'}')? {
-            initializer(lx, width, v)?;
+            initializer(lx, width, v, depth + 1)?;
             lx.accept(b',')?;
         }
         return Ok(());
@@ -222,7 +240,7 @@ fn initializer(lx: &mut Lexer<'_>, width: usize, v: &mut Variable) -> Result<(),
         }
         t => return Err(LoadError::syntax(line, format!("bad initializer {t:?}"))),
     };
-    v.init.extend_from_slice(&bits.to_le_bytes()[..width]);
+    v.init.extend_from_slice(&u128::from(bits).to_le_bytes()[..width]);
     Ok(())
 }
 
@@ -260,15 +278,22 @@ fn params(lx: &mut Lexer<'_>) -> Result<Vec<Param>, LoadError> {
         let line = lx.line();
         let ty =
             ty.ok_or_else(|| LoadError::syntax(line, format!("parameter `{name}` has no type")))?;
-        let mut size = ty.bytes();
+        let mut size = u64::from(ty.bytes());
         if lx.accept(b'[')? {
-            size *= lx.int()? as u32;
+            size = size.saturating_mul(lx.int()? as u64);
             lx.expect(b']')?;
         }
         let align = align.unwrap_or(ty.bytes()).max(1);
+        if size > MOST_PARAMETERS || !align.is_power_of_two() || u64::from(align) > MOST_PARAMETERS
+        {
+            return Err(LoadError::syntax(line, format!("size or alignment of `{name}`")));
+        }
         offset = offset.next_multiple_of(align);
-        all.push(Param { name, offset, size, reg: is_reg.then_some(ty) });
-        offset += size;
+        all.push(Param { name, offset, size: size as u32, reg: is_reg.then_some(ty) });
+        offset += size as u32;
+        if u64::from(offset) > MOST_PARAMETERS {
+            return Err(LoadError::syntax(line, "too many bytes of parameters"));
+        }
         lx.accept(b',')?;
     }
     Ok(all)
@@ -304,9 +329,9 @@ fn function(
             Tok::Word(".maxntid" | ".reqntid") => {
                 let mut n = lx.int()?;
                 while lx.accept(b',')? {
-                    n *= lx.int()?;
+                    n = n.saturating_mul(lx.int()?);
                 }
-                f.max_threads = Some(n as u32);
+                f.max_threads = Some(n.clamp(0, u32::MAX.into()) as u32);
             }
             Tok::Word(".noreturn" | ".explicitcluster") => {}
             Tok::Word(

@@ -1,170 +1,167 @@
 //! Tracked mode: weak memory and race detection for the blocks of one process.
 //!
-//! [`model`] is the memory model, [`hooks`] is what the interpreter's memory handlers call.
+//! [`model`] is the memory model, [`hooks`] is what the interpreter's memory handlers call. Of the model, [`clock`] is what
+//! threads know of each other, `shadow` and `history` what granules remember, `access` and `whole` what loads and stores do,
+//! `sync` fences and barriers, `proxy` bulk copies, `race` the detector, `warps` the life of warps.
 
+mod access;
 pub mod clock;
+mod deferred;
 mod history;
 pub mod hooks;
 pub mod model;
+pub mod proxy;
 mod race;
+mod report;
+mod shadow;
 mod sync;
+#[cfg(test)]
+mod tests;
+mod warps;
+mod whole;
 
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
-use crate::exec::warp::{Inst, Warp};
-use crate::machine::Launch;
-use clock::{Vc, join};
-use model::{Access, Config, Model, Race};
+use crate::isa::decode::Kernel;
+use crate::launch::Launch;
+use crate::machine::BLOCK_SHARED;
+use crate::mem::space::AddressSpace;
+use clock::Know;
+pub use deferred::Update;
+use model::{Config, Model, Position};
+pub use race::{InstPair, Race, Side};
+pub use report::{Bytes, RaceReport, SiteInfo};
+pub use sync::Party;
+pub use whole::Whole;
 
-/// Where an access stands in a program, for reports.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SiteInfo {
-    /// Kernel.
-    pub kernel: String,
-    /// Device.
-    pub device: u32,
-    /// Block of the grid.
-    pub block: u64,
-    /// Warp of the block.
-    pub warp: u32,
-    /// PTX line.
-    pub line: u32,
+/// Identities of shared memory begin here.
+const SHARED: u64 = 1 << 63;
+
+/// The identity of a byte of a block's shared memory.
+fn shared_at(block: u64, offset: u64) -> u64 {
+    SHARED | block << 24 | offset
 }
 
 /// The model with what it needs to know of the interpreter.
 pub struct Tracked {
     inner: Mutex<Inner>,
+    space: Arc<AddressSpace>,
 }
 
 pub(crate) struct Inner {
     pub model: Model,
-    /// By agent.
-    agents: Vec<SiteInfo>,
-    sites: Vec<SiteInfo>,
-    known: clock::FastMap<(u32, u32), u32>,
-    /// The last one asked for: lanes of a warp ask in a row.
-    last: ((u32, u32), u32),
+    /// By warp of the model.
+    names: Vec<report::Name>,
+    /// Numbers of kernels, by name and length of their module's text.
+    kernels: HashMap<(String, usize), u32>,
+    /// The last one that was asked for.
+    last: Option<(Arc<Kernel>, u32)>,
     /// What is known by all who start now: all launches that have ended.
-    ended: Vc,
-    /// Races of earlier epochs, with words.
-    reports: Vec<RaceReport>,
-}
-
-/// A race, in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RaceReport {
-    /// The earlier access and whether it wrote.
-    pub first: (SiteInfo, bool),
-    /// The later access and whether it wrote.
-    pub second: (SiteInfo, bool),
-    /// Address of the first byte that both touched.
-    pub address: u64,
-    /// How many bytes both touched.
-    pub bytes: u32,
-    /// True if both are strong, but with scopes or sizes that do not fit.
-    pub both_strong: bool,
-}
-
-impl std::fmt::Display for RaceReport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let say = |(s, wrote): &(SiteInfo, bool)| {
-            let verb = if *wrote { "write" } else { "read" };
-            format!(
-                "{verb} by `{}` on device {}, block {}, warp {}, PTX line {}",
-                s.kernel, s.device, s.block, s.warp, s.line
-            )
-        };
-        let why = if self.both_strong {
-            "their scopes or sizes do not fit"
-        } else {
-            "nothing orders them"
-        };
-        write!(
-            f,
-            "race on {} bytes at {:#x}: {} and {}; {why}",
-            self.bytes,
-            self.address,
-            say(&self.first),
-            say(&self.second)
-        )
-    }
+    ended: Arc<Know>,
+    reports: Vec<(InstPair, RaceReport)>,
 }
 
 impl Tracked {
     /// A model for a machine.
-    pub fn new(config: Config) -> Self {
-        Tracked {
-            inner: Mutex::new(Inner {
-                model: Model::new(config),
-                agents: Vec::new(),
-                sites: Vec::new(),
-                known: Default::default(),
-                last: ((u32::MAX, 0), 0),
-                ended: Vc::new(),
-                reports: Vec::new(),
-            }),
-        }
+    pub fn new(config: Config, space: Arc<AddressSpace>) -> Self {
+        let inner = Inner {
+            model: Model::new(config),
+            names: Vec::new(),
+            kernels: HashMap::new(),
+            last: None,
+            ended: Arc::default(),
+            reports: Vec::new(),
+        };
+        space.remember_freed();
+        Tracked { inner: Mutex::new(inner), space }
     }
 
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> R {
         f(&mut self.inner.lock().unwrap())
     }
 
-    /// An agent for a warp of a block.
-    pub fn new_agent(
-        &self,
-        device: u32,
-        block_uid: u64,
-        launch: &Launch,
-        block: u64,
-        warp: u32,
-    ) -> u32 {
+    /// The model's number for a warp of a block; `lanes` exist.
+    pub fn new_warp(&self, launch: &Launch, uid: u64, block: u64, warp: u32, lanes: u32) -> u32 {
+        let (device, kernel) = (launch.device, launch.kernel.clone());
         self.with(|t| {
-            let info =
-                SiteInfo { kernel: launch.kernel.name.clone(), device, block, warp, line: 0 };
-            t.agents.push(info);
-            t.model.agent(block_uid, device, &launch.known)
+            let tag = t.number_of(&kernel);
+            for bytes in self.space.take_freed() {
+                t.model.forget_granules(bytes.start / 16..bytes.end / 16);
+            }
+            let at = Position { cta: uid, gpu: device, lanes, kernel: tag };
+            let name = report::Name { kernel, device, block, warp };
+            self.add(t, name, |model| model.warp(at, &launch.known))
         })
     }
 
+    /// The model's number for a warp that does copies for this one.
+    pub fn proxy_warp(&self, issuer: u32, known: &Arc<Know>) -> u32 {
+        self.with(|t| {
+            let name = t.names[issuer as usize].clone();
+            self.add(t, name, |model| model.proxy_warp(issuer, known))
+        })
+    }
+
+    fn add(&self, t: &mut Inner, name: report::Name, f: impl FnOnce(&mut Model) -> u32) -> u32 {
+        // Before a number is used again: reports need the old name.
+        t.collect(&self.space);
+        let n = f(&mut t.model);
+        match t.names.get_mut(n as usize) {
+            Some(old) => *old = name,
+            None => t.names.push(name),
+        }
+        n
+    }
+
     /// What all launches that have ended did.
-    pub fn ended(&self) -> Vc {
+    pub fn ended(&self) -> Arc<Know> {
         self.with(|t| t.ended.clone())
     }
 
-    /// The agents of a block have ended.
-    pub fn block_ended(&self, agents: impl Iterator<Item = u32>, launch: &Launch) {
+    /// A block has ended.
+    pub fn block_ended(&self, uid: u64, warps: impl Iterator<Item = u32>, launch: &Launch) {
+        let mut into = launch.clock.lock().unwrap();
         self.with(|t| {
-            for a in agents {
-                let vc = t.model.finish(a);
-                join(&mut launch.clock.lock().unwrap(), &vc);
+            for w in warps {
+                t.model.finish(w, &mut into);
             }
+            t.model.forget_block(uid, launch.device);
+            let shared = shared_at(uid, 0)..shared_at(uid, BLOCK_SHARED.into());
+            t.model.forget_granules(shared.start / 16..shared.end / 16);
+            t.model.forget_barriers(shared);
+            t.model.forget_barriers(uid..uid + 1);
         });
     }
 
     /// A launch has ended: what starts later knows what it did.
     pub fn launch_ended(&self, launch: &Launch) {
-        self.with(|t| join(&mut t.ended, &launch.clock.lock().unwrap()));
+        self.with(|t| {
+            Arc::make_mut(&mut t.ended).join(&launch.clock.lock().unwrap());
+            t.collect(&self.space);
+        });
     }
 
     /// No launch is left: forget histories, keep the races.
     pub fn quiesce(&self) {
         self.with(|t| {
-            t.collect();
+            t.collect(&self.space);
             t.model.reset();
-            t.agents.clear();
-            t.known.clear();
-            t.last = ((u32::MAX, 0), 0);
-            t.sites.clear();
-            t.ended.clear();
+            t.names.clear();
+            t.last = None;
+            t.ended = Arc::default();
         });
     }
 
     /// The races so far.
     pub fn races(&self) -> Vec<RaceReport> {
         self.with(|t| {
-            t.collect();
-            t.reports.clone()
+            t.collect(&self.space);
+            let with_count = |(pair, r): &(InstPair, RaceReport)| RaceReport {
+                count: t.model.times(pair),
+                ..r.clone()
+            };
+            t.reports.iter().map(with_count).collect()
         })
     }
 
@@ -173,59 +170,46 @@ impl Tracked {
         self.with(|t| t.model.random(n))
     }
 
-    /// Warps arrive at a barrier of a block.
-    pub fn barrier_arrive(&self, block: u64, id: u32, agent: u32) {
-        self.with(|t| t.model.arrive((block, id), agent));
+    /// Lanes of a warp arrive at a barrier of a block.
+    pub fn barrier_arrive(&self, block: u64, id: u32, warp: u32, lanes: u32) {
+        self.with(|t| t.model.arrive((block, id), warp, lanes));
     }
 
     /// A barrier is complete.
-    pub fn barrier_complete(&self, block: u64, id: u32, agents: &[u32]) {
-        self.with(|t| t.model.leave((block, id), agents, false));
+    pub fn barrier_complete(&self, block: u64, id: u32, parties: &[Party]) {
+        self.with(|t| t.model.complete((block, id), parties));
     }
 }
 
 impl Inner {
-    fn collect(&mut self) {
-        for r in std::mem::take(&mut self.model.races) {
-            let Race { first, second, granule, mask, both_strong } = r;
-            let (a, b) = (&self.sites[first.0 as usize], &self.sites[second.0 as usize]);
-            let address = granule * 16 + u64::from(mask.trailing_zeros());
-            let report = RaceReport {
-                first: (a.clone(), first.1),
-                second: (b.clone(), second.1),
-                address,
-                bytes: mask.count_ones(),
-                both_strong,
-            };
-            let same = |x: &RaceReport| {
-                (&x.first.0.kernel, x.first.0.line, &x.second.0.kernel, x.second.0.line)
-                    == (&a.kernel, a.line, &b.kernel, b.line)
-            };
-            if !self.reports.iter().any(same) {
-                self.reports.push(report);
-            }
+    fn number_of(&mut self, kernel: &Arc<Kernel>) -> u32 {
+        if let Some((k, n)) = &self.last
+            && Arc::ptr_eq(k, kernel)
+        {
+            return *n;
         }
-    }
-
-    pub(crate) fn site(&mut self, w: &Warp, i: &Inst) -> u32 {
-        if self.last.0 == (w.agent, i.line) {
-            return self.last.1;
-        }
-        if let Some(s) = self.known.get(&(w.agent, i.line)) {
-            self.last = ((w.agent, i.line), *s);
-            return *s;
-        }
-        let mut info = self.agents[w.agent as usize].clone();
-        info.line = i.line;
-        self.sites.push(info);
-        let n = self.sites.len() as u32 - 1;
-        self.known.insert((w.agent, i.line), n);
+        let next = self.kernels.len() as u32;
+        let n = *self.kernels.entry((kernel.name.clone(), kernel.text.len())).or_insert(next);
+        self.last = Some((kernel.clone(), n));
         n
     }
 
-    pub(crate) fn access(&mut self, w: &Warp, i: &Inst, at: u64, bytes: usize) -> Access {
-        let site = self.site(w, i);
-        let mask = (((1u32 << bytes) - 1) << (at & 15)) as u16;
-        Access { granule: at >> 4, mask, sem: i.mem.sem, scope: i.mem.scope, site, slot: 0 }
+    /// Puts the races that were found since the last time into words.
+    fn collect(&mut self, space: &AddressSpace) {
+        for r in self.model.take_races() {
+            let Race { first, second, mask, both_strong, pair, granule } = r;
+            let site =
+                |s: race::Side| (self.names[s.who.warp as usize].site(s.who, s.line), s.wrote);
+            let byte = granule * 16 + u64::from(mask.trailing_zeros());
+            let at = match space.locate(byte) {
+                _ if byte & SHARED != 0 => Bytes::Shared(byte & 0xff_ffff),
+                Some((base, offset, device)) => Bytes::Allocation { base, offset, device },
+                None => Bytes::Freed,
+            };
+            let bytes = mask.count_ones();
+            let (first, second) = (site(first), site(second));
+            let report = RaceReport { first, second, at, bytes, both_strong, count: 1 };
+            self.reports.push((pair, report));
+        }
     }
 }

@@ -1,13 +1,24 @@
-//! The PTX memory model, operationally: histories of writes, vector clocks, deferred reads, races.
+//! The PTX memory model, operationally: its state, and what threads know.
 //!
-//! See ARCHITECTURE.md for the rules. Nothing here knows of warps or host memory: an *agent* is anything with a program
-//! order, a *granule* is 16 bytes, and the model returns the bytes that a load sees.
+//! See ARCHITECTURE.md for the rules. Nothing here knows of kernels or host memory: a *thread* is a lane of a warp, a *granule*
+//! is 16 bytes, and the model returns the bytes that a load sees.
+//!
+//! Invariants of knowledge:
+//! * a thread knows its own operations without saying so; [`Know`] is about the others'.
+//! * `Warp::common` is known to every lane of the warp; a lane in `apart` has its own knowledge, which contains `common`.
+//! * who takes over a claim about a thread up to a clock also takes over what that thread knew then, so knowledge is closed.
+//! * the clock of a warp goes on after each claim about one of its lanes. So a claim may include lanes that have not done
+//!   anything yet: what they do later has a later clock. That keeps claims of warps whose other lanes are idle in one number.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::clock::{FastMap, NOBODY, Slots, Vc, join, knows};
-use super::history::{Cell, Extra, HISTORY, Release, Write};
+use super::clock::{Claim, FastMap, Know, NOBODY, Thread};
+use super::deferred::Deferred;
+use super::history::{History, Release, Write};
+use super::proxy::ProxyFences;
+use super::race::{InstPair, Race};
+use super::shadow::{Mode, Shadow};
 use crate::exec::warp::{Scope, Sem};
 
 /// What the model is to do beyond sequential consistency.
@@ -21,13 +32,10 @@ pub struct Config {
     pub seed: u64,
 }
 
-/// Who did an access, in reports: a number that the user of the model understands.
-pub type Site = u32;
-
 /// An access as the model sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {
-    /// Granule number (address / 16, or anything unique).
+    /// Granule number (identity of the bytes / 16, or anything unique).
     pub granule: u64,
     /// Bytes of the granule.
     pub mask: u16,
@@ -35,70 +43,146 @@ pub struct Access {
     pub sem: Sem,
     /// Scope.
     pub scope: Scope,
-    /// For reports.
-    pub site: Site,
-    /// The model's own note of where the granule's cell is; any value will do.
+    /// PTX line, for reports.
+    pub line: u32,
+    /// The model's own note of where the granule's history is; any value will do.
     pub slot: u32,
 }
 
-/// An agent.
+impl Access {
+    /// The scope if it is strong.
+    pub(super) fn strong(&self) -> Option<Scope> {
+        (self.sem != Sem::Weak).then_some(self.scope)
+    }
+}
+
+/// Where a warp is and what it is called in reports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Position {
+    /// Block, unique among all.
+    pub cta: u64,
+    /// Device.
+    pub gpu: u32,
+    /// Lanes that exist.
+    pub lanes: u32,
+    /// Kernel: a race is reported once for each two lines of kernels.
+    pub kernel: u32,
+}
+
+/// A release by a lane that a strong read of this lane saw.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) lane: u8,
+    pub(super) place: (u64, u16),
+    pub(super) release: Release,
+}
+
+/// A release fence: later strong stores of these lanes release.
+#[derive(Debug)]
+pub(super) struct FenceOf {
+    pub(super) lanes: u32,
+    /// What each of the lanes did, and those that had done nothing.
+    pub(super) clock: u32,
+    pub(super) idle: u32,
+    pub(super) scope: Scope,
+    pub(super) know: Arc<Know>,
+}
+
+/// A warp.
 #[derive(Debug, Default)]
-pub(super) struct Agent {
-    pub(super) cta: u64,
-    pub(super) gpu: u32,
-    pub(super) vc: Vc,
-    /// What strong reads saw released, by granule and mask: for acquire patterns.
-    pub(super) seen: Vec<((u64, u16), Release)>,
-    /// Its last release fences, one per scope.
-    pub(super) fences: Vec<Release>,
-    /// Its release stores by location: later strong stores there continue the pattern.
-    pub(super) stores: FastMap<(u64, u16), Vec<Release>>,
+pub(super) struct Warp {
+    pub(super) at: Position,
+    pub(super) clock: u32,
+    /// Lanes that have done anything.
+    pub(super) acted: u32,
+    pub(super) common: Arc<Know>,
+    /// Lanes that know more than `common`, and what.
+    pub(super) apart: u32,
+    pub(super) own: [Option<Arc<Know>>; 32],
+    /// What strong reads saw released: for acquire patterns.
+    pub(super) seen: Vec<Seen>,
+    /// The last release fences of each lane, one per scope.
+    pub(super) fences: Vec<FenceOf>,
+    /// Release stores by lane and location: later strong stores there continue the pattern.
+    pub(super) stores: FastMap<(u8, u64, u16), Vec<Release>>,
+    /// Its block has ended.
+    pub(super) ended: bool,
+    /// True if it does bulk copies.
+    pub(super) is_proxy: bool,
+    /// Of copies: the reads that are over, beyond what its lanes know.
+    pub(super) over: Arc<Know>,
 }
 
-/// A read-modify-write: the new bytes for the old ones; none if the atomic stores nothing new but still writes.
-pub type Update = Box<dyn Fn(&[u8; 16]) -> [u8; 16] + Send>;
+impl Warp {
+    pub(super) fn know(&self, lane: u8) -> &Arc<Know> {
+        self.own[lane as usize].as_ref().unwrap_or(&self.common)
+    }
 
-pub(super) struct Deferred {
-    ticket: u64,
-    pub(super) agent: u32,
-    clock: u32,
-    vc: Vc,
-    pub(super) access: Access,
-    update: Option<Update>,
+    /// Some lanes, grouped by what they know.
+    pub(super) fn alike(&self, lanes: u32) -> Vec<(u32, Arc<Know>)> {
+        let (mut groups, mut left) = (Vec::new(), lanes);
+        while left != 0 {
+            let know = self.know(left.trailing_zeros() as u8);
+            let same = |l: &u32| left >> l & 1 == 1 && Arc::ptr_eq(self.know(*l as u8), know);
+            let group = (0..32).filter(same).fold(0, |m, l| m | 1 << l);
+            left &= !group;
+            groups.push((group, know.clone()));
+        }
+        groups
+    }
+
+    /// Something that every lane knows: mostly all that any of them does.
+    pub(super) fn shared(&self) -> &Arc<Know> {
+        let first = self.know(0);
+        let same = |lane| Arc::ptr_eq(self.know(lane), first);
+        if self.apart == !0 && (1..32).all(same) { first } else { &self.common }
+    }
 }
 
-/// Two accesses that nothing orders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Race {
-    /// The earlier one, and whether it wrote.
-    pub first: (Site, bool),
-    /// The later one, and whether it wrote.
-    pub second: (Site, bool),
-    /// The granule.
-    pub granule: u64,
-    /// The bytes that both touched.
-    pub mask: u16,
-    /// True if both are strong and their scopes or sizes do not fit.
-    pub both_strong: bool,
+/// What has arrived at a barrier, and what those who leave it learn.
+#[derive(Debug, Default)]
+pub(super) struct Barrier {
+    pub(super) arrived: Know,
+    pub(super) passed: Arc<Know>,
+}
+
+/// What the last acquire made of what it knew.
+#[derive(Debug)]
+pub(super) struct Acquired {
+    before: Arc<Know>,
+    from: Arc<Know>,
+    claim: Claim,
+    after: Arc<Know>,
 }
 
 /// The model's state.
 pub struct Model {
     /// What it does.
     pub config: Config,
-    pub(super) rng: u64,
-    pub(super) agents: Vec<Agent>,
-    /// Where a granule's cell is in `cells`.
-    pub(super) slots: Slots,
-    pub(super) cells: Vec<Cell>,
+    rng: u64,
+    pub(super) warps: Vec<Warp>,
+    /// Ended warps, oldest first, whose numbers are not in use again.
+    pub(super) ended: VecDeque<u32>,
+    /// How many of those there may be.
+    pub(super) ended_limit: usize,
+    /// What counts as known to all because a warp's number is in use again.
+    pub(super) retired: Know,
+    pub(super) shadow: Shadow,
     /// What earlier `fence.sc` knew, by scope and place.
-    pub(super) sc: BTreeMap<(Scope, u64, u32), Vc>,
+    pub(super) sc: BTreeMap<(Scope, u64, u32), Know>,
     pub(super) deferred: Vec<Deferred>,
-    pub(super) tickets: u64,
+    pub(super) ids: u64,
     pub(super) results: HashMap<u64, [u8; 16]>,
-    pub(super) barriers: HashMap<(u64, u32), Vc>,
-    /// Races found so far.
-    pub races: Vec<Race>,
+    pub(super) barriers: BTreeMap<(u64, u32), Barrier>,
+    pub(super) proxy_fences: ProxyFences,
+    acquired: Option<Acquired>,
+    /// Races found since they were last taken.
+    pub(super) races: Vec<Race>,
+    /// Granules on which anything raced.
+    #[cfg(test)]
+    pub(super) racy: std::collections::BTreeSet<u64>,
+    /// How often each pair of instructions raced.
+    pub(super) counts: HashMap<InstPair, u64>,
 }
 
 impl Model {
@@ -107,15 +191,22 @@ impl Model {
         Model {
             config,
             rng: config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d,
-            agents: Vec::new(),
-            slots: Slots::default(),
-            cells: Vec::new(),
+            warps: Vec::new(),
+            ended: VecDeque::new(),
+            ended_limit: super::warps::ENDED,
+            retired: Know::default(),
+            shadow: Shadow::new(),
             sc: BTreeMap::new(),
             deferred: Vec::new(),
-            tickets: 0,
+            ids: 0,
             results: HashMap::new(),
-            barriers: HashMap::new(),
+            barriers: BTreeMap::new(),
+            proxy_fences: ProxyFences::default(),
+            acquired: None,
             races: Vec::new(),
+            counts: HashMap::new(),
+            #[cfg(test)]
+            racy: Default::default(),
         }
     }
 
@@ -128,36 +219,46 @@ impl Model {
         (z ^ z >> 31) % n.max(1)
     }
 
-    /// A new agent that knows what `vc` knows.
-    pub fn agent(&mut self, cta: u64, gpu: u32, vc: &[u32]) -> u32 {
-        self.agents.push(Agent { cta, gpu, vc: vc.to_vec(), ..Agent::default() });
-        self.agents.len() as u32 - 1
-    }
-
-    /// What an agent knows, itself included; everything it deferred is performed.
-    pub fn finish(&mut self, agent: u32) -> Vc {
-        self.flush(|d| d.agent == agent);
-        self.agents[agent as usize].vc.clone()
-    }
-
-    /// Forgets everything: no agent is left and what happened is known to all.
+    /// Forgets everything but races: no warp is left and what happened is known to all.
     pub fn reset(&mut self) {
-        let races = std::mem::take(&mut self.races);
-        let rng = self.rng;
-        *self = Model { races, rng, ..Model::new(self.config) };
+        self.warps.clear();
+        self.ended.clear();
+        self.retired = Know::default();
+        self.shadow.reset();
+        self.sc.clear();
+        self.deferred.clear();
+        self.results.clear();
+        self.barriers.clear();
+        self.proxy_fences = ProxyFences::default();
+        self.acquired = None;
     }
 
-    pub(super) fn tick(&mut self, agent: u32) -> u32 {
-        let vc = &mut self.agents[agent as usize].vc;
-        if vc.len() <= agent as usize {
-            vc.resize(agent as usize + 1, 0);
-        }
-        vc[agent as usize] += 1;
-        vc[agent as usize]
+    pub(super) fn mode(&self) -> Mode {
+        Mode { weak: self.config.weak, race: self.config.race }
     }
 
-    pub(super) fn in_scope(&self, scope: Scope, of: u32, other: u32) -> bool {
-        let (a, b) = (&self.agents[of as usize], &self.agents[other as usize]);
+    pub(super) fn history(&self, a: &Access) -> &History {
+        &self.shadow.histories[a.slot as usize]
+    }
+
+    pub(super) fn history_mut(&mut self, a: &Access) -> &mut History {
+        &mut self.shadow.histories[a.slot as usize]
+    }
+
+    /// What a thread knows.
+    pub(super) fn know(&self, t: Thread) -> Arc<Know> {
+        self.warps[t.warp as usize].know(t.lane).clone()
+    }
+
+    /// A claim about what some lanes of a warp have done so far. The warp's clock goes on.
+    pub(super) fn claim(&mut self, warp: u32, lanes: u32) -> Claim {
+        let w = &mut self.warps[warp as usize];
+        w.clock += 1;
+        Claim { warp, lanes: lanes | !w.acted, clock: w.clock - 1 }
+    }
+
+    fn in_scope(&self, scope: Scope, of: u32, other: u32) -> bool {
+        let (a, b) = (&self.warps[of as usize].at, &self.warps[other as usize].at);
         match scope {
             Scope::Sys => true,
             Scope::Gpu => a.gpu == b.gpu,
@@ -165,395 +266,103 @@ impl Model {
         }
     }
 
+    /// True if no other thread is in the scope of an operation of `t`.
+    pub(super) fn is_alone(&self, t: Thread, scope: Scope) -> bool {
+        let others = |w: u32| if w == t.warp { !t.bit() } else { !0 };
+        let lives = |w: &u32| self.warps[*w as usize].at.lanes & others(*w) != 0;
+        (0..self.warps.len() as u32).filter(lives).all(|w| !self.in_scope(scope, t.warp, w))
+    }
+
     /// True if two strong operations include each other in their scopes.
-    fn mutual(&self, a: u32, sa: Scope, b: u32, sb: Scope) -> bool {
-        a == b || self.in_scope(sa, a, b) && self.in_scope(sb, b, a)
+    fn mutual(&self, a: Thread, sa: Scope, b: Thread, sb: Scope) -> bool {
+        a == b || self.in_scope(sa, a.warp, b.warp) && self.in_scope(sb, b.warp, a.warp)
     }
 
     pub(super) fn morally_strong(
         &self,
-        a: u32,
+        a: Thread,
         sa: Option<Scope>,
-        b: u32,
+        b: Thread,
         sb: Option<Scope>,
     ) -> bool {
-        a != NOBODY
-            && b != NOBODY
+        a.warp != NOBODY
+            && b.warp != NOBODY
             && matches!((sa, sb), (Some(x), Some(y)) if self.mutual(a, x, b, y))
     }
 
-    /// Raises an agent's knowledge; whatever that knowledge contains is performed first.
-    pub(super) fn learn(&mut self, agent: u32, vc: &[u32]) {
-        self.flush(|d| d.agent != agent && knows(vc, d.agent, d.clock));
-        join(&mut self.agents[agent as usize].vc, vc);
+    /// Raises a thread's knowledge; whatever that knowledge contains is performed first.
+    pub(super) fn learn(&mut self, t: Thread, know: &Know, claim: Option<Claim>) {
+        let told = |d: &Deferred| {
+            let claimed =
+                |c: Claim| c.warp == d.who.warp && c.lanes & d.who.bit() != 0 && c.clock >= d.clock;
+            d.who != t && (know.knows(d.who, d.clock) || claim.is_some_and(claimed))
+        };
+        self.flush(told);
+        let w = &mut self.warps[t.warp as usize];
+        w.apart |= t.bit();
+        let common = &w.common;
+        let mine = Arc::make_mut(w.own[t.lane as usize].get_or_insert_with(|| common.clone()));
+        mine.join(know);
+        if let Some(c) = claim {
+            mine.add(c);
+        }
     }
 
-    pub(super) fn acquire(&mut self, agent: u32, scope: Scope, releases: &[Release]) {
+    /// Joins releases that are morally strong to an acquire.
+    pub(super) fn acquire(&mut self, t: Thread, scope: Scope, releases: &[Release]) {
         for r in releases {
-            if self.mutual(agent, scope, r.agent, r.scope) {
-                self.learn(agent, &r.vc.clone());
+            let before = self.know(t);
+            if before.knows(r.who, r.claim.clock) || !self.mutual(t, scope, r.who, r.scope) {
+                continue;
             }
+            // Lanes that poll together learn the same, and then share it.
+            if let Some(a) = &self.acquired
+                && self.deferred.is_empty()
+                && (Arc::ptr_eq(&a.before, &before) && Arc::ptr_eq(&a.from, &r.know))
+                && a.claim == r.claim
+            {
+                let w = &mut self.warps[t.warp as usize];
+                w.apart |= t.bit();
+                w.own[t.lane as usize] = Some(a.after.clone());
+                continue;
+            }
+            self.learn(t, &r.know, Some(r.claim));
+            let (from, after) = (r.know.clone(), self.know(t));
+            self.acquired = Some(Acquired { before, from, claim: r.claim, after });
         }
-    }
-
-    /// The cell of a granule, which holds `initial` if it is new.
-    fn slot(&mut self, granule: u64, initial: &[u8; 16]) -> u32 {
-        let next = self.cells.len() as u32;
-        let slot = self.slots.get_or_insert(granule, next);
-        if slot == next {
-            self.cells.push(Cell::new(*initial));
-        }
-        slot
     }
 
     /// The newest bytes of a granule, if the model knows it.
-    pub fn newest(&self, granule: u64) -> Option<[u8; 16]> {
-        let cell = &self.cells[self.slots.get(granule)? as usize];
-        Some(cell.at(cell.writes.len() - 1))
+    pub fn newest(&mut self, granule: u64) -> Option<[u8; 16]> {
+        self.shadow.newest(granule)
     }
 
-    /// The host wrote: what everybody knows from now on.
-    pub fn external(&mut self, granule: u64, bytes: &[u8; 16]) {
+    /// The host wrote: everybody knows it from now on.
+    pub fn external(&mut self, granule: u64) {
         self.flush(|d| d.access.granule == granule);
-        let slot = self.slot(granule, bytes);
-        self.cells[slot as usize] = Cell::new(*bytes);
+        self.shadow.clear(granule);
     }
 
-    /// Index of the oldest write that a load with this knowledge may still see.
-    fn floor(cell: &Cell, mask: u16, vc: &[u32]) -> usize {
-        let known = |w: &Write| w.is_known(vc);
-        cell.writes.iter().rposition(|w| w.mask & mask != 0 && known(w)).unwrap_or(0)
-    }
-
-    /// Loads; `initial` is what the granule holds if it was never touched. `None` with a ticket: the load is deferred.
-    pub fn load(
-        &mut self,
-        agent: u32,
-        mut a: Access,
-        initial: &[u8; 16],
-        may_defer: bool,
-    ) -> Result<[u8; 16], u64> {
-        let clock = self.before(agent, &mut a, initial);
-        if may_defer && self.config.weak && !a.sem.acquires() && self.random(3) == 0 {
-            return Err(self.defer(agent, clock, a, None));
-        }
-        let vc = std::mem::take(&mut self.agents[agent as usize].vc);
-        let data = self.read(agent, clock, &vc, &a);
-        self.agents[agent as usize].vc = vc;
-        self.acquire_after(agent, &a);
-        Ok(data)
-    }
-
-    /// What comes before every access: same-granule order, a clock tick, the cell.
-    fn before(&mut self, agent: u32, a: &mut Access, initial: &[u8; 16]) -> u32 {
+    /// What comes before every access: same-granule order, the granule's history.
+    pub(super) fn before(&mut self, t: Thread, a: &mut Access, initial: &[u8; 16]) -> u32 {
         let granule = a.granule;
-        a.slot = self.slot(granule, initial);
-        self.flush(|d| d.agent == agent && d.access.granule == granule);
-        self.tick(agent)
-    }
-
-    fn defer(&mut self, agent: u32, clock: u32, access: Access, update: Option<Update>) -> u64 {
-        self.tickets += 1;
-        let vc = self.agents[agent as usize].vc.clone();
-        self.deferred.push(Deferred { ticket: self.tickets, agent, clock, vc, access, update });
-        self.tickets
-    }
-
-    /// The bytes of a deferred load or atomic, which is performed now if it was not before.
-    pub fn force(&mut self, ticket: u64) -> [u8; 16] {
-        self.flush(|d| d.ticket == ticket);
-        self.results.remove(&ticket).unwrap_or_default()
-    }
-
-    pub(super) fn flush(&mut self, which: impl Fn(&Deferred) -> bool) {
-        while let Some(n) = self.deferred.iter().position(&which) {
-            let d = self.deferred.remove(n);
-            let data = match d.update {
-                None => self.read(d.agent, d.clock, &d.vc, &d.access),
-                Some(f) => self.modify(d.agent, d.clock, &d.vc, &d.access, &*f),
-            };
-            self.results.insert(d.ticket, data);
-        }
-    }
-
-    /// Performs some deferred operation, so that none waits for ever.
-    pub fn nudge(&mut self) {
-        if !self.deferred.is_empty() {
-            let n = self.random(self.deferred.len() as u64) as usize;
-            let ticket = self.deferred[n].ticket;
-            self.flush(|d| d.ticket == ticket);
-        }
-    }
-
-    fn read(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access) -> [u8; 16] {
-        self.check(agent, clock, vc, a, false);
-        let cell = &self.cells[a.slot as usize];
-        let floor = Self::floor(cell, a.mask, vc);
-        let last = cell.writes.len() - 1;
-        let unordered = Self::unordered(cell, a.mask, vc, floor);
-        if self.config.weak && !unordered.is_empty() && self.random(2) == 0 {
-            let at = unordered[self.random(unordered.len() as u64) as usize];
-            self.observe(agent, clock, vc, a, at);
-            return self.cells[a.slot as usize].writes[at].data;
-        }
-        let at = self.pick(floor, last);
-        self.observe(agent, clock, vc, a, at);
-        self.cells[a.slot as usize].at(at)
-    }
-
-    /// Writes before the floor that nothing known follows: coherence order between them and the floor is open.
-    fn unordered(cell: &Cell, mask: u16, vc: &[u32], floor: usize) -> Vec<usize> {
-        let known = |w: &&Write| w.is_known(vc);
-        let hidden = |n: usize| {
-            let id = cell.writes[n].id;
-            n == 0
-                || cell.writes[n + 1..]
-                    .iter()
-                    .filter(known)
-                    .any(|w| w.mask & mask != 0 && w.after().contains(&id))
-        };
-        (1..floor).filter(|&n| cell.writes[n].mask & mask == mask && !hidden(n)).collect()
+        a.slot = self.shadow.slot(granule, initial, &mut self.ids);
+        self.flush(|d| d.who == t && d.access.granule == granule);
+        let w = &mut self.warps[t.warp as usize];
+        w.acted |= t.bit();
+        w.clock
     }
 
     /// A place between `low` and `high`, the newest half of the time.
-    fn pick(&mut self, low: usize, high: usize) -> usize {
+    pub(super) fn pick(&mut self, low: usize, high: usize) -> usize {
         if !self.config.weak || low >= high || self.random(2) == 0 {
             return high;
         }
         low + self.random((high - low + 1) as u64) as usize
     }
 
-    /// Notes that a strong read saw the writes up to `at`, and what they release.
-    fn observe(&mut self, agent: u32, clock: u32, vc: &[u32], a: &Access, at: usize) {
-        if a.sem == Sem::Weak {
-            return;
-        }
-        let cell = &self.cells[a.slot as usize];
-        let seen = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
-        let w = &cell.writes[seen];
-        if w.mask != a.mask || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong) {
-            return;
-        }
-        let releases = w.releases().to_vec();
-        let w = &mut self.cells[a.slot as usize].writes[seen];
-        if !w.readers().iter().any(|r| r.0 == agent) {
-            w.extra().readers.push((agent, clock));
-        }
-        let me = &mut self.agents[agent as usize];
-        for r in releases {
-            if r.agent != agent
-                && !knows(vc, r.agent, r.clock)
-                && !me.seen.iter().any(|s| Arc::ptr_eq(&s.1.vc, &r.vc))
-            {
-                me.seen.push(((a.granule, a.mask), r));
-            }
-        }
-    }
-
-    /// The acquire side of a load or atomic: all that was seen at this location.
-    fn acquire_after(&mut self, agent: u32, a: &Access) {
-        if !a.sem.acquires() {
-            return;
-        }
-        let here = (a.granule, a.mask);
-        let seen: Vec<Release> = self.agents[agent as usize]
-            .seen
-            .iter()
-            .filter(|s| s.0 == here)
-            .map(|s| s.1.clone())
-            .collect();
-        self.acquire(agent, a.scope, &seen);
-        self.forget(agent);
-    }
-
-    /// Drops what is known from the list of what was seen.
-    pub(super) fn forget(&mut self, agent: u32) {
-        let me = &mut self.agents[agent as usize];
-        let vc = &me.vc;
-        me.seen.retain(|s| !knows(vc, s.1.agent, s.1.clock));
-    }
-
-    /// Stores.
-    pub fn store(&mut self, agent: u32, mut a: Access, data: [u8; 16], initial: &[u8; 16]) {
-        let clock = self.before(agent, &mut a, initial);
-        let vc = std::mem::take(&mut self.agents[agent as usize].vc);
-        self.check(agent, clock, &vc, &a, true);
-        let cell = &self.cells[a.slot as usize];
-        let floor = Self::floor(cell, a.mask, &vc);
-        let last = cell.writes.len() - 1;
-        self.agents[agent as usize].vc = vc;
-        let mut at = self.pick(floor, last) + 1;
-        // Not between an atomic and what it read.
-        let cell = &self.cells[a.slot as usize];
-        while let Some(n) = (at..cell.writes.len()).find(|&n| cell.writes[n].mask & a.mask != 0) {
-            let next = &cell.writes[n];
-            let strong = (a.sem != Sem::Weak).then_some(a.scope);
-            // A weak store beside an atomic is a race; keep it out of the chain all the same.
-            if !next.atomic
-                || strong.is_some() && !self.morally_strong(agent, strong, next.agent, next.strong)
-            {
-                break;
-            }
-            at = n + 1;
-        }
-        let releases = self.releases(agent, clock, &a);
-        self.insert(agent, clock, &a, data, at, releases, false);
-    }
-
-    /// What a strong write of this agent releases.
-    fn releases(&mut self, agent: u32, clock: u32, a: &Access) -> Vec<Release> {
-        if a.sem == Sem::Weak {
-            return Vec::new();
-        }
-        let me = &mut self.agents[agent as usize];
-        let here = (a.granule, a.mask);
-        if a.sem.releases() {
-            let r = Release { agent, clock, scope: a.scope, vc: Arc::new(me.vc.clone()) };
-            let at = me.stores.entry(here).or_default();
-            at.retain(|x| x.scope > r.scope);
-            at.push(r);
-        }
-        let mut all = me.stores.get(&here).cloned().unwrap_or_default();
-        all.extend(me.fences.iter().cloned());
-        all
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "a write has that many properties")]
-    fn insert(
-        &mut self,
-        agent: u32,
-        clock: u32,
-        a: &Access,
-        data: [u8; 16],
-        at: usize,
-        releases: Vec<Release>,
-        atomic: bool,
-    ) {
-        let strong = (a.sem != Sem::Weak).then_some(a.scope);
-        self.tickets += 1;
-        let id = self.tickets;
-        let after =
-            if self.config.weak { self.place(agent, a, at, id, strong) } else { Vec::new() };
-        let extra = (!releases.is_empty() || !after.is_empty())
-            .then(|| Box::new(Extra { releases, after, ..Extra::default() }));
-        let write =
-            Write { mask: a.mask, data, agent, clock, strong, atomic, site: a.site, id, extra };
-        let cell = &mut self.cells[a.slot as usize];
-        cell.writes.insert(at, write);
-        if cell.writes.len() > HISTORY {
-            let granule = a.granule;
-            self.flush(|d| d.access.granule == granule);
-            self.cells[a.slot as usize].trim();
-        }
-    }
-
-    /// Where a new write stands in the order that the model demands: returns what is before it, tells who is behind it.
-    fn place(
-        &mut self,
-        agent: u32,
-        a: &Access,
-        at: usize,
-        id: u64,
-        strong: Option<Scope>,
-    ) -> Vec<u64> {
-        let vc = &self.agents[agent as usize].vc;
-        let writes = &self.cells[a.slot as usize].writes;
-        let fits =
-            |w: &Write| w.mask == a.mask && self.morally_strong(agent, strong, w.agent, w.strong);
-        let mut before: Vec<u64> = Vec::new();
-        // The first write of a granule is before all others anyway.
-        for w in writes[..at].iter().filter(|w| w.mask & a.mask != 0 && w.agent != NOBODY) {
-            if w.is_known(vc) || fits(w) {
-                before.push(w.id);
-                before.extend(w.after());
-            }
-        }
-        before.sort_unstable();
-        before.dedup();
-        if at == writes.len() {
-            return before;
-        }
-        let mut behind: Vec<u64> = writes[at..].iter().filter(|w| fits(w)).map(|w| w.id).collect();
-        behind.extend(
-            writes[at..]
-                .iter()
-                .filter(|w| w.after().iter().any(|x| behind.contains(x)))
-                .map(|w| w.id)
-                .collect::<Vec<_>>(),
-        );
-        {
-            let cell = &mut self.cells[a.slot as usize];
-            for w in cell.writes[at..].iter_mut().filter(|w| behind.contains(&w.id)) {
-                w.extra().after.push(id);
-                w.extra().after.extend(&before);
-            }
-        }
-        before
-    }
-
-    /// An atomic: reads, and writes what `f` makes of it, with nothing in between.
-    pub fn atomic(
-        &mut self,
-        agent: u32,
-        mut a: Access,
-        initial: &[u8; 16],
-        may_defer: bool,
-        f: Update,
-    ) -> Result<[u8; 16], u64> {
-        let clock = self.before(agent, &mut a, initial);
-        if may_defer
-            && self.config.weak
-            && !a.sem.acquires()
-            && !a.sem.releases()
-            && self.random(4) == 0
-        {
-            return Err(self.defer(agent, clock, a, Some(f)));
-        }
-        let vc = self.agents[agent as usize].vc.clone();
-        let data = self.modify(agent, clock, &vc, &a, &*f);
-        self.acquire_after(agent, &a);
-        Ok(data)
-    }
-
-    fn modify(
-        &mut self,
-        agent: u32,
-        clock: u32,
-        vc: &[u32],
-        a: &Access,
-        f: &dyn Fn(&[u8; 16]) -> [u8; 16],
-    ) -> [u8; 16] {
-        self.check(agent, clock, vc, a, true);
-        let cell = &self.cells[a.slot as usize];
-        let last = cell.writes.len() - 1;
-        // Places where nothing morally strong has already read and written.
-        let free = |at: usize| {
-            let next = (at + 1..cell.writes.len()).find(|&n| cell.writes[n].mask & a.mask != 0);
-            next.is_none_or(|n| {
-                let w = &cell.writes[n];
-                !w.atomic || !self.morally_strong(agent, Some(a.scope), w.agent, w.strong)
-            })
-        };
-        let places: Vec<usize> =
-            (Self::floor(cell, a.mask, vc)..=last).filter(|&n| free(n)).collect();
-        let at = places[self.pick(0, places.len() - 1)];
-        self.observe(agent, clock, vc, a, at);
-        let cell = &self.cells[a.slot as usize];
-        let old = cell.at(at);
-        let read = (0..=at).rev().find(|&n| cell.writes[n].mask & a.mask != 0).unwrap_or(0);
-        let source = &cell.writes[read];
-        let continues = source.mask == a.mask
-            && self.morally_strong(agent, Some(a.scope), source.agent, source.strong);
-        let inherited = if continues { source.releases().to_vec() } else { Vec::new() };
-        // An acquire-release atomic releases what it has just acquired.
-        self.acquire_after(agent, a);
-        let mut releases = self.releases(agent, clock, a);
-        for r in inherited {
-            if !releases.iter().any(|x| x.agent == r.agent && x.clock == r.clock) {
-                releases.push(r);
-            }
-        }
-        self.insert(agent, clock, a, f(&old), at + 1, releases, true);
-        old
+    /// True if a write covers the same bytes as an access and both are strong to each other.
+    pub(super) fn fits(&self, t: Thread, a: &Access, w: &Write) -> bool {
+        w.mask == a.mask && self.morally_strong(t, a.strong(), w.who, w.strong)
     }
 }

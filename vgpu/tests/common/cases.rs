@@ -3,11 +3,17 @@
 use super::{Params, Rig};
 
 pub fn ping_pong(rig: &Rig, kernel: &str, rounds: u32) -> u32 {
+    let data = rig.alloc::<u32>(0, 1);
+    ping_pong_on(rig, kernel, rounds, [data, data])
+}
+
+/// The same with the address by which each device knows the data.
+pub fn ping_pong_on(rig: &Rig, kernel: &str, rounds: u32, data: [u64; 2]) -> u32 {
     let flags = [rig.alloc::<u32>(0, 1), rig.alloc::<u32>(1, 1)];
-    let (data, errors) = (rig.alloc::<u32>(0, 1), rig.alloc::<u32>(1, 1));
+    let errors = rig.alloc::<u32>(1, 1);
     let start = |d: usize| {
         let p = Params::new()
-            .all(&[flags[d], flags[1 - d], data, errors])
+            .all(&[flags[d], flags[1 - d], data[d], errors])
             .u32(rounds)
             .u32(u32::from(d == 0));
         rig.start(kernel, d as u32, 1, 1, 0, &p)
@@ -159,6 +165,13 @@ pub fn bulk_copy(rig: &Rig) {
     rig.write(a, &data);
     rig.run("bulk_copy", 0, 2, 1024, 1024, &Params::new().u64(b).u64(a).u32(n as u32)).unwrap();
     assert_eq!(rig.read::<u8>(b, n), data.iter().map(|x| x ^ 1).collect::<Vec<_>>());
+}
+
+pub fn warp_relay(rig: &Rig) {
+    let (data, flag) = (rig.alloc::<u32>(0, 32), rig.alloc::<u32>(0, 1));
+    let errors = rig.alloc::<u32>(0, 1);
+    rig.run("warp_relay", 0, 2, 32, 0, &Params::new().all(&[data, flag, errors]).u32(5)).unwrap();
+    assert_eq!(rig.read::<u32>(errors, 1)[0], 0);
 }
 
 pub fn lanes_of_a_warp_make_progress_by_themselves(rig: &Rig) {

@@ -2,27 +2,15 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod cases;
+mod toolkit;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+pub use toolkit::toolkit;
 use vgpu::mem::space::Kind;
 use vgpu::{Counters, Fault, Launch, LaunchSpec, LoadedModule, Machine, MachineConfig};
-
-/// Folder of the CUDA compiler and headers (`bin`, `include`). `None`: it is not there, which is said loudly, and is a failure
-/// under CI.
-pub fn toolkit() -> Option<PathBuf> {
-    let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/cuda/nvidia/cu13");
-    if cuda.join("bin/nvcc").exists() {
-        return Some(cuda);
-    }
-    eprintln!(
-        "\n*** NOT RUN: no CUDA compiler in target/cuda; `cargo xtask cuda` fetches it ***\n"
-    );
-    assert!(std::env::var_os("CI").is_none(), "a test that cannot run is a failure under CI");
-    None
-}
 
 /// PTX of tests/kernels/kernels.cu.
 pub fn kernels_ptx() -> Option<String> {

@@ -224,6 +224,33 @@ extern "C" __global__ void lane_hand_over(uint32_t* turn, uint32_t* out) {
   *(volatile uint32_t*)turn = me + 1;
 }
 
+// One warp sends to another, both through lane 0: only __syncwarp orders it with the other lanes.
+extern "C" __global__ void warp_relay(uint32_t* data, uint32_t* flag, uint32_t* errors, uint32_t rounds) {
+  uint32_t lane = threadIdx.x;
+#pragma unroll 1
+  for (uint32_t r = 1; r <= rounds; r++) {
+    if (blockIdx.x == 0) {
+      data[31 - lane] = 100 * r + lane;
+      __syncwarp();
+      if (lane == 0) {
+        store_release_sys(flag, 2 * r - 1);
+        while (load_acquire_sys(flag) != 2 * r) {
+        }
+      }
+      __syncwarp();
+    } else {
+      if (lane == 0) {
+        while (load_acquire_sys(flag) != 2 * r - 1) {
+        }
+      }
+      __syncwarp();
+      if (data[lane] != 100 * r + 31 - lane) atomicAdd(errors, 1);
+      __syncwarp();
+      if (lane == 0) store_release_sys(flag, 2 * r);
+    }
+  }
+}
+
 // A wait that nobody ends, for the watchdog.
 extern "C" __global__ void waits_for_ever(uint32_t* flag) {
   if (blockIdx.x == 1) store_release_sys(flag, 7);

@@ -1,0 +1,98 @@
+//! Beginning and end of warps in the model, and how their numbers are used again.
+
+use std::sync::Arc;
+
+use super::clock::{Claim, Know};
+use super::model::{Model, Position, Warp};
+use crate::exec::warp::Scope;
+
+/// Ended warps that the model tells apart. Of those that ended before, everything counts as known to all: that hides races with
+/// them, and keeps clocks from growing when launches overlap for ever.
+pub(super) const ENDED: usize = 1 << 14;
+
+/// Stands for blocks that have ended.
+const NO_BLOCK: u64 = u64::MAX;
+
+impl Model {
+    /// A new warp whose lanes know what `know` knows.
+    pub fn warp(&mut self, at: Position, know: &Arc<Know>) -> u32 {
+        let mut w = Warp { at, clock: 1, common: know.clone(), ..Warp::default() };
+        let reuse = if self.ended.len() > self.ended_limit { self.ended.pop_front() } else { None };
+        if let Some(n) = reuse {
+            w.clock = self.retire(n) + 1;
+        }
+        if self.retired != Know::default() {
+            Arc::make_mut(&mut w.common).join(&self.retired);
+        }
+        let Some(n) = reuse else {
+            self.warps.push(w);
+            return self.warps.len() as u32 - 1;
+        };
+        self.warps[n as usize] = w;
+        n
+    }
+
+    /// Makes what an ended warp did known to all; its last clock.
+    fn retire(&mut self, n: u32) -> u32 {
+        let clock = self.warps[n as usize].clock;
+        let claim = Claim { warp: n, lanes: !0, clock };
+        let tell = |know: &mut Arc<Know>| {
+            if know.all_of(n) < clock {
+                Arc::make_mut(know).add(claim);
+            }
+        };
+        for w in self.warps.iter_mut().filter(|w| !w.ended) {
+            tell(&mut w.common);
+            w.own.iter_mut().flatten().for_each(tell);
+            tell(&mut w.over);
+        }
+        self.proxy_fences.retire(n, tell);
+        for b in self.barriers.values_mut() {
+            b.arrived.add(claim);
+            tell(&mut b.passed);
+        }
+        for know in self.sc.values_mut() {
+            know.add(claim);
+        }
+        self.retired.add(claim);
+        clock
+    }
+
+    /// A warp has ended: adds what its lanes knew and did to `into`. Everything it deferred is performed.
+    pub fn finish(&mut self, warp: u32, into: &mut Know) {
+        self.flush(|d| d.who.warp == warp);
+        let claim = self.claim(warp, !0);
+        let w = &mut self.warps[warp as usize];
+        into.join(&w.common);
+        w.own.iter().flatten().for_each(|know| into.join(know));
+        into.add(claim);
+        let Warp { at, clock, is_proxy, .. } = *w;
+        *w = Warp { at, clock, is_proxy, ended: true, ..Warp::default() };
+        self.ended.push_back(warp);
+    }
+
+    /// Forgets granules that nobody will touch again: shared memory of an ended block, freed memory.
+    pub fn forget_granules(&mut self, granules: std::ops::Range<u64>) {
+        self.shadow.remove(granules);
+    }
+
+    /// Merges the `fence.sc` of an ended block with those of others: only a scope of that block would tell them apart.
+    pub fn forget_block(&mut self, cta: u64, gpu: u32) {
+        for scope in [Scope::Cta, Scope::Gpu, Scope::Sys] {
+            if let Some(know) = self.sc.remove(&(scope, cta, gpu))
+                && scope != Scope::Cta
+            {
+                self.sc.entry((scope, NO_BLOCK, gpu)).or_default().join(&know);
+            }
+        }
+    }
+
+    /// Forgets barriers that nobody will use again, by the first part of their names.
+    pub fn forget_barriers(&mut self, names: std::ops::Range<u64>) {
+        let range = (names.start, 0)..(names.end, 0);
+        let gone: Vec<_> = self.barriers.range(range).map(|b| *b.0).collect();
+        for key in gone {
+            self.barriers.remove(&key);
+        }
+    }
+}
