@@ -1,9 +1,10 @@
-//! Three all-reduces as plan kernels written by hand, and what the host gives them: memory, tables, calls.
+//! All-reduces as plan kernels written by hand, and what the host gives them: memory, tables, calls.
 //!
 //! - direct: semaphores, then each rank reads its part of everybody's input and writes it to everybody's output.
 //! - one_shot: packets of the whole input to everybody, and everybody reduces all of it.
 //! - two_shot: packets of each part to its rank, which reduces it and sends packets of the result.
-//! - staged: as direct, but over scratch slots, which peers write and this rank reads.
+//! - staged: as two_shot, over scratch slots and semaphores.
+//! - slots: as one_shot, over scratch slots and one semaphore: what relies on the two halves of scratch.
 
 use std::sync::Arc;
 
@@ -12,13 +13,13 @@ use vgpu::{Fault, Launch};
 use super::oracle::Type;
 use super::{Bytes, Random, Rig};
 
-pub const ALGORITHMS: [&str; 4] = ["direct", "one_shot", "two_shot", "staged"];
+pub const ALGORITHMS: [&str; 5] = ["direct", "one_shot", "two_shot", "staged", "slots"];
 
 /// MAX_BLOCKS of wait.cuh.
 pub const MAX_BLOCKS: usize = 64;
 const CONTROL: usize = 64 + 32 * MAX_BLOCKS;
 
-/// All four algorithms for a type and an operator, as `ALGORITHM_OP`.
+/// All algorithms for a type and an operator, as `ALGORITHM_OP`.
 pub fn source(ranks: usize, ty: Type, op: &str) -> String {
     let (n, peers, ty) = (ranks, ranks - 1, ty.name());
     let slots = 2 * peers;
@@ -42,6 +43,17 @@ extern "C" __global__ void one_shot_{op}(const __grid_constant__ P p) {{
   do {{
     w.move<Move<{ty}, Copy, Kinds<USER>, Repeated<{peers}, PACKETS>>, 1>(p.place, p.place + 1, p.factor, p.peer + PEERS, p.parts, 0);
     w.move<Move<{ty}, {op}, Repeated<{n}, OWN>, Kinds<USER>>, 1>(p.place + {n}, p.place + {n} * 2, p.factor, p.peer + PEERS + {n}, p.parts, 1);
+  }} while (w.next(round));
+  w.finish();
+}}
+extern "C" __global__ void slots_{op}(const __grid_constant__ P p) {{
+  Worker w(p.call);
+  u32 round = 0;
+  do {{
+    w.move<Move<{ty}, Copy, Kinds<USER>, Repeated<{peers}, SLOT>>, 1>(p.place, p.place + 1, p.factor, p.peer + PEERS, p.parts, 0);
+    w.signal<{peers}>(p.semaphore, 0);
+    w.wait<{peers}>(p.semaphore + {peers}, p.peer + {peers}, 0, 2);
+    w.move<Move<{ty}, {op}, Repeated<{n}, OWN_SLOT>, Kinds<USER>>, 1>(p.place + {n}, p.place + {n} * 2, p.factor, p.peer + PEERS + {n}, p.parts, 3);
   }} while (w.next(round));
   w.finish();
 }}
@@ -110,7 +122,7 @@ impl Shape {
     }
 
     fn parts(&self, algorithm: &str, ranks: usize) -> usize {
-        if algorithm == "one_shot" { 1 } else { ranks }
+        if matches!(algorithm, "one_shot" | "slots") { 1 } else { ranks }
     }
 }
 
@@ -175,7 +187,7 @@ impl<'a> World<'a> {
                 groups.push(((0..n).map(input).collect(), (0..n).collect()));
                 groups.push(((0..n).map(output).collect(), (0..n).collect()));
             }
-            "one_shot" => {
+            "one_shot" | "slots" => {
                 parts = vec![0];
                 groups.push((vec![input(rank)], vec![rank]));
                 groups.push((others().map(|p| self.slot(p, 0, rank)).collect(), others().collect()));
