@@ -25,7 +25,12 @@ fn shapes(ty: Type, ranks: usize) -> Vec<Shape> {
         Shape::new(unit * ranks),
         Shape::new(many),
         Shape { offset: 1, ..Shape::new(many) },
-        Shape { blocks: 3, threads: 96, window: 8 * unit * ranks, ..Shape::new(20 * unit * ranks + 5) },
+        Shape {
+            blocks: 3,
+            threads: 96,
+            window: 8 * unit * ranks,
+            ..Shape::new(20 * unit * ranks + 5)
+        },
     ]
 }
 
@@ -50,7 +55,9 @@ fn vgpu_every_type_and_operator_is_exact() {
 
 #[test]
 fn vgpu_eight_ranks() {
-    for (ty, op) in [(Type::F16, "Sum"), (Type::F32, "PreMulSum"), (Type::E4M3, "Avg"), (Type::U8, "Prod")] {
+    for (ty, op) in
+        [(Type::F16, "Sum"), (Type::F32, "PreMulSum"), (Type::E4M3, "Avg"), (Type::U8, "Prod")]
+    {
         let Some(ptx) = ptx(8, ty, &[op], 100) else { return };
         let rig = Rig::new(&ptx, sc(8));
         let mut world = World::new(&rig, 8, ty);
@@ -90,7 +97,13 @@ fn vgpu_a_peer_that_never_comes() {
     let Some(ptx) = ptx(ranks, ty, &["Sum"], 90) else { return };
     // Numbers of the instructions that wait, in the kernels of common/plans.rs. (A warp without packets to reduce goes on to the
     // results.)
-    for (algorithm, places) in [("direct", 1..2), ("one_shot", 1..2), ("two_shot", 1..3), ("staged", 2..3), ("slots", 2..3)] {
+    for (algorithm, places) in [
+        ("direct", 1..2),
+        ("one_shot", 1..2),
+        ("two_shot", 1..3),
+        ("staged", 2..3),
+        ("slots", 2..3),
+    ] {
         for by_host in [false, true] {
             let rig = Rig::new(&ptx, sc(ranks as u32));
             let mut world = World::new(&rig, ranks, ty);
@@ -115,7 +128,11 @@ fn vgpu_a_peer_that_never_comes() {
             }
             for rank in 0..2 {
                 let control = rig.read::<u32>(world.control[rank], 2);
-                assert_eq!(control, [u32::from(by_host), u32::from(!by_host)], "{algorithm} rank {rank}");
+                assert_eq!(
+                    control,
+                    [u32::from(by_host), u32::from(!by_host)],
+                    "{algorithm} rank {rank}"
+                );
                 let record = rig.read::<u64>(world.control[rank] + 64, 4);
                 let (peer, at) = (record[3] as u32, (record[3] >> 32) as u32);
                 assert_eq!((record[0], peer), (2, 2), "{algorithm} rank {rank}: {record:?}");

@@ -42,7 +42,9 @@ fn patience(rig: &Rig, bytes: Bytes, device: u32) -> Bytes {
 fn vgpu_every_header_compiles_alone_with_both_compilers() {
     for (name, _) in warpmesh_kernels::HEADERS {
         for arch in [80, 90, 100] {
-            let alone = |prefix: &str| format!("#include \"{prefix}{name}\"\n__global__ void nothing() {{}}\n");
+            let alone = |prefix: &str| {
+                format!("#include \"{prefix}{name}\"\n__global__ void nothing() {{}}\n")
+            };
             let Some(nvrtc) = nvrtc::compile(&alone("warpmesh/"), arch) else { return };
             nvrtc.unwrap_or_else(|log| panic!("{name} {arch}: {log}"));
         }
@@ -105,7 +107,9 @@ fn vgpu_memory_channel() {
                 let of = |rank: usize| -> Vec<u16> {
                     (0..count as usize).map(|k| (1000 * rank + 100 * 2 + k) as u16).collect()
                 };
-                for (what, at, from) in [("put", 4096, 1 - rank), ("get", 8192, 1 - rank), ("packets", 12288, 1 - rank)] {
+                for (what, at, from) in
+                    [("put", 4096, 1 - rank), ("get", 8192, 1 - rank), ("packets", 12288, 1 - rank)]
+                {
                     let got: Vec<u16> = rig.read(memory[rank] + at + shift, count as usize);
                     assert_eq!(got, of(from), "{what}, rank {rank}, shift {shift}");
                 }
@@ -152,7 +156,8 @@ fn vgpu_switch_channel() {
         let each = |bytes| (0..ranks).map(|r| rig.alloc(r as u32, bytes)).collect::<Vec<u64>>();
         let (data, counters, passed) = (each(4096), each(64), each(64));
         let space = rig.machine.space();
-        let group = |r: usize, of: &[u64], bytes| space.multicast(r as u32, of.to_vec(), bytes).unwrap();
+        let group =
+            |r: usize, of: &[u64], bytes| space.multicast(r as u32, of.to_vec(), bytes).unwrap();
         let params: Vec<Bytes> = (0..ranks)
             .map(|r| {
                 let switch = Bytes::default()
@@ -170,23 +175,33 @@ fn vgpu_switch_channel() {
         let sum = |k: usize| (0..ranks).map(|r| input(r, k)).sum::<u32>();
         let most = |k: usize| (0..ranks).map(|r| input(r, k)).max().unwrap();
 
-        (0..ranks).for_each(|r| rig.write(data[r], &(0..256).map(|k| input(r, k) as f32).collect::<Vec<f32>>()));
+        (0..ranks).for_each(|r| {
+            rig.write(data[r], &(0..256).map(|k| input(r, k) as f32).collect::<Vec<f32>>())
+        });
         all("sum_f32", 16, 256);
         let want: Vec<f32> = (0..256).map(|k| sum(k) as f32).collect();
         (0..ranks).for_each(|r| assert_eq!(rig.read::<f32>(data[r], 256), want));
 
         let half = |x: u32| half::f16::from_f32(x as f32).to_bits();
-        (0..ranks).for_each(|r| rig.write(data[r], &(0..512).map(|k| half(input(r, k))).collect::<Vec<u16>>()));
+        (0..ranks).for_each(|r| {
+            rig.write(data[r], &(0..512).map(|k| half(input(r, k))).collect::<Vec<u16>>())
+        });
         all("sum_f16", 16, 256);
         let want: Vec<u16> = (0..512).map(|k| half(sum(k))).collect();
         (0..ranks).for_each(|r| assert_eq!(rig.read::<u16>(data[r], 512), want));
 
-        (0..ranks).for_each(|r| rig.write(data[r], &(0..256).map(|k| input(r, k)).collect::<Vec<u32>>()));
+        (0..ranks)
+            .for_each(|r| rig.write(data[r], &(0..256).map(|k| input(r, k)).collect::<Vec<u32>>()));
         all("max_i32", 64, 256);
         let want: Vec<u32> = (0..256).map(most).collect();
         (0..ranks).for_each(|r| assert_eq!(rig.read::<u32>(data[r], 256), want));
 
-        (0..ranks).for_each(|r| rig.write(data[r], &(0..256).map(|k| u64::from(input(r, k)) << 40).collect::<Vec<u64>>()));
+        (0..ranks).for_each(|r| {
+            rig.write(
+                data[r],
+                &(0..256).map(|k| u64::from(input(r, k)) << 40).collect::<Vec<u64>>(),
+            )
+        });
         all("max_u64", 64, 512);
         let want: Vec<u64> = (0..256).map(|k| u64::from(most(k)) << 40).collect();
         (0..ranks).for_each(|r| assert_eq!(rig.read::<u64>(data[r], 256), want));
@@ -236,8 +251,9 @@ fn vgpu_grid_barrier_and_teams() {
         assert_eq!(rig.read::<u64>(word, 1), [20 << 32]);
         let out = rig.alloc(0, 512);
         run(rig, "teams", 1, 128, &[Bytes::default().u64(out).0]);
-        let want: Vec<u32> =
-            (0..128).map(|t| t / 64 * 64 + (t % 64 + 32) % 64 + if t < 64 { 4 } else { 8 }).collect();
+        let want: Vec<u32> = (0..128)
+            .map(|t| t / 64 * 64 + (t % 64 + 32) % 64 + if t < 64 { 4 } else { 8 })
+            .collect();
         assert_eq!(rig.read::<u32>(out, 128), want);
     });
 }
@@ -279,7 +295,9 @@ fn vgpu_lines_of_8_bytes() {
     in_all_modes(LINES, 2, |rig| {
         let memory: Vec<u64> = (0..2).map(|d| rig.alloc(d, 4096)).collect();
         let out: Vec<u64> = (0..2).map(|d| rig.alloc(d, 64)).collect();
-        let params = |r: usize| Bytes::default().u64s(&[memory[r], memory[1 - r], out[r]]).u32s(&[r as u32, 5]).0;
+        let params = |r: usize| {
+            Bytes::default().u64s(&[memory[r], memory[1 - r], out[r]]).u32s(&[r as u32, 5]).0
+        };
         run(rig, "swap8", 1, 64, &[params(0), params(1)]);
         (0..2).for_each(|r| assert_eq!(rig.read::<u32>(out[r], 1), [0]));
     });
@@ -290,7 +308,8 @@ fn vgpu_lines_of_8_bytes() {
 fn vgpu_lines_of_128_bytes() {
     in_all_modes(LINES, 1, |rig| {
         let (lines, out) = (rig.alloc(0, 512), rig.alloc(0, 1024));
-        let read = |flag| run(rig, "read128", 1, 32, &[Bytes::default().u64(lines).u32(flag).u64(out).0]);
+        let read =
+            |flag| run(rig, "read128", 1, 32, &[Bytes::default().u64(lines).u32(flag).u64(out).0]);
         run(rig, "write128", 1, 32, &[Bytes::default().u64(lines).u32(7).0]);
         read(8);
         assert_eq!(rig.read::<u32>(out, 32), [0; 32], "lines of another epoch");
@@ -362,7 +381,7 @@ impl Proxy {
     fn poll(&mut self) -> Option<Trigger> {
         let entry = self.ring + self.next % self.size * 16;
         let first = self.word(entry).load(Ordering::Acquire);
-        if first >> 63 == self.next / self.size & 1 {
+        if first >> 63 == (self.next / self.size) & 1 {
             return None;
         }
         let second = self.word(entry + 8).load(Ordering::Relaxed);
@@ -396,7 +415,8 @@ fn vgpu_port_channel() {
     // A ring of 4: many laps, and pushers that wait for room.
     let (mut proxy, params) = port(&rig, 4, 40_000);
     let (source, fine) = (rig.alloc(0, 8 * 60), rig.alloc(0, 64));
-    let launch = rig.start("send", 0, blocks as u32, 32, &params.u64(source).u32(count as u32).u64(fine).0);
+    let launch =
+        rig.start("send", 0, blocks as u32, 32, &params.u64(source).u32(count as u32).u64(fine).0);
     let (mut received, mut signals) = (vec![0u64; 60], 0);
     let until = Instant::now() + Duration::from_secs(20);
     while proxy.next < blocks * (count + 1) {
@@ -424,7 +444,13 @@ fn vgpu_triggers_have_room_for_64_gib() {
     let fine = rig.alloc(0, 64);
     run(&rig, "fields", 1, 1, &[params.u64(fine).0]);
     assert_eq!(rig.read::<u32>(fine, 3), [1, 1, 0]);
-    let put = Trigger { port: 65_535, what: 3, to: 0xF_EDCB_A987, from: 0x8_1234_5678, bytes: 0xF_FFFF_FFFF };
+    let put = Trigger {
+        port: 65_535,
+        what: 3,
+        to: 0xF_EDCB_A987,
+        from: 0x8_1234_5678,
+        bytes: 0xF_FFFF_FFFF,
+    };
     assert_eq!(proxy.poll(), Some(put));
     assert_eq!(proxy.poll(), Some(Trigger { port: 65_535, what: 2, to: 0, from: 0, bytes: 0 }));
     assert_eq!(proxy.poll(), None);

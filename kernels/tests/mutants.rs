@@ -36,9 +36,24 @@ const MUTANTS: [(&str, &str, &str, &str); 11] = [
     ("packets loaded strongly", "order.cuh", "ld.relaxed.sys.global.v2.u64", "ld.global.v2.u64"),
     ("two halves of packets", "plan.cuh", "odd ? call.half_packets : 0", "0"),
     ("two halves of scratch", "plan.cuh", "odd ? call.half_scratch : 0", "0"),
-    ("a flag for each epoch", "packet.cuh", "return (folded == 0xFFFFFFFFu ? 0 : folded) + 1;", "return 1;"),
-    ("a value for each signal of an epoch", "plan.cuh", "(before + rounds + 1) << 8 | nth", "(before + rounds + 1) << 8"),
-    ("epochs of all blocks in step", "plan.cuh", "b < MAX_BLOCKS; b += blockDim.x * gridDim.x", "b < gridDim.x; b = MAX_BLOCKS"),
+    (
+        "a flag for each epoch",
+        "packet.cuh",
+        "return (folded == 0xFFFFFFFFu ? 0 : folded) + 1;",
+        "return 1;",
+    ),
+    (
+        "a value for each signal of an epoch",
+        "plan.cuh",
+        "(before + rounds + 1) << 8 | nth",
+        "(before + rounds + 1) << 8",
+    ),
+    (
+        "epochs of all blocks in step",
+        "plan.cuh",
+        "b < MAX_BLOCKS; b += blockDim.x * gridDim.x",
+        "b < gridDim.x; b = MAX_BLOCKS",
+    ),
 ];
 
 fn mutated(file: &str, from: &str, to: &str) -> Vec<(&'static str, String)> {
@@ -62,7 +77,8 @@ fn caught(ptx: &str) -> Option<String> {
         let mut world = World::new(&rig, RANKS, Type::F16);
         for (call, algorithm) in ALGORITHMS.iter().cycle().take(2 * ALGORITHMS.len()).enumerate() {
             let count = [70, 200][call / ALGORITHMS.len()];
-            let shape = Shape { blocks: 1 + call % 3, window: 48, timeout: TIMEOUT, ..Shape::new(count) };
+            let shape =
+                Shape { blocks: 1 + call % 3, window: 48, timeout: TIMEOUT, ..Shape::new(count) };
             if let Err(what) = world.run(algorithm, "Sum", &shape) {
                 return Some(format!("seed {seed}: {}", what.lines().next().unwrap_or_default()));
             }
@@ -77,7 +93,11 @@ fn caught(ptx: &str) -> Option<String> {
 #[test]
 fn vgpu_mutants_of_the_headers_are_caught() {
     let text = prelude(RANKS, "warpmesh/plan.cuh") + &source(RANKS, Type::F16, "Sum");
-    let Some(whole) = nvrtc::compile_with(&mutated("order.cuh", "ld.acquire.sys", "ld.acquire.sys"), &text, 90) else { return };
+    let Some(whole) =
+        nvrtc::compile_with(&mutated("order.cuh", "ld.acquire.sys", "ld.acquire.sys"), &text, 90)
+    else {
+        return;
+    };
     assert_eq!(caught(&whole.unwrap()), None, "without a mutation");
     let mut missed = Vec::new();
     for (what, file, from, to) in MUTANTS {

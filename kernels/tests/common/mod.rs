@@ -86,7 +86,11 @@ impl Rig {
         assert!(self.machine.space().find(at, size_of_val(data).max(1) as u64).is_some());
         // SAFETY: inside one allocation; a test writes words that no kernel writes at that time.
         unsafe {
-            std::ptr::copy_nonoverlapping(data.as_ptr().cast::<u8>(), at as *mut u8, size_of_val(data));
+            std::ptr::copy_nonoverlapping(
+                data.as_ptr().cast::<u8>(),
+                at as *mut u8,
+                size_of_val(data),
+            );
         }
     }
 
@@ -96,7 +100,14 @@ impl Rig {
         (0..n).map(|k| unsafe { (at as *const T).add(k).read_unaligned() }).collect()
     }
 
-    pub fn start(&self, kernel: &str, device: u32, grid: u32, block: u32, params: &[u8]) -> Arc<Launch> {
+    pub fn start(
+        &self,
+        kernel: &str,
+        device: u32,
+        grid: u32,
+        block: u32,
+        params: &[u8],
+    ) -> Arc<Launch> {
         let space = self.machine.space();
         let kernel = self.module.kernel(space, device, kernel).unwrap_or_else(|e| panic!("{e}"));
         let spec = LaunchSpec {

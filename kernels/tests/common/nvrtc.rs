@@ -21,7 +21,11 @@ fn load() -> Option<()> {
 
 /// PTX of a source that includes `warpmesh/...`. `None` without NVRTC.
 pub fn compile(source: &str, arch: u32) -> Option<Result<String, String>> {
-    compile_with(&warpmesh_kernels::HEADERS.map(|(name, text)| (name, text.to_owned())), source, arch)
+    compile_with(
+        &warpmesh_kernels::HEADERS.map(|(name, text)| (name, text.to_owned())),
+        source,
+        arch,
+    )
 }
 
 /// The same with other headers.
@@ -35,7 +39,8 @@ pub fn compile_with(
     // Each under two names: as users and as the headers themselves include it.
     let both = |(name, _): &(&str, String)| [format!("warpmesh/{name}"), (*name).to_owned()];
     let names: Vec<CString> = headers.iter().flat_map(both).map(|s| text(&s)).collect();
-    let texts: Vec<CString> = headers.iter().flat_map(|(_, body)| [text(body), text(body)]).collect();
+    let texts: Vec<CString> =
+        headers.iter().flat_map(|(_, body)| [text(body), text(body)]).collect();
     let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
     let options = [text(&format!("--gpu-architecture=compute_{arch}")), text("--std=c++17")];
     let (source, name) = (text(source), text("test.cu"));

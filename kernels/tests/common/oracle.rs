@@ -57,15 +57,35 @@ impl Type {
     fn special(self) -> Vec<u64> {
         match self {
             I8 | U8 | I32 | U32 | I64 | U64 => vec![0, 1, !0, 1 << (8 * self.size() - 1), !0 >> 1],
-            F16 => vec![0, 0x8000, 0x7C00, 0xFC00, 0x7E00, 0xFE01, 0x7C01, 0x7BFF, 0xFBFF, 1, 0x3C00],
-            Bf16 => vec![0, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0xFFC1, 0x7F81, 0x7F7F, 0xFF7F, 1, 0x3F80],
+            F16 => {
+                vec![0, 0x8000, 0x7C00, 0xFC00, 0x7E00, 0xFE01, 0x7C01, 0x7BFF, 0xFBFF, 1, 0x3C00]
+            }
+            Bf16 => {
+                vec![0, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0xFFC1, 0x7F81, 0x7F7F, 0xFF7F, 1, 0x3F80]
+            }
             F32 => vec![
-                0, 0x8000_0000, 0x7F80_0000, 0xFF80_0000, 0x7FC0_0000, 0xFFC0_0001, 0x7F80_0001, 0x7F7F_FFFF, 1,
+                0,
+                0x8000_0000,
+                0x7F80_0000,
+                0xFF80_0000,
+                0x7FC0_0000,
+                0xFFC0_0001,
+                0x7F80_0001,
+                0x7F7F_FFFF,
+                1,
                 0x3F80_0000,
             ],
             F64 => vec![
-                0, 1 << 63, 0x7FF << 52, 0xFFF << 52, 0x7FF8 << 48, 0xFFF8_0000_0000_0001, (0x7FF << 52) + 1,
-                (0x7FF << 52) - 1, 1, 0x3FF << 52,
+                0,
+                1 << 63,
+                0x7FF << 52,
+                0xFFF << 52,
+                0x7FF8 << 48,
+                0xFFF8_0000_0000_0001,
+                (0x7FF << 52) + 1,
+                (0x7FF << 52) - 1,
+                1,
+                0x3FF << 52,
             ],
             E4M3 => vec![0, 0x80, 0x7F, 0xFF, 0x7E, 0xFE, 1, 0x81, 0x38, 8],
             E5M2 => vec![0, 0x80, 0x7C, 0xFC, 0x7D, 0x7E, 0xFF, 0x7B, 0xFB, 1, 0x3C],
@@ -125,7 +145,8 @@ impl Type {
     pub fn reduce(self, op: &str, from: &[u64], factors: &[u64]) -> u64 {
         match self {
             F64 => {
-                let all = |bits: &[u64]| bits.iter().map(|&x| f64::from_bits(x)).collect::<Vec<_>>();
+                let all =
+                    |bits: &[u64]| bits.iter().map(|&x| f64::from_bits(x)).collect::<Vec<_>>();
                 let x = float(op, &all(from), &all(factors), from.len() as f64);
                 if x.is_nan() { 0x7FF8 << 48 } else { x.to_bits() }
             }
@@ -141,7 +162,11 @@ impl Type {
         let value = |bits: u64| {
             let shift = 128 - 8 * self.size() as u32;
             let wide = u128::from(bits) << shift;
-            if matches!(self, I8 | I32 | I64) { wide as i128 >> shift } else { (wide >> shift) as i128 }
+            if matches!(self, I8 | I32 | I64) {
+                wide as i128 >> shift
+            } else {
+                (wide >> shift) as i128
+            }
         };
         let wrapped = |x: i128| value(x as u64 & self.mask());
         let scaled = |r: usize| match op {
@@ -160,7 +185,13 @@ impl Type {
     }
 }
 
-trait Real: Copy + PartialOrd + std::ops::Add<Output = Self> + std::ops::Mul<Output = Self> + std::ops::Div<Output = Self> {
+trait Real:
+    Copy
+    + PartialOrd
+    + std::ops::Add<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+{
     fn nan(self) -> bool;
     fn negative(self) -> bool;
 }
@@ -187,9 +218,27 @@ fn float<R: Real>(op: &str, from: &[R], factors: &[R], world: R) -> R {
     let less = |a: R, b: R| a < b || (a == b && a.negative() && !b.negative());
     let combine = |a: R, b: R| match op {
         "Prod" => a * b,
-        "Min" | "Max" if a.nan() || b.nan() => if a.nan() { a } else { b },
-        "Min" => if less(b, a) { b } else { a },
-        "Max" => if less(a, b) { b } else { a },
+        "Min" | "Max" if a.nan() || b.nan() => {
+            if a.nan() {
+                a
+            } else {
+                b
+            }
+        }
+        "Min" => {
+            if less(b, a) {
+                b
+            } else {
+                a
+            }
+        }
+        "Max" => {
+            if less(a, b) {
+                b
+            } else {
+                a
+            }
+        }
         _ => a + b,
     };
     let all = (1..from.len()).fold(scaled(0), |sum, r| combine(sum, scaled(r)));

@@ -118,7 +118,14 @@ pub struct Shape {
 
 impl Shape {
     pub fn new(count: usize) -> Self {
-        Shape { count, window: count.max(1), blocks: 2, threads: 64, offset: 0, timeout: u64::MAX >> 1 }
+        Shape {
+            count,
+            window: count.max(1),
+            blocks: 2,
+            threads: 64,
+            offset: 0,
+            timeout: u64::MAX >> 1,
+        }
     }
 
     fn parts(&self, algorithm: &str, ranks: usize) -> usize {
@@ -147,7 +154,8 @@ const BUFFER: usize = 64 << 10;
 
 impl<'a> World<'a> {
     pub fn new(rig: &'a Rig, ranks: usize, ty: Type) -> Self {
-        let each = |bytes: usize| (0..ranks).map(|r| rig.alloc(r as u32, bytes)).collect::<Vec<_>>();
+        let each =
+            |bytes: usize| (0..ranks).map(|r| rig.alloc(r as u32, bytes)).collect::<Vec<_>>();
         World {
             rig,
             ranks,
@@ -179,7 +187,9 @@ impl<'a> World<'a> {
         let at = |base: &[u64], r: usize| base[r] + (shape.offset * self.ty.size()) as u64;
         let (input, output) = (|r| at(&self.input, r), |r| at(&self.output, r));
         let others = || (0..n).filter(|&r| r != rank);
-        let own = |slot: &dyn Fn(usize) -> u64| (0..n).map(|r| if r == rank { input(rank) } else { slot(r) }).collect();
+        let own = |slot: &dyn Fn(usize) -> u64| {
+            (0..n).map(|r| if r == rank { input(rank) } else { slot(r) }).collect()
+        };
         let mut groups: Vec<(Vec<u64>, Vec<usize>)> = Vec::new();
         let mut parts = vec![rank as u32];
         match algorithm {
@@ -190,18 +200,27 @@ impl<'a> World<'a> {
             "one_shot" | "slots" => {
                 parts = vec![0];
                 groups.push((vec![input(rank)], vec![rank]));
-                groups.push((others().map(|p| self.slot(p, 0, rank)).collect(), others().collect()));
+                groups
+                    .push((others().map(|p| self.slot(p, 0, rank)).collect(), others().collect()));
                 groups.push((own(&|r| self.slot(rank, 0, r)), (0..n).collect()));
                 groups.push((vec![output(rank)], vec![rank]));
             }
             _ => {
                 let peers: Vec<usize> = others().collect();
-                parts = peers.iter().map(|&p| p as u32).chain([rank as u32]).chain(peers.iter().map(|&p| p as u32)).collect();
+                parts = peers
+                    .iter()
+                    .map(|&p| p as u32)
+                    .chain([rank as u32])
+                    .chain(peers.iter().map(|&p| p as u32))
+                    .collect();
                 groups.push((vec![input(rank); n - 1], vec![rank; n - 1]));
                 groups.push((others().map(|p| self.slot(p, 0, rank)).collect(), peers.clone()));
                 groups.push((own(&|r| self.slot(rank, 0, r)), (0..n).collect()));
                 let results = others().map(|p| self.slot(p, 1, rank));
-                groups.push((std::iter::once(output(rank)).chain(results).collect(), (0..n).collect()));
+                groups.push((
+                    std::iter::once(output(rank)).chain(results).collect(),
+                    (0..n).collect(),
+                ));
                 groups.push((others().map(|p| self.slot(rank, 1, p)).collect(), peers.clone()));
                 groups.push((vec![output(rank); n - 1], peers));
             }
@@ -240,11 +259,18 @@ impl<'a> World<'a> {
     }
 
     /// Starts a call of some ranks, on inputs that are new; also what each of them should give.
-    pub fn start(&mut self, algorithm: &str, op: &str, shape: &Shape, ranks: &[usize]) -> (Vec<Arc<Launch>>, Vec<u64>) {
+    pub fn start(
+        &mut self,
+        algorithm: &str,
+        op: &str,
+        shape: &Shape,
+        ranks: &[usize],
+    ) -> (Vec<Arc<Launch>>, Vec<u64>) {
         self.calls += 1;
         let (ty, n) = (self.ty, shape.count);
-        let inputs: Vec<Vec<u64>> =
-            (0..self.ranks).map(|_| (0..n).map(|_| ty.random(&mut self.random)).collect()).collect();
+        let inputs: Vec<Vec<u64>> = (0..self.ranks)
+            .map(|_| (0..n).map(|_| ty.random(&mut self.random)).collect())
+            .collect();
         let factors: Vec<u64> = (0..self.ranks).map(|_| ty.random(&mut self.random)).collect();
         for (r, input) in inputs.iter().enumerate() {
             let bytes = |x: &u64| x.to_le_bytes()[..ty.size()].to_vec();
@@ -265,7 +291,8 @@ impl<'a> World<'a> {
 
     /// One call of all ranks, whose outputs are compared; what differs is the error.
     pub fn run(&mut self, algorithm: &str, op: &str, shape: &Shape) -> Result<(), String> {
-        let (launches, expected) = self.start(algorithm, op, shape, &(0..self.ranks).collect::<Vec<_>>());
+        let (launches, expected) =
+            self.start(algorithm, op, shape, &(0..self.ranks).collect::<Vec<_>>());
         for launch in &launches {
             self.rig.machine.wait(launch).map_err(|e: Fault| e.to_string())?;
         }
@@ -275,7 +302,9 @@ impl<'a> World<'a> {
             let (before, rest) = bytes.split_at(shape.offset * size);
             let (results, after) = rest.split_at(n * size);
             if before.iter().chain(after).any(|&b| b != 0xA5) {
-                return Err(format!("{algorithm} {op} {shape:?}: rank {r} writes outside its output"));
+                return Err(format!(
+                    "{algorithm} {op} {shape:?}: rank {r} writes outside its output"
+                ));
             }
             for (k, (got, want)) in results.chunks(size).zip(&expected).enumerate() {
                 if got != &want.to_le_bytes()[..size] {
