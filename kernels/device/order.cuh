@@ -92,6 +92,10 @@ WARPMESH_DEVICE u64 load_acquire_gpu(const u64* at) {
   return value;
 }
 
+WARPMESH_DEVICE void store_relaxed_gpu(u64* at, u64 value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
+}
+
 WARPMESH_DEVICE void store_release_gpu(u64* at, u64 value) {
   asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
 }

@@ -41,7 +41,8 @@ struct GridBarrier {
       const u64 before = count_acq_rel_gpu(word);
       const u64 generation = before >> 32;
       if (static_cast<u32>(before) + 1 == gridDim.x) {
-        store_release_gpu(word, (generation + 1) << 32);
+        // Relaxed: the addition was a release of the same word, and what its thread stores there next goes on with that.
+        store_relaxed_gpu(word, (generation + 1) << 32);
       } else {
         u64 seen = 0;
         failed = !persist(

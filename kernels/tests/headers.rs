@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -89,46 +90,49 @@ extern "C" __global__ void exchange(const __grid_constant__ MemoryChannel c, u32
 
 #[test]
 fn vgpu_memory_channel() {
-    in_all_modes(CHANNEL, 2, |rig| {
-        let memory: Vec<u64> = (0..2).map(|d| rig.alloc(d, 32 << 10)).collect();
-        let words: Vec<u64> = (0..2).map(|d| rig.alloc(d, 64)).collect();
-        let (count, rounds) = (300, 3);
-        for (call, shift) in [16u64, 2].into_iter().enumerate() {
-            let params = |rank: usize| {
-                let other = 1 - rank;
-                let channel = Bytes::default()
-                    .u64s(&[memory[rank], memory[other], words[other], words[rank]])
-                    .u64s(&[words[rank] + 8, words[rank] + 16]);
-                let p = patience(rig, channel, rank as u32).u32s(&[other as u32]);
-                p.u64s(&[]).u32s(&[0, count, rounds, rank as u32]).u64(shift).0
+    in_all_modes(CHANNEL, 2, memory_channel);
+}
+
+fn memory_channel(rig: &Rig) {
+    let memory: Vec<u64> = (0..2).map(|d| rig.alloc(d, 32 << 10)).collect();
+    let words: Vec<u64> = (0..2).map(|d| rig.alloc(d, 64)).collect();
+    let (count, rounds) = (300, 3);
+    for (call, shift) in [16u64, 2].into_iter().enumerate() {
+        let params = |rank: usize| {
+            let other = 1 - rank;
+            let channel = Bytes::default()
+                .u64s(&[memory[rank], memory[other], words[other], words[rank]])
+                .u64s(&[words[rank] + 8, words[rank] + 16]);
+            let p = patience(rig, channel, rank as u32).u32s(&[other as u32]);
+            p.u64s(&[]).u32s(&[0, count, rounds, rank as u32]).u64(shift).0
+        };
+        run(rig, "exchange", 1, 64, &[params(0), params(1)]);
+        for rank in 0..2usize {
+            let of = |rank: usize| -> Vec<u16> {
+                (0..count as usize).map(|k| (1000 * rank + 100 * 2 + k) as u16).collect()
             };
-            run(rig, "exchange", 1, 64, &[params(0), params(1)]);
-            for rank in 0..2usize {
-                let of = |rank: usize| -> Vec<u16> {
-                    (0..count as usize).map(|k| (1000 * rank + 100 * 2 + k) as u16).collect()
-                };
-                for (what, at, from) in
-                    [("put", 4096, 1 - rank), ("get", 8192, 1 - rank), ("packets", 12288, 1 - rank)]
-                {
-                    let got: Vec<u16> = rig.read(memory[rank] + at + shift, count as usize);
-                    assert_eq!(got, of(from), "{what}, rank {rank}, shift {shift}");
-                }
-                assert_eq!(rig.read::<u16>(memory[rank], 1), [0]);
-                let counters: Vec<u64> = rig.read(words[rank], 3);
-                assert_eq!(counters, [2 * 3 * (call as u64 + 1); 3]);
+            for (what, at, from) in
+                [("put", 4096, 1 - rank), ("get", 8192, 1 - rank), ("packets", 12288, 1 - rank)]
+            {
+                let got: Vec<u16> = rig.read(memory[rank] + at + shift, count as usize);
+                assert_eq!(got, of(from), "{what}, rank {rank}, shift {shift}");
             }
+            assert_eq!(rig.read::<u16>(memory[rank], 1), [0]);
+            let counters: Vec<u64> = rig.read(words[rank], 3);
+            assert_eq!(counters, [2 * 3 * (call as u64 + 1); 3]);
         }
-    });
+    }
 }
 
 const SWITCH: &str = r#"
 #include "warpmesh/switch.cuh"
 using namespace warpmesh;
 
-// All-reduce in place: this rank's part through the switch, between two barriers. Then one is added to everybody's last word.
+// All-reduce of 4 KiB: in plain stores, this rank's part through the switch, between two barriers, and out in plain loads.
 template <class T, class Op>
-__device__ void all_reduce(const SwitchChannel& c, u64 mine, u32 units) {
+__device__ void all_reduce(const SwitchChannel& c, u32* own, const u32* in, u32* out, u64 mine, u32 units) {
   using M = Multimem<T, Op>;
+  for (u32 k = threadIdx.x; k < 1024; k += blockDim.x) own[k] = in[k];
   bool fine = c.barrier(1);
   for (u32 k = threadIdx.x; k < units; k += blockDim.x) {
     u32 word[4];
@@ -140,72 +144,79 @@ __device__ void all_reduce(const SwitchChannel& c, u64 mine, u32 units) {
     }
   }
   fine &= c.barrier(2);
-  if (!fine) asm volatile("trap;");
+  for (u32 k = threadIdx.x; k < 1024; k += blockDim.x) out[k] = fine ? own[k] : 0;
 }
-extern "C" __global__ void sum_f32(const __grid_constant__ SwitchChannel c, u64 mine, u32 units) { all_reduce<Float, Sum>(c, mine, units); }
-extern "C" __global__ void sum_f16(const __grid_constant__ SwitchChannel c, u64 mine, u32 units) { all_reduce<Half, Sum>(c, mine, units); }
-extern "C" __global__ void max_i32(const __grid_constant__ SwitchChannel c, u64 mine, u32 units) { all_reduce<Int32, Max>(c, mine, units); }
-extern "C" __global__ void max_u64(const __grid_constant__ SwitchChannel c, u64 mine, u32 units) { all_reduce<Uint64, Max>(c, mine, units); }
+#define ALL_REDUCE(NAME, T, OP)                                                                                  \
+  extern "C" __global__ void NAME(const __grid_constant__ SwitchChannel c, u32* own, const u32* in, u32* out,    \
+                                  u64 mine, u32 units) {                                                         \
+    all_reduce<T, OP>(c, own, in, out, mine, units);                                                             \
+  }
+ALL_REDUCE(sum_f32, Float, Sum)
+ALL_REDUCE(sum_f16, Half, Sum)
+ALL_REDUCE(max_i32, Int32, Max)
+ALL_REDUCE(max_u64, Uint64, Max)
 static_assert(!Multimem<E4M3, Sum>::EXISTS || __CUDA_ARCH__ > 900, "not on sm_90");
 "#;
 
 #[test]
 fn vgpu_switch_channel() {
+    in_all_modes(SWITCH, 4, switch_channel);
+}
+
+fn switch_channel(rig: &Rig) {
     let ranks = 4usize;
-    in_all_modes(SWITCH, ranks as u32, |rig| {
-        let each = |bytes| (0..ranks).map(|r| rig.alloc(r as u32, bytes)).collect::<Vec<u64>>();
-        let (data, counters, passed) = (each(4096), each(64), each(64));
-        let space = rig.machine.space();
-        let group =
-            |r: usize, of: &[u64], bytes| space.multicast(r as u32, of.to_vec(), bytes).unwrap();
-        let params: Vec<Bytes> = (0..ranks)
-            .map(|r| {
-                let switch = Bytes::default()
-                    .u64s(&[group(r, &data, 4096), group(r, &counters, 64), counters[r], passed[r]])
-                    .u64(ranks as u64);
-                patience(rig, switch, r as u32)
-            })
-            .collect();
-        // Elements of 4 bytes: 16 units of 16 bytes for each rank, or as many as there are elements.
-        let all = |kernel: &str, units: u32, bytes: u64| {
-            let p = |r: usize| params[r].clone().u64(r as u64 * bytes).u32(units).0;
-            run(rig, kernel, 1, 64, &(0..ranks).map(p).collect::<Vec<_>>());
+    let each = |bytes| (0..ranks).map(|r| rig.alloc(r as u32, bytes)).collect::<Vec<u64>>();
+    let (data, counters, passed) = (each(4096), each(64), each(64));
+    let (from, to) = (each(4096), each(4096));
+    let space = rig.machine.space();
+    let group =
+        |r: usize, of: &[u64], bytes| space.multicast(r as u32, of.to_vec(), bytes).unwrap();
+    let params: Vec<Bytes> = (0..ranks)
+        .map(|r| {
+            let switch = Bytes::default()
+                .u64s(&[group(r, &data, 4096), group(r, &counters, 64), counters[r], passed[r]])
+                .u64(ranks as u64);
+            patience(rig, switch, r as u32)
+        })
+        .collect();
+    // Elements of 4 bytes: 16 units of 16 bytes for each rank, or as many as there are elements.
+    let all = |kernel: &str, units: u32, bytes: u64| {
+        let p = |r: usize| {
+            params[r].clone().u64s(&[data[r], from[r], to[r]]).u64(r as u64 * bytes).u32(units).0
         };
-        let input = |r: usize, k: usize| ((k * 7 + r * 13) % 50) as u32;
-        let sum = |k: usize| (0..ranks).map(|r| input(r, k)).sum::<u32>();
-        let most = |k: usize| (0..ranks).map(|r| input(r, k)).max().unwrap();
+        run(rig, kernel, 1, 64, &(0..ranks).map(p).collect::<Vec<_>>());
+    };
+    let input = |r: usize, k: usize| ((k * 7 + r * 13) % 50) as u32;
+    let sum = |k: usize| (0..ranks).map(|r| input(r, k)).sum::<u32>();
+    let most = |k: usize| (0..ranks).map(|r| input(r, k)).max().unwrap();
 
-        (0..ranks).for_each(|r| {
-            rig.write(data[r], &(0..256).map(|k| input(r, k) as f32).collect::<Vec<f32>>())
-        });
-        all("sum_f32", 16, 256);
-        let want: Vec<f32> = (0..256).map(|k| sum(k) as f32).collect();
-        (0..ranks).for_each(|r| assert_eq!(rig.read::<f32>(data[r], 256), want));
-
-        let half = |x: u32| half::f16::from_f32(x as f32).to_bits();
-        (0..ranks).for_each(|r| {
-            rig.write(data[r], &(0..512).map(|k| half(input(r, k))).collect::<Vec<u16>>())
-        });
-        all("sum_f16", 16, 256);
-        let want: Vec<u16> = (0..512).map(|k| half(sum(k))).collect();
-        (0..ranks).for_each(|r| assert_eq!(rig.read::<u16>(data[r], 512), want));
-
-        (0..ranks)
-            .for_each(|r| rig.write(data[r], &(0..256).map(|k| input(r, k)).collect::<Vec<u32>>()));
-        all("max_i32", 64, 256);
-        let want: Vec<u32> = (0..256).map(most).collect();
-        (0..ranks).for_each(|r| assert_eq!(rig.read::<u32>(data[r], 256), want));
-
-        (0..ranks).for_each(|r| {
-            rig.write(
-                data[r],
-                &(0..256).map(|k| u64::from(input(r, k)) << 40).collect::<Vec<u64>>(),
-            )
-        });
-        all("max_u64", 64, 512);
-        let want: Vec<u64> = (0..256).map(|k| u64::from(most(k)) << 40).collect();
-        (0..ranks).for_each(|r| assert_eq!(rig.read::<u64>(data[r], 256), want));
+    (0..ranks).for_each(|r| {
+        rig.write(from[r], &(0..256).map(|k| input(r, k) as f32).collect::<Vec<f32>>())
     });
+    all("sum_f32", 16, 256);
+    let want: Vec<f32> = (0..256).map(|k| sum(k) as f32).collect();
+    (0..ranks).for_each(|r| assert_eq!(rig.read::<f32>(to[r], 256), want));
+
+    let half = |x: u32| half::f16::from_f32(x as f32).to_bits();
+    (0..ranks).for_each(|r| {
+        rig.write(from[r], &(0..512).map(|k| half(input(r, k))).collect::<Vec<u16>>())
+    });
+    all("sum_f16", 16, 256);
+    let want: Vec<u16> = (0..512).map(|k| half(sum(k))).collect();
+    (0..ranks).for_each(|r| assert_eq!(rig.read::<u16>(to[r], 512), want));
+
+    (0..ranks)
+        .for_each(|r| rig.write(from[r], &(0..256).map(|k| input(r, k)).collect::<Vec<u32>>()));
+    all("max_i32", 64, 256);
+    let want: Vec<u32> = (0..256).map(most).collect();
+    (0..ranks).for_each(|r| assert_eq!(rig.read::<u32>(to[r], 256), want));
+
+    (0..ranks).for_each(|r| {
+        rig.write(from[r], &(0..256).map(|k| u64::from(input(r, k)) << 40).collect::<Vec<u64>>())
+    });
+    all("max_u64", 64, 512);
+    let want: Vec<u64> = (0..256).map(|k| u64::from(most(k)) << 40).collect();
+    (0..ranks).for_each(|r| assert_eq!(rig.read::<u64>(to[r], 256), want));
 }
 
 const SYNC: &str = r#"
@@ -239,23 +250,24 @@ extern "C" __global__ void teams(u32* out) {
 
 #[test]
 fn vgpu_grid_barrier_and_teams() {
-    in_all_modes(SYNC, 1, |rig| {
-        let word = rig.alloc(0, 8);
-        // Grids of different sizes over the same word.
-        for blocks in [4u32, 3, 1, 2] {
-            let (words, errors) = (rig.alloc(0, 4096), rig.alloc(0, 64));
-            let p = patience(rig, Bytes::default().u64(word), 0).u64s(&[words, errors]).u32(5).0;
-            run(rig, "rounds", blocks, 64, &[p]);
-            assert_eq!(rig.read::<u32>(errors, 4), [0; 4]);
-        }
-        assert_eq!(rig.read::<u64>(word, 1), [20 << 32]);
-        let out = rig.alloc(0, 512);
-        run(rig, "teams", 1, 128, &[Bytes::default().u64(out).0]);
-        let want: Vec<u32> = (0..128)
-            .map(|t| t / 64 * 64 + (t % 64 + 32) % 64 + if t < 64 { 4 } else { 8 })
-            .collect();
-        assert_eq!(rig.read::<u32>(out, 128), want);
-    });
+    in_all_modes(SYNC, 1, grid_barrier_and_teams);
+}
+
+fn grid_barrier_and_teams(rig: &Rig) {
+    let word = rig.alloc(0, 8);
+    // Grids of different sizes over the same word.
+    for blocks in [4u32, 3, 1, 2] {
+        let (words, errors) = (rig.alloc(0, 4096), rig.alloc(0, 64));
+        let p = patience(rig, Bytes::default().u64(word), 0).u64s(&[words, errors]).u32(5).0;
+        run(rig, "rounds", blocks, 64, &[p]);
+        assert_eq!(rig.read::<u32>(errors, 4), [0; 4]);
+    }
+    assert_eq!(rig.read::<u64>(word, 1), [20 << 32]);
+    let out = rig.alloc(0, 512);
+    run(rig, "teams", 1, 128, &[Bytes::default().u64(out).0]);
+    let want: Vec<u32> =
+        (0..128).map(|t| t / 64 * 64 + (t % 64 + 32) % 64 + if t < 64 { 4 } else { 8 }).collect();
+    assert_eq!(rig.read::<u32>(out, 128), want);
 }
 
 const LINES: &str = r#"
@@ -454,4 +466,82 @@ fn vgpu_triggers_have_room_for_64_gib() {
     assert_eq!(proxy.poll(), Some(put));
     assert_eq!(proxy.poll(), Some(Trigger { port: 65_535, what: 2, to: 0, from: 0, bytes: 0 }));
     assert_eq!(proxy.poll(), None);
+}
+
+type Test = fn(&Rig);
+
+/// Orders of these headers, weakened: kernel, what runs it, on how many devices; header, text, and what stands there instead.
+const MUTANTS: [(&str, Test, u32, &str, &str, &str); 10] = [
+    (SYNC, grid_barrier_and_teams, 1, "order.cuh", "atom.acq_rel.gpu", "atom.relaxed.gpu"),
+    (SYNC, grid_barrier_and_teams, 1, "order.cuh", "atom.acq_rel.gpu", "atom.acquire.gpu"),
+    (SYNC, grid_barrier_and_teams, 1, "order.cuh", "atom.acq_rel.gpu", "atom.release.gpu"),
+    (SYNC, grid_barrier_and_teams, 1, "order.cuh", "ld.acquire.gpu", "ld.relaxed.gpu"),
+    (
+        SYNC,
+        grid_barrier_and_teams,
+        1,
+        "sync.cuh",
+        "    __syncthreads();\n    bool failed",
+        "    bool failed",
+    ),
+    (
+        SYNC,
+        grid_barrier_and_teams,
+        1,
+        "sync.cuh",
+        "return !__syncthreads_or(failed)",
+        "return !failed",
+    ),
+    (
+        SWITCH,
+        switch_channel,
+        4,
+        "switch.cuh",
+        "multimem.red.release.sys",
+        "multimem.red.relaxed.sys",
+    ),
+    (
+        SWITCH,
+        switch_channel,
+        4,
+        "order.cuh",
+        "ld.acquire.sys.global.u64",
+        "ld.relaxed.sys.global.u64",
+    ),
+    (
+        CHANNEL,
+        memory_channel,
+        2,
+        "channel.cuh",
+        "    team.sync();\n    if (team.thread == 0) {\n      const u64 value = load(sent)",
+        "    if (team.thread == 0) {\n      const u64 value = load(sent)",
+    ),
+    (
+        CHANNEL,
+        memory_channel,
+        2,
+        "channel.cuh",
+        "    team.sync();\n    return reached;",
+        "    return reached;",
+    ),
+];
+
+#[test]
+fn vgpu_mutants_of_barriers_and_channels_are_caught() {
+    let mut missed = Vec::new();
+    for (source, test, devices, file, from, to) in MUTANTS {
+        let Some(ptx) = nvrtc::compile_with(&nvrtc::mutated(file, from, to), source, 90) else {
+            return;
+        };
+        let ptx = ptx.unwrap_or_else(|log| panic!("{to}: {log}"));
+        let caught = |seed| {
+            let rig = Rig::new(&ptx, weak(devices, seed));
+            let wrong = catch_unwind(AssertUnwindSafe(|| test(&rig))).is_err();
+            wrong || !rig.machine.races().is_empty()
+        };
+        if !(0..24).any(caught) {
+            missed.push((file, to));
+        }
+    }
+    assert!(missed.is_empty(), "not caught: {missed:?}");
 }

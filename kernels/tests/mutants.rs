@@ -57,15 +57,9 @@ const MUTANTS: [(&str, &str, &str, &str); 11] = [
 ];
 
 fn mutated(file: &str, from: &str, to: &str) -> Vec<(&'static str, String)> {
-    let change = |(name, text): (&'static str, &str)| {
-        let text = text.replace(TICK.0, TICK.1);
-        if name != file {
-            return (name, text);
-        }
-        assert_eq!(text.matches(from).count(), 1, "{file}: {from}");
-        (name, text.replace(from, to))
-    };
-    warpmesh_kernels::HEADERS.map(change).to_vec()
+    let mut headers = nvrtc::mutated(file, from, to);
+    headers.iter_mut().for_each(|(_, text)| *text = text.replace(TICK.0, TICK.1));
+    headers
 }
 
 /// How a mutant was caught, if it was.

@@ -68,6 +68,18 @@ pub fn compile_with(
     }
 }
 
+/// The headers with one text in one of them replaced.
+pub fn mutated(file: &str, from: &str, to: &str) -> Vec<(&'static str, String)> {
+    let change = |(name, text): (&'static str, &str)| {
+        if name != file {
+            return (name, text.to_owned());
+        }
+        assert_eq!(text.matches(from).count(), 1, "{file}: {from}");
+        (name, text.replace(from, to))
+    };
+    warpmesh_kernels::HEADERS.map(change).to_vec()
+}
+
 type Size = unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult;
 type Text = unsafe fn(sys::nvrtcProgram, *mut c_char) -> sys::nvrtcResult;
 
