@@ -17,7 +17,13 @@ const TICK: (&str, &str) = ("TICK = 20;", "TICK = 10;");
 const TIMEOUT: u64 = 50_000;
 
 /// What is weakened: header, text, and what stands there instead.
-const MUTANTS: [(&str, &str, &str, &str); 11] = [
+const MUTANTS: [(&str, &str, &str, &str); 12] = [
+    (
+        "the barrier between rounds",
+        "plan.cuh",
+        "failed = __syncthreads_or(failed);\n    rounds = ++round;",
+        "rounds = ++round;",
+    ),
     ("a signal's release", "order.cuh", "st.release.sys.global.u64", "st.relaxed.sys.global.u64"),
     ("a wait's acquire", "order.cuh", "ld.acquire.sys.global.u64", "ld.relaxed.sys.global.u64"),
     (

@@ -177,7 +177,7 @@ impl<'a> World<'a> {
     }
 
     /// The word over which `from` signals `to`.
-    fn word(&self, to: usize, from: usize) -> u64 {
+    pub fn word(&self, to: usize, from: usize) -> u64 {
         self.semaphores[to] + (from * MAX_BLOCKS * 8) as u64
     }
 
