@@ -124,6 +124,30 @@ fn memory_channel(rig: &Rig) {
     }
 }
 
+#[test]
+fn vgpu_the_example_of_the_readme() {
+    let page = include_str!("../device/README.md");
+    let example = page.split("```cuda\n").nth(1).and_then(|text| text.split("```").next()).unwrap();
+    in_all_modes(&example.replace("\"channel.cuh\"", "\"warpmesh/channel.cuh\""), 2, |rig| {
+        let each = |bytes| (0..2).map(|r| rig.alloc(r, bytes)).collect::<Vec<u64>>();
+        let (memory, words) = (each(8192), each(64));
+        let sent = |rank: usize| (0..500).map(|k| (1000 * rank + k) as u16).collect::<Vec<_>>();
+        (0..2).for_each(|r| rig.write(memory[r], &sent(r)));
+        let params = |r: usize| {
+            let channel = Bytes::default()
+                .u64s(&[memory[r], memory[1 - r], words[1 - r], words[r]])
+                .u64s(&[words[r] + 8, words[r] + 16]);
+            let p = patience(rig, channel, r as u32).u32s(&[1 - r as u32, 0]);
+            p.u32(500).u64(words[r] + 24).0
+        };
+        run(rig, "exchange", 1, 64, &[params(0), params(1)]);
+        for r in 0..2 {
+            assert_eq!(rig.read::<u16>(memory[r] + 4096, 500), sent(1 - r));
+            assert_eq!(rig.read::<u32>(words[r] + 24, 1), [0]);
+        }
+    });
+}
+
 const SWITCH: &str = r#"
 #include "warpmesh/switch.cuh"
 using namespace warpmesh;
