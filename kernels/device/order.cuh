@@ -38,12 +38,6 @@ WARPMESH_DEVICE u32 load_relaxed_sys(const u32* at) {
   return value;
 }
 
-WARPMESH_DEVICE u32 load_acquire_gpu(const u32* at) {
-  u32 value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global(at)) : "memory");
-  return value;
-}
-
 WARPMESH_DEVICE void store_release_sys(u64* at, u64 value) {
   asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
 }
@@ -78,14 +72,33 @@ WARPMESH_DEVICE void store_relaxed_sys(Quad* at, Quad value) {
   asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(global(at)), "l"(low), "l"(high) : "memory");
 }
 
-// Adds one, after all that was written before.
-WARPMESH_DEVICE u32 count_acq_rel_gpu(u32* at) {
-  u32 before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(global(at)) : "memory");
+// Adds one, after all that was written before; what others did before their additions is visible afterwards.
+WARPMESH_DEVICE u64 count_acq_rel_gpu(u64* at) {
+  u64 before;
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(global(at)) : "memory");
   return before;
 }
 
-WARPMESH_DEVICE void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+// Takes a number; orders nothing.
+WARPMESH_DEVICE u64 count_relaxed_gpu(u64* at) {
+  u64 before;
+  asm volatile("atom.relaxed.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(global(at)) : "memory");
+  return before;
+}
+
+WARPMESH_DEVICE u64 load_acquire_gpu(const u64* at) {
+  u64 value;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(global(at)) : "memory");
+  return value;
+}
+
+WARPMESH_DEVICE void store_relaxed_gpu(u64* at, u64 value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
+}
+
+WARPMESH_DEVICE void store_release_gpu(u64* at, u64 value) {
+  asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
+}
 
 // Data: plain accesses, which signals and waits order. A unit of BYTES bytes (8 or 16) in words or, where it is not whole, its first
 // element alone, of SIZE bytes in the low bits; the other bits are then anything. Both ways in one place, so that they share address

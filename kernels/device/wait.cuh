@@ -85,7 +85,7 @@ WARPMESH_DEVICE bool persist(const Patience& patience, Reached reached, What wha
       if (reached()) return true;
     }
     const WaitingFor w = what();
-    const u32 timeout = static_cast<u32>(patience.timeout >> detail::TICK);
+    const u32 timeout = static_cast<u32>(least<u64>(patience.timeout >> detail::TICK, ~0u));
     since = detail::look_around(patience.control, patience.sequence, timeout, since, w.peer, w.place, w.expected, w.seen);
     if (since == detail::GIVEN_UP) return false;
   }

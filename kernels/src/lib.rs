@@ -12,14 +12,18 @@ pub use compile::{CompileError, Compiled, compile};
 ///
 /// They include each other by `NAME` alone, so NVRTC needs each under both names. (Include guards keep them apart, not
 /// `#pragma once`, for which two names are two files.)
-pub const HEADERS: [(&str, &str); 9] = [
+pub const HEADERS: [(&str, &str); 13] = [
     ("base.cuh", include_str!("../device/base.cuh")),
     ("board.cuh", include_str!("../device/board.cuh")),
+    ("channel.cuh", include_str!("../device/channel.cuh")),
     ("element.cuh", include_str!("../device/element.cuh")),
     ("move.cuh", include_str!("../device/move.cuh")),
     ("order.cuh", include_str!("../device/order.cuh")),
     ("packet.cuh", include_str!("../device/packet.cuh")),
     ("plan.cuh", include_str!("../device/plan.cuh")),
+    ("port.cuh", include_str!("../device/port.cuh")),
     ("semaphore.cuh", include_str!("../device/semaphore.cuh")),
+    ("switch.cuh", include_str!("../device/switch.cuh")),
+    ("sync.cuh", include_str!("../device/sync.cuh")),
     ("wait.cuh", include_str!("../device/wait.cuh")),
 ];

@@ -36,12 +36,13 @@ fn shapes(ty: Type, ranks: usize) -> Vec<Shape> {
 
 #[test]
 fn vgpu_every_type_and_operator_is_exact() {
-    for ranks in [2, 3] {
+    // On sm_80 some conversions are made of integer arithmetic.
+    for (ranks, arch, ops) in [(2, 90, &OPS[..]), (3, 80, &["Sum", "Max", "PreMulSum"][..])] {
         for ty in TYPES {
-            let Some(ptx) = ptx(ranks, ty, &OPS, if ranks == 2 { 90 } else { 80 }) else { return };
+            let Some(ptx) = ptx(ranks, ty, ops, arch) else { return };
             let rig = Rig::new(&ptx, sc(ranks as u32));
             let mut world = World::new(&rig, ranks, ty);
-            for op in OPS {
+            for op in ops {
                 for shape in shapes(ty, ranks) {
                     for algorithm in ALGORITHMS {
                         world.run(algorithm, op, &shape).unwrap_or_else(|e| panic!("{e}"));
@@ -76,12 +77,12 @@ fn vgpu_weak_memory_is_clean() {
     for seed in 0..12 {
         let rig = Rig::new(&ptx, weak(ranks as u32, seed));
         let mut world = World::new(&rig, ranks, ty);
-        for (call, algorithm) in ALGORITHMS.iter().cycle().take(12).enumerate() {
+        for (call, algorithm) in ALGORITHMS.iter().cycle().take(15).enumerate() {
             let shape = Shape {
                 blocks: 1 + call % 3,
                 window: 48,
                 offset: call % 2,
-                ..Shape::new([70, 49, 200, 5][(call / 4 + call) % 4])
+                ..Shape::new([70, 49, 200, 5][call % 4])
             };
             world.run(algorithm, "Sum", &shape).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         }
@@ -96,9 +97,13 @@ fn vgpu_a_peer_that_never_comes() {
     let Some(ptx) = ptx(ranks, ty, &["Sum"], 90) else { return };
     // Numbers of the instructions that wait, in the kernels of common/plans.rs. (A warp without packets to reduce goes on to the
     // results.)
-    for (algorithm, places) in
-        [("direct", 1..2), ("one_shot", 1..2), ("two_shot", 1..3), ("staged", 2..3)]
-    {
+    for (algorithm, places) in [
+        ("direct", 1..2),
+        ("one_shot", 1..2),
+        ("two_shot", 1..3),
+        ("staged", 2..3),
+        ("slots", 2..3),
+    ] {
         for by_host in [false, true] {
             let rig = Rig::new(&ptx, sc(ranks as u32));
             let mut world = World::new(&rig, ranks, ty);
@@ -107,10 +112,10 @@ fn vgpu_a_peer_that_never_comes() {
             let shape = Shape { timeout, ..Shape::new(100) };
             let (launches, _) = world.start(algorithm, "Sum", &shape, &[0, 1]);
             if by_host {
-                // Long enough for a word to the host.
+                // Long enough for a word to the host about this call, which is the second.
                 let record = |rank: usize| rig.read::<u64>(world.control[rank] + 64, 1)[0];
                 let until = Instant::now() + Duration::from_secs(10);
-                while record(0) == 0 || record(1) == 0 {
+                while record(0) != 2 || record(1) != 2 {
                     assert!(Instant::now() < until, "no record");
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -121,6 +126,8 @@ fn vgpu_a_peer_that_never_comes() {
             for launch in &launches {
                 rig.machine.wait(launch).unwrap_or_else(|e| panic!("{algorithm}: {e}"));
             }
+            // Rank 0 has not told rank 1 that it is done: of the second epoch there is the first signal at most.
+            assert!(rig.read::<u64>(world.word(1, 0), 1)[0] <= 2 << 8, "{algorithm}");
             for rank in 0..2 {
                 let control = rig.read::<u32>(world.control[rank], 2);
                 assert_eq!(

@@ -21,14 +21,26 @@ fn load() -> Option<()> {
 
 /// PTX of a source that includes `warpmesh/...`. `None` without NVRTC.
 pub fn compile(source: &str, arch: u32) -> Option<Result<String, String>> {
+    compile_with(
+        &warpmesh_kernels::HEADERS.map(|(name, text)| (name, text.to_owned())),
+        source,
+        arch,
+    )
+}
+
+/// The same with other headers.
+pub fn compile_with(
+    headers: &[(&str, String)],
+    source: &str,
+    arch: u32,
+) -> Option<Result<String, String>> {
     load()?;
     let text = |s: &str| CString::new(s).unwrap();
     // Each under two names: as users and as the headers themselves include it.
-    let both = |(name, _): &(&str, &str)| [format!("warpmesh/{name}"), (*name).to_owned()];
-    let names: Vec<CString> =
-        warpmesh_kernels::HEADERS.iter().flat_map(both).map(|s| text(&s)).collect();
+    let both = |(name, _): &(&str, String)| [format!("warpmesh/{name}"), (*name).to_owned()];
+    let names: Vec<CString> = headers.iter().flat_map(both).map(|s| text(&s)).collect();
     let texts: Vec<CString> =
-        warpmesh_kernels::HEADERS.iter().flat_map(|(_, body)| [text(body), text(body)]).collect();
+        headers.iter().flat_map(|(_, body)| [text(body), text(body)]).collect();
     let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
     let options = [text(&format!("--gpu-architecture=compute_{arch}")), text("--std=c++17")];
     let (source, name) = (text(source), text("test.cu"));
@@ -54,6 +66,18 @@ pub fn compile(source: &str, arch: u32) -> Option<Result<String, String>> {
         sys::nvrtcDestroyProgram(&mut program);
         Some(result)
     }
+}
+
+/// The headers with one text in one of them replaced.
+pub fn mutated(file: &str, from: &str, to: &str) -> Vec<(&'static str, String)> {
+    let change = |(name, text): (&'static str, &str)| {
+        if name != file {
+            return (name, text.to_owned());
+        }
+        assert_eq!(text.matches(from).count(), 1, "{file}: {from}");
+        (name, text.replace(from, to))
+    };
+    warpmesh_kernels::HEADERS.map(change).to_vec()
 }
 
 type Size = unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult;

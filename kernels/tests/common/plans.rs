@@ -1,9 +1,10 @@
-//! Three all-reduces as plan kernels written by hand, and what the host gives them: memory, tables, calls.
+//! All-reduces as plan kernels written by hand, and what the host gives them: memory, tables, calls.
 //!
 //! - direct: semaphores, then each rank reads its part of everybody's input and writes it to everybody's output.
 //! - one_shot: packets of the whole input to everybody, and everybody reduces all of it.
 //! - two_shot: packets of each part to its rank, which reduces it and sends packets of the result.
-//! - staged: as direct, but over scratch slots, which peers write and this rank reads.
+//! - staged: as two_shot, over scratch slots and semaphores.
+//! - slots: as one_shot, over scratch slots and one semaphore: what relies on the two halves of scratch.
 
 use std::sync::Arc;
 
@@ -12,20 +13,23 @@ use vgpu::{Fault, Launch};
 use super::oracle::Type;
 use super::{Bytes, Random, Rig};
 
-pub const ALGORITHMS: [&str; 4] = ["direct", "one_shot", "two_shot", "staged"];
+pub const ALGORITHMS: [&str; 5] = ["direct", "one_shot", "two_shot", "staged", "slots"];
 
 /// MAX_BLOCKS of wait.cuh.
 pub const MAX_BLOCKS: usize = 64;
 const CONTROL: usize = 64 + 32 * MAX_BLOCKS;
+/// A board, and a table of boards' addresses that has none.
+const NOTHING_ANNOUNCED: [u64; 4] = [0; 4];
+const NO_BOARDS: [u64; 1] = [0];
 
-/// All four algorithms for a type and an operator, as `ALGORITHM_OP`.
+/// All algorithms for a type and an operator, as `ALGORITHM_OP`.
 pub fn source(ranks: usize, ty: Type, op: &str) -> String {
     let (n, peers, ty) = (ranks, ranks - 1, ty.name());
     let slots = 2 * peers;
     format!(
         r#"
 extern "C" __global__ void direct_{op}(const __grid_constant__ P p) {{
-  Worker w(p.call);
+  Worker<true> w(p.call);
   u32 round = 0;
   do {{
     w.signal<{peers}>(p.semaphore, 0);
@@ -37,7 +41,7 @@ extern "C" __global__ void direct_{op}(const __grid_constant__ P p) {{
   w.finish();
 }}
 extern "C" __global__ void one_shot_{op}(const __grid_constant__ P p) {{
-  Worker w(p.call);
+  Worker<true> w(p.call);
   u32 round = 0;
   do {{
     w.move<Move<{ty}, Copy, Kinds<USER>, Repeated<{peers}, PACKETS>>, 1>(p.place, p.place + 1, p.factor, p.peer + PEERS, p.parts, 0);
@@ -45,8 +49,19 @@ extern "C" __global__ void one_shot_{op}(const __grid_constant__ P p) {{
   }} while (w.next(round));
   w.finish();
 }}
+extern "C" __global__ void slots_{op}(const __grid_constant__ P p) {{
+  Worker<true> w(p.call);
+  u32 round = 0;
+  do {{
+    w.move<Move<{ty}, Copy, Kinds<USER>, Repeated<{peers}, SLOT>>, 1>(p.place, p.place + 1, p.factor, p.peer + PEERS, p.parts, 0);
+    w.signal<{peers}>(p.semaphore, 0);
+    w.wait<{peers}>(p.semaphore + {peers}, p.peer + {peers}, 0, 2);
+    w.move<Move<{ty}, {op}, Repeated<{n}, OWN_SLOT>, Kinds<USER>>, 1>(p.place + {n}, p.place + {n} * 2, p.factor, p.peer + PEERS + {n}, p.parts, 3);
+  }} while (w.next(round));
+  w.finish();
+}}
 extern "C" __global__ void two_shot_{op}(const __grid_constant__ P p) {{
-  Worker w(p.call);
+  Worker<true> w(p.call);
   u32 round = 0;
   do {{
     w.move<Move<{ty}, Copy, Kinds<USER>, Kinds<PACKETS>>, {peers}>(p.place, p.place + {peers}, p.factor, p.peer + PEERS, p.parts, 0);
@@ -56,7 +71,7 @@ extern "C" __global__ void two_shot_{op}(const __grid_constant__ P p) {{
   w.finish();
 }}
 extern "C" __global__ void staged_{op}(const __grid_constant__ P p) {{
-  Worker w(p.call);
+  Worker<true> w(p.call);
   u32 round = 0;
   do {{
     w.move<Move<{ty}, Copy, Kinds<USER>, Kinds<SLOT>>, {peers}>(p.place, p.place + {peers}, p.factor, p.peer + PEERS, p.parts, 0);
@@ -79,7 +94,7 @@ extern "C" __global__ void staged_{op}(const __grid_constant__ P p) {{
 pub fn prelude(ranks: usize, include: &str) -> String {
     format!(
         "#include \"{include}\"\nusing namespace warpmesh;\nconstexpr int PEERS = {};\n\
-         using P = Params<PEERS, {}, {}, {ranks}>;\n",
+         struct P : Params<PEERS, {}, {}, 0> {{ u64 factor[{ranks}]; }};\n",
         2 * (ranks - 1),
         2 * ranks,
         places(ranks),
@@ -117,7 +132,7 @@ impl Shape {
     }
 
     fn parts(&self, algorithm: &str, ranks: usize) -> usize {
-        if algorithm == "one_shot" { 1 } else { ranks }
+        if matches!(algorithm, "one_shot" | "slots") { 1 } else { ranks }
     }
 }
 
@@ -150,7 +165,7 @@ impl<'a> World<'a> {
             ty,
             scratch: each(2 * 2 * ranks * SLOT),
             semaphores: each(ranks * MAX_BLOCKS * 8),
-            state: each(MAX_BLOCKS * 8),
+            state: each(MAX_BLOCKS * 16),
             control: each(CONTROL),
             input: each(BUFFER),
             output: each(BUFFER),
@@ -165,7 +180,7 @@ impl<'a> World<'a> {
     }
 
     /// The word over which `from` signals `to`.
-    fn word(&self, to: usize, from: usize) -> u64 {
+    pub fn word(&self, to: usize, from: usize) -> u64 {
         self.semaphores[to] + (from * MAX_BLOCKS * 8) as u64
     }
 
@@ -185,7 +200,7 @@ impl<'a> World<'a> {
                 groups.push(((0..n).map(input).collect(), (0..n).collect()));
                 groups.push(((0..n).map(output).collect(), (0..n).collect()));
             }
-            "one_shot" => {
+            "one_shot" | "slots" => {
                 parts = vec![0];
                 groups.push((vec![input(rank)], vec![rank]));
                 groups
@@ -235,14 +250,19 @@ impl<'a> World<'a> {
         let mut bytes = Bytes::default()
             .u64s(&[shape.count as u64, shape.window as u64, part as u64, slice as u64])
             .u32s(&[rounds as u32, rank as u32, self.ranks as u32, 0])
-            .u64s(&[half, half, self.calls, shape.timeout, self.state[rank], self.control[rank]])
+            .u64s(&[half, half, self.calls, shape.timeout])
+            .u64s(&NOTHING_ANNOUNCED)
+            .u64s(&[self.state[rank], self.control[rank], 0, 0])
             .u64s(&place)
-            .u64s(factors)
             .u64s(&signalled.chain(awaited).collect::<Vec<_>>())
+            .u64s(&NO_BOARDS)
             .u32s(&parts);
         bytes.0.extend(others().chain(others()).map(|p| p as u8));
-        bytes.0.extend(peers);
-        bytes.0.resize((bytes.0.len() + 8).next_multiple_of(8), 0);
+        bytes.0.extend(&peers);
+        // Padding of the table of peers, and the table of what is announced: nothing.
+        bytes.0.resize((bytes.0.len() + 8 + peers.len()).next_multiple_of(16), 0);
+        bytes = bytes.u64s(factors);
+        bytes.0.resize(bytes.0.len().next_multiple_of(16), 0);
         bytes.0
     }
 

@@ -1,0 +1,103 @@
+// The way to the proxy: a ring in host memory into which kernels push transfers, and a thread of the host that carries them out with
+// copy engines, RDMA or TCP.
+//
+// A trigger is 16 bytes in two words. Word 0 is stored last, with release, and its parity tells the laps of the ring apart: so the
+// host polls it (acquire), then reads word 1, and neither side ever clears an entry.
+//
+//   word 0   | parity 1 | to, high 4 | from, high 4 | what 3 | port 16 | bytes 36 |
+//   word 1   | to, low 32            | from, low 32                              |
+//
+// Sizes and offsets have 36 bits: 64 GiB. A port names a source memory, a destination memory and a semaphore in a table of the
+// host's, so there may be 65536 such combinations, of any number of memories.
+#ifndef WARPMESH_PORT_CUH
+#define WARPMESH_PORT_CUH
+
+#include "wait.cuh"
+
+namespace warpmesh {
+
+namespace trigger {
+constexpr u32 BYTES_BITS = 36, OFFSET_BITS = 36, PORT_BITS = 16, WHAT_BITS = 3;
+constexpr u32 PORT_SHIFT = 36, WHAT_SHIFT = 52, FROM_HIGH_SHIFT = 55, TO_HIGH_SHIFT = 59, PARITY_SHIFT = 63;
+constexpr u32 TO_LOW_SHIFT = 32;
+// What to do, in this order; any of them together.
+constexpr u32 PUT = 1, SIGNAL = 2, FLUSH = 4;
+static_assert(BYTES_BITS == PORT_SHIFT && PORT_SHIFT + PORT_BITS == WHAT_SHIFT && WHAT_SHIFT + WHAT_BITS == FROM_HIGH_SHIFT,
+              "the fields of word 0 lie side by side");
+static_assert(TO_HIGH_SHIFT == FROM_HIGH_SHIFT + OFFSET_BITS - 32 && PARITY_SHIFT == TO_HIGH_SHIFT + OFFSET_BITS - 32, "to the end");
+}  // namespace trigger
+
+// A ring that all blocks of a rank share; the device's side of it.
+struct Fifo {
+  u64* ring;        // host memory: `size` triggers of two words, zero in the beginning
+  u64* head;        // device memory: triggers that have been pushed, or are about to be
+  u64* tail;        // host memory: triggers that the host has read; it writes them with release
+  u64* tail_cache;  // device memory: what a thread saw there last
+  u64* done;        // host memory: triggers that are carried out, so that their sources may be written again
+  u32 size;         // a power of two
+};
+
+struct PortChannel {
+  Fifo fifo;
+  u32 port;
+  Patience patience;
+  u32 peer;
+
+  // Each of these is for one thread, after a barrier if others have written the source. False if given up, or if an offset or size
+  // has more than 36 bits.
+
+  WARPMESH_DEVICE bool put(u64 to, u64 from, u64 bytes, u32 place) const { return push(trigger::PUT, to, from, bytes, place) != FAILED; }
+
+  // The peer's semaphore counts up after the data has arrived, and after all transfers of this port before.
+  WARPMESH_DEVICE bool put_with_signal(u64 to, u64 from, u64 bytes, u32 place) const {
+    return push(trigger::PUT | trigger::SIGNAL, to, from, bytes, place) != FAILED;
+  }
+
+  WARPMESH_DEVICE bool signal(u32 place) const { return push(trigger::SIGNAL, 0, 0, 0, place) != FAILED; }
+
+  // Until all transfers that this thread has pushed before have left their sources.
+  WARPMESH_DEVICE bool flush(u32 place) const {
+    const u64 ticket = push(trigger::FLUSH, 0, 0, 0, place);
+    if (ticket == FAILED) return false;
+    u64 seen = 0;
+    return persist(
+        patience, [&] { return (seen = load_acquire_sys(fifo.done)) > ticket; },
+        [&] { return WaitingFor{peer, place, ticket + 1, seen}; });
+  }
+
+ private:
+  static constexpr u64 FAILED = ~0ull;
+
+  // The trigger's number.
+  WARPMESH_DEVICE u64 push(u32 what, u64 to, u64 from, u64 bytes, u32 place) const {
+    if ((to | from | bytes) >> trigger::OFFSET_BITS != 0) return FAILED;
+    const u64 ticket = count_relaxed_gpu(fifo.head);
+    if (!has_room(ticket, place)) return FAILED;
+    // The first lap's parity is 1, for the ring begins with zero.
+    const u64 parity = (ticket / fifo.size & 1) ^ 1;
+    const u64 first = bytes | static_cast<u64>(port) << trigger::PORT_SHIFT | static_cast<u64>(what) << trigger::WHAT_SHIFT |
+                      (from >> 32) << trigger::FROM_HIGH_SHIFT | (to >> 32) << trigger::TO_HIGH_SHIFT |
+                      parity << trigger::PARITY_SHIFT;
+    u64* const entry = fifo.ring + 2 * (ticket & (fifo.size - 1));
+    store_relaxed_sys(entry + 1, static_cast<u32>(from) | to << trigger::TO_LOW_SHIFT);
+    // After word 1, and after what this thread knows of the source's data.
+    store_release_sys(entry, first);
+    return ticket;
+  }
+
+  // Until the entry of a trigger has been read by the host in the lap before. The host is far away, so first what others saw.
+  WARPMESH_DEVICE bool has_room(u64 ticket, u32 place) const {
+    const u64 needed = ticket < fifo.size ? 0 : ticket - fifo.size + 1;
+    if (load_acquire_gpu(fifo.tail_cache) >= needed) return true;
+    u64 seen = 0;
+    const bool reached = persist(
+        patience, [&] { return (seen = load_acquire_sys(fifo.tail)) >= needed; },
+        [&] { return WaitingFor{peer, place, needed, seen}; });
+    if (reached) store_release_gpu(fifo.tail_cache, seen);
+    return reached;
+  }
+};
+
+}  // namespace warpmesh
+
+#endif  // WARPMESH_PORT_CUH
