@@ -44,13 +44,15 @@ struct Call {
   Control* control;
   u64 boards;         // what peers tell this rank: by half, peer, block
   u64 half_boards;    // bytes to the second half
+  const u64* windows; // where memory that was registered begins here: by its number, rank
+  u64 unused;
 };
-static_assert(sizeof(Call) == 144, "as in collectives/src/cuda/params.rs");
+static_assert(sizeof(Call) == 160, "as in collectives/src/cuda/params.rs");
 
 // Operands of plans that announce: how their addresses are found.
 enum Announced : u8 {
   NOT,     // the address is in the table
-  INPUT,   // the table has the window's address for the block, the peer tells where in the window its input begins
+  INPUT,   // the peer tells where its input begins, the table has how far from there the block lies
   OUTPUT,  // the same for its output
 };
 
@@ -132,7 +134,7 @@ struct Worker {
     for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += blockDim.x) {
       const bool own = p.peer[P::PEER_COUNT + n] == call.rank;
       if (p.announced[n] == NOT) learned.at[n] = p.place[n];
-      if (own) learn(p, learned, n, call.mine);
+      if (own) learn(p, learned, n, call.rank, call.mine);
     }
   }
 
@@ -197,14 +199,17 @@ struct Worker {
     }
 #pragma unroll 1
     for (int n = 0; n < P::PLACE_COUNT; ++n) {
-      if (p.peer[P::PEER_COUNT + n] == peer) learn(p, learned, n, board);
+      if (p.peer[P::PEER_COUNT + n] == peer) learn(p, learned, n, peer, board);
     }
   }
 
   template <class P>
-  static WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, const Board& board) {
+  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u32 peer, const Board& board) const {
     learned.factor[n] = board.factor;
-    if (p.announced[n] != NOT) learned.at[n] = p.place[n] + (p.announced[n] == INPUT ? board.input : board.output);
+    if (p.announced[n] == NOT) return;
+    const u64 at = p.announced[n] == INPUT ? board.input : board.output;
+    const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + peer]);
+    learned.at[n] = window + (at & ((1ull << WINDOW_SHIFT) - 1)) + p.place[n];
   }
 
   // The guard's word of a rank that has begun an epoch, which are counted from 1 here.

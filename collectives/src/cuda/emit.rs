@@ -294,7 +294,7 @@ impl Writer {
 }
 
 /// The step that a rank reports while it waits for peers to begin the last epoch.
-const AT_GUARD: u32 = u32::MAX - 4;
+pub(crate) const AT_GUARD: u32 = u32::MAX - 4;
 
 /// The most threads of a block.
 pub(crate) const THREADS: usize = 512;

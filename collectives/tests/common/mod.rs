@@ -1,6 +1,9 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod cases;
+pub mod gpu;
+
 use std::time::Duration;
 
 use warpmesh::{Builder, Communicator};
