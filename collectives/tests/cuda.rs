@@ -3,20 +3,25 @@
 
 mod common;
 
-use common::cases::{Case, Number, Op, alias, by_type, reduce_op, result, value};
+use common::cases::{Case, Number, Op, alias, by_type, cases, reduce_op, result, value};
 use common::gpu::{self, Memory, Rank};
+use proptest::prelude::*;
 use warpmesh::plan::Collective;
 use warpmesh::{DataType, RawCall};
 
-fn check(case: Case) {
-    let mut builder = common::settings().canonical(case.canonical);
-    if let Some(name) = case.algorithm {
+/// Runs cases of one world, algorithm and mode on one communicator.
+fn check(cases: &[Case]) {
+    let Some(first) = cases.first() else { return };
+    let mut builder = common::settings().canonical(first.canonical);
+    if let Some(name) = first.algorithm {
         builder = builder.algorithm(name);
     }
-    let problems =
-        gpu::ranks_with(builder, case.world, |mut rank| by_type!(case.dtype, run(&mut rank, case)));
+    let problems = gpu::ranks_with(builder, first.world, |mut rank| {
+        let mut wrong = |case: &Case| by_type!(case.dtype, run(&mut rank, *case));
+        cases.iter().find_map(|case| wrong(case).map(|problem| (*case, problem)))
+    });
     for (rank, problem) in problems.into_iter().enumerate() {
-        assert_eq!(problem, None, "rank {rank} of {case:?}");
+        assert!(problem.is_none(), "rank {rank}: {problem:?}");
     }
 }
 
@@ -100,9 +105,8 @@ fn every_algorithm_for_every_number_of_ranks() {
     let Some(gpus) = gpu::count() else { return };
     for algorithm in algorithms() {
         for world in [1, 2, 3, 4, 5, 8].into_iter().filter(|world| *world <= gpus.max(4)) {
-            for count in [1, 2 * world + 1, 1000] {
-                check(case(algorithm, world, count));
-            }
+            let counts = [1, 2 * world + 1, 1000];
+            check(&counts.map(|count| case(algorithm, world, count)));
         }
     }
 }
@@ -113,11 +117,24 @@ fn every_type_and_operator() {
         return;
     }
     for algorithm in algorithms().filter(|a| a.collective == Collective::AllReduce) {
+        let mut cases = Vec::new();
         for dtype in DataType::ALL {
             for op in [Op::Sum, Op::Prod, Op::Min, Op::Max, Op::Avg, Op::PreMulSum] {
                 let (offset, in_place) = (1, true);
-                check(Case { dtype, op, offset, in_place, ..case(algorithm, 3, 1001) });
+                cases.push(Case { dtype, op, offset, in_place, ..case(algorithm, 3, 1001) });
             }
+        }
+        check(&cases);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_call_is_exact(case in cases()) {
+        if gpu::count().is_some() {
+            check(&[case]);
         }
     }
 }

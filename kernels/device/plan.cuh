@@ -136,6 +136,7 @@ struct Worker {
       if (p.announced[n] == NOT) learned.at[n] = p.place[n];
       if (own) learn(p, learned, n, call.rank, call.mine);
     }
+    __syncthreads();
   }
 
   // Waits for COUNT peers, and takes in what they announced.
