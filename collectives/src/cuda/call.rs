@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{self, CUresult, CUstream};
 use warpmesh_kernels::cache;
-use warpmesh_primitives::failure::Failure;
 use warpmesh_primitives::gpu::{CudaError, PointerInfo};
 
 use super::geometry::Geometry;
@@ -135,10 +134,6 @@ impl CudaCommunicator {
             std::thread::sleep(Duration::from_millis(1));
         }
         Err(self.host.failed(failure))
-    }
-
-    fn failure(&self) -> Option<Failure> {
-        self.host.node().failure().or_else(|| self.watch.shared.given_up())
     }
 
     /// A stream of another context has another GPU's memory in mind.

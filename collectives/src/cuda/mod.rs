@@ -19,6 +19,7 @@ mod windows;
 
 use std::collections::HashMap;
 
+use warpmesh_primitives::failure::Failure;
 use warpmesh_primitives::gpu::{CudaError, Gpu};
 
 pub use self::buffer::{CudaBytes, CudaRegistration};
@@ -86,6 +87,11 @@ impl CudaCommunicator {
     /// Something that can abort this communicator from any thread.
     pub fn abort_handle(&self) -> crate::AbortHandle {
         self.host.abort_handle()
+    }
+
+    /// Why this communicator is of no further use, if it is not. Does not block.
+    pub fn failure(&self) -> Option<Failure> {
+        self.host.node().failure().or_else(|| self.watch.shared.given_up())
     }
 
     /// Waits until all ranks have come here. The ranks' host threads meet, not their streams.

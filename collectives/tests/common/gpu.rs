@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
-use warpmesh::{Builder, CudaBytes, CudaCommunicator, Element, Error, RawCall};
+use warpmesh::{Builder, Communicator, CudaBytes, CudaCommunicator, Element, Error, RawCall};
 use warpmesh_primitives::gpu::Gpu;
 
 /// The number of GPUs. `None`: there is no driver, which is said loudly, and is a failure if WARPMESH_NEEDS_GPU is set.
@@ -29,12 +29,14 @@ pub fn ranks_with<R: Send>(
     world: usize,
     work: impl Fn(Rank) -> R + Sync,
 ) -> Vec<R> {
-    let gpus = count().unwrap();
-    super::ranks_with(builder, world, |comm| {
-        let context = CudaContext::new(comm.rank() % gpus).unwrap();
-        let stream = context.new_stream().unwrap();
-        work(Rank { comm: comm.on_gpu(context).unwrap(), stream })
-    })
+    super::ranks_with(builder, world, |comm| work(rank(comm)))
+}
+
+/// A rank on GPU r, or as many as there are, with a stream.
+pub fn rank(comm: Communicator) -> Rank {
+    let context = CudaContext::new(comm.rank() % count().unwrap()).unwrap();
+    let stream = context.new_stream().unwrap();
+    Rank { comm: comm.on_gpu(context).unwrap(), stream }
 }
 
 impl Rank {

@@ -3,6 +3,7 @@
 
 pub mod cases;
 pub mod gpu;
+pub mod processes;
 
 use std::time::Duration;
 
