@@ -100,7 +100,7 @@ fn every_algorithm_with_every_type_and_operator() {
             continue;
         }
         let ops: &[Op] = match algorithm.collective.reduces() {
-            true => &[Op::Sum, Op::Prod, Op::Min, Op::Max, Op::Avg, Op::PreMulSum],
+            true => &Op::ALL,
             false => &[Op::Sum],
         };
         for dtype in DataType::ALL {

@@ -163,23 +163,29 @@ impl Writer {
                 self.moves(&list[..group], number)?;
                 return Ok(group);
             }
-            Instruction::Signal { semaphore, to } => self.signal(*semaphore, to),
-            Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number),
+            Instruction::Signal { semaphore, to } => self.signal(*semaphore, to)?,
+            Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number)?,
             Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
         }
         Ok(1)
     }
 
-    fn signal(&mut self, semaphore: usize, to: &[usize]) {
-        for (nth, peers) in by_turn(&mut self.signalled, semaphore, to) {
+    fn signal(&mut self, semaphore: usize, to: &[usize]) -> Result<(), &'static str> {
+        for (nth, peers) in by_turn(&mut self.signalled, semaphore, to)? {
             let first = self.semaphores(semaphore, &peers, false);
             let count = peers.len();
             self.line(&format!("w.signal<{count}>(p.semaphore + {first}, {nth});"));
         }
+        Ok(())
     }
 
-    fn wait(&mut self, semaphore: usize, from: &[usize], number: usize) {
-        for (nth, peers) in by_turn(&mut self.awaited, semaphore, from) {
+    fn wait(
+        &mut self,
+        semaphore: usize,
+        from: &[usize],
+        number: usize,
+    ) -> Result<(), &'static str> {
+        for (nth, peers) in by_turn(&mut self.awaited, semaphore, from)? {
             let first = self.semaphores(semaphore, &peers, true);
             let count = peers.len();
             // What a peer has announced is learned with the first wait for it.
@@ -193,6 +199,7 @@ impl Writer {
                 ));
             }
         }
+        Ok(())
     }
 
     /// Where these semaphores stand in the table; they are added if they do not yet.
@@ -299,12 +306,15 @@ pub(crate) const AT_GUARD: u32 = u32::MAX - 4;
 /// The most threads of a block.
 pub(crate) const THREADS: usize = 512;
 
+/// The most signals to one semaphore in an epoch: what its value says of them has 8 bits.
+const TURNS: u32 = 256;
+
 /// Peers by how often each had its turn before, each group in order.
 fn by_turn(
     turns: &mut Vec<(usize, usize, u32)>,
     semaphore: usize,
     peers: &[usize],
-) -> Vec<(u32, Vec<usize>)> {
+) -> Result<Vec<(u32, Vec<usize>)>, &'static str> {
     let mut groups: Vec<(u32, Vec<usize>)> = Vec::new();
     for &peer in peers {
         let known = turns.iter().position(|turn| (turn.0, turn.1) == (semaphore, peer));
@@ -313,13 +323,16 @@ fn by_turn(
             turns.len() - 1
         });
         let nth = turns[at].2;
+        if nth == TURNS {
+            return Err("more than 256 signals of a semaphore");
+        }
         turns[at].2 += 1;
         match groups.iter_mut().find(|(turn, _)| *turn == nth) {
             Some((_, peers)) => peers.push(peer),
             None => groups.push((nth, vec![peer])),
         }
     }
-    groups
+    Ok(groups)
 }
 
 /// How many moves from the first on have one form and do not depend on each other.

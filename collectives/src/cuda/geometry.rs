@@ -15,6 +15,9 @@ const GRAIN: usize = 128;
 /// Bytes of a block of a message for each thread block: below, another thread block costs more than it brings.
 const PER_BLOCK: usize = 16 << 10;
 
+/// The most elements of a window: kernels count them in 32 bits.
+const MOST: usize = 1 << 31;
+
 /// What bounds a plan's windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
@@ -42,14 +45,15 @@ impl Geometry {
         let of_scratch = bounds.scratch_slot.map(|bytes| bytes / size);
         let of_packets = bounds.packet_slot.map(|bytes| bytes / LINE_BYTES * LINE_DATA / size);
         let slot = of_scratch.into_iter().chain(of_packets).min();
-        let most_window = match slot.map(|slot| slot / grain * grain * bounds.parts) {
-            Some(0) => return None,
-            Some(window) => window,
-            None => usize::MAX,
-        };
+        let piece = grain * bounds.parts;
+        let most_window =
+            slot.map_or(MOST, |slot| (slot / grain * piece).min(MOST)) / piece * piece;
+        if most_window == 0 {
+            return None;
+        }
         let rounds = count.div_ceil(most_window).max(1);
         // Rounds of equal size, so that the last one is no stump.
-        let even = count.div_ceil(rounds).next_multiple_of(grain * bounds.parts);
+        let even = count.div_ceil(rounds).next_multiple_of(piece);
         let window = even.min(most_window);
         let part = (window / bounds.parts).max(grain);
         let blocks = (window * size / PER_BLOCK).clamp(1, most.clamp(1, MAX_BLOCKS));
@@ -93,5 +97,12 @@ mod tests {
         assert_eq!((blocks(100), blocks(16 << 10), blocks(1 << 30)), (1, 1, 32));
         let tiny = Bounds { parts: 1, scratch_slot: Some(64), packet_slot: None };
         assert_eq!(Geometry::new(&tiny, DataType::U8, 100, 32), None);
+    }
+
+    #[test]
+    fn more_elements_than_a_kernel_counts_take_several_rounds() {
+        let bounds = Bounds { parts: 3, scratch_slot: None, packet_slot: None };
+        let g = Geometry::new(&bounds, DataType::U8, 5 << 30, 32).unwrap();
+        assert!(g.rounds == 3 && g.window <= MOST && g.part * 3 >= g.window, "{g:?}");
     }
 }

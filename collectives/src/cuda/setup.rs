@@ -18,6 +18,9 @@ use crate::error::{Error, argument};
 const SCRATCH: usize = 16 << 20;
 const PACKETS: usize = 8 << 20;
 
+/// Kernels have a rank's number in 8 bits.
+const MAX_RANKS: usize = 255;
+
 /// Bytes by which each rank tries that it can write to each other.
 const TRIAL: usize = 64 << 10;
 
@@ -29,6 +32,11 @@ impl Communicator {
     /// # Errors
     /// The driver lacks something, GPUs of the ranks are of different architectures, GPUs do not reach each other, or a peer is gone.
     pub fn on_gpu(mut self, context: Arc<CudaContext>) -> Result<CudaCommunicator, Error> {
+        if self.world() > MAX_RANKS {
+            let problem =
+                format!("are {}; GPUs that reach each other are at most {MAX_RANKS}", self.world());
+            return Err(argument("on_gpu", "ranks", problem));
+        }
         let gpu = Gpu::new(context)?;
         let most_blocks = agree(&mut self, &gpu)?;
         let regions = Regions::new(&gpu, self.node(), SCRATCH, PACKETS)?;

@@ -61,6 +61,11 @@ pub enum Op {
     PreMulSum,
 }
 
+impl Op {
+    pub const ALL: [Self; 6] =
+        [Self::Sum, Self::Prod, Self::Min, Self::Max, Self::Avg, Self::PreMulSum];
+}
+
 /// A rank's element. Sums of 8 ranks stay within what the narrowest type holds exactly (f8e5m2
 /// has 2 mantissa bits and its integers are exact up to 8).
 pub fn value(op: Op, rank: usize, block: usize, index: usize, world: usize) -> i64 {
