@@ -11,6 +11,7 @@ mod geometry;
 mod kernel;
 pub(crate) mod params;
 mod regions;
+mod show;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,6 +30,7 @@ use self::geometry::Geometry;
 use self::kernel::{Buffers, Loaded};
 use self::params::{Board, Call};
 use self::regions::{MAX_BLOCKS, Regions};
+pub use self::show::{CudaKernel, cuda_kernel};
 use crate::communicator::plans::Query;
 use crate::communicator::{Communicator, RawCall};
 use crate::dtype::DataType;
