@@ -46,8 +46,7 @@ pub fn cuda_kernel(
     let plan = candidate.algorithm;
     let (shape, program) = (plan.shape(world, call.root), plan.program(rank, world, call.root));
     let announces = candidate.registered;
-    let kernel =
-        emit::emit(&shape, &program, &plan.claims, announces, rank, call.dtype, query.op)?;
+    let kernel = emit::emit(&shape, &program, &plan.claims, announces, rank, call.dtype, query.op)?;
     Ok(CudaKernel { plan: plan.name, name: kernel.name, source: kernel.source })
 }
 
