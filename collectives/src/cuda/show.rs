@@ -87,7 +87,7 @@ mod tests {
         let small = call(Collective::AllReduce, 8);
         let kernel = cuda_kernel(&small, (1, 4), false, Some("two_shot_packet")).unwrap();
         assert_eq!(kernel.plan, "two_shot_packet");
-        assert!(kernel.source.contains(&format!(" {}(", kernel.name)), "{}", kernel.source);
+        assert!(kernel.source.contains(&format!("\n{}(", kernel.name)), "{}", kernel.source);
         assert!(kernel.source.contains("__global__"), "{}", kernel.source);
     }
 
