@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use clap::builder::ArgPredicate;
 use clap::{Parser, ValueEnum};
 use warpmesh::DataType;
 
@@ -11,7 +12,8 @@ use crate::backend::Kind;
 use crate::backend::cuda::devices;
 use crate::layout::{Op, Test};
 
-const NO_GPU: &str = "there is no CUDA driver (libcuda.so.1) on this machine, or no GPU; without one, \
+/// What is said where there is no GPU.
+pub const NO_GPU: &str = "there is no CUDA driver (libcuda.so.1) on this machine, or no GPU; without one, \
                       `vgpu run` runs it on virtual GPUs (docs/vgpu.md), and --device host measures the host";
 
 const EXAMPLES: &str = "\
@@ -41,7 +43,8 @@ Exit codes: 0 success, 1 internal, 3 the library failed, 4 timeout, 5 not implem
 pub struct Cli {
     /// all_reduce, all_gather, reduce_scatter, broadcast, reduce, all_to_all, gather, scatter,
     /// sendrecv, or all
-    #[arg(value_parser = tests)]
+    #[arg(value_parser = tests, required = false, required_unless_present = "show_gpus",
+          default_value_if("show_gpus", ArgPredicate::IsPresent, "all"))]
     pub test: Tests,
 
     /// Threads per process in nccl-tests; ranks are threads times ngpus
@@ -174,9 +177,12 @@ pub struct Cli {
     /// 1 adds the memory in use to the footer
     #[arg(short = 'M', long, default_value_t = 0, value_parser = upto::<1>, help_heading = REPORT)]
     pub memory: u8,
+    /// Print the driver, the GPUs, which of them reach each other, NVRTC and NCCL, and end
+    #[arg(long = "show-gpus", help_heading = REPORT)]
+    pub show_gpus: bool,
     /// Print the plan, the kernel's name and its CUDA C++ source for the first size, and end. Needs
     /// no GPU
-    #[arg(long, help_heading = REPORT)]
+    #[arg(long = "show-cuda", help_heading = REPORT)]
     pub show_cuda: bool,
     /// Say for each size what the library does and why
     #[arg(long, help_heading = REPORT)]
@@ -298,7 +304,7 @@ impl Cli {
 
     /// Decides where the buffers are, and refuses what clap cannot see.
     pub fn settle(&mut self) -> Result<()> {
-        if self.show_cuda {
+        if self.show_cuda || self.show_gpus {
             return self.check();
         }
         let with = |kind| self.backend.contains(&kind);

@@ -6,6 +6,7 @@ mod control;
 mod cores;
 pub(crate) mod exit;
 mod format;
+mod gpus;
 mod launch;
 mod machine;
 mod rank;
@@ -56,6 +57,9 @@ fn complain(error: &anyhow::Error) {
 
 /// Finds out what this process is: the one that starts ranks, or one of them.
 fn run(cli: &Cli) -> Result<Exit> {
+    if cli.show_gpus {
+        return gpus::show();
+    }
     if cli.show_cuda {
         return show::cuda(cli);
     }

@@ -100,6 +100,7 @@ pub(crate) fn emit(
         awaited: Vec::new(),
         met: Vec::new(),
         unordered: Vec::new(),
+        learning: false,
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -133,6 +134,8 @@ struct Writer {
     met: Vec<usize>,
     /// Moves since the last barrier of the thread block: another thread may still be at one of them.
     unordered: Vec<Instruction>,
+    /// Whether other threads may still write what was learned.
+    learning: bool,
 }
 
 impl Writer {
@@ -154,6 +157,7 @@ impl Writer {
         self.tables.announces = announces || self.op == OpKind::PreMulSum;
         if self.tables.announces {
             self.line(&format!("w.announce<{count}>(p, learned);"));
+            self.learning = true;
             self.tables.boards = peers;
         }
     }
@@ -163,9 +167,10 @@ impl Writer {
         match &list[0] {
             Instruction::Move { .. } => {
                 let group = group(list, self.rank, self.world);
-                if list[..group].iter().any(|later| depends(&self.unordered, later)) {
+                let late = |later| depends(&self.unordered, later);
+                if self.learning || list[..group].iter().any(late) {
                     self.line("w.sync();");
-                    self.unordered.clear();
+                    self.ordered();
                 }
                 self.unordered.extend_from_slice(&list[..group]);
                 self.moves(&list[..group], number)?;
@@ -176,8 +181,14 @@ impl Writer {
             Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
         }
         // Both have a barrier of the thread block.
-        self.unordered.clear();
+        self.ordered();
         Ok(1)
+    }
+
+    /// After a barrier of the thread block.
+    fn ordered(&mut self) {
+        self.unordered.clear();
+        self.learning = false;
     }
 
     fn signal(&mut self, semaphore: usize, to: &[usize]) {
@@ -504,8 +515,17 @@ mod tests {
     fn a_block_waits_before_it_writes_what_other_threads_may_still_read() {
         let source = kernel("one_shot_packet", "all_reduce", 0).source;
         let of_body = |line: &&str| line.contains("w.move") || line.contains("w.sync");
-        let lines: Vec<_> = source.lines().filter(of_body).map(|line| &line.trim()[..6]).collect();
+        let lines: Vec<_> =
+            source.lines().filter(of_body).skip(1).map(|line| &line.trim()[..6]).collect();
         assert_eq!(lines, ["w.move", "w.sync", "w.move"], "{source}");
+    }
+
+    /// Addresses are in shared memory, which all threads fill.
+    #[test]
+    fn a_block_waits_before_it_uses_what_it_announced() {
+        let source = kernel("one_shot_staged", "all_reduce", 0).source;
+        let first = source.lines().skip_while(|line| !line.contains("w.announce")).nth(1);
+        assert_eq!(first.map(str::trim), Some("w.sync();"), "{source}");
     }
 
     #[test]

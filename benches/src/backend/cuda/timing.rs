@@ -48,9 +48,14 @@ impl Clock for StreamClock {
     }
 
     fn intervals(&mut self) -> Result<Vec<f64>> {
+        if let Some(last) = self.events[..self.recorded].last() {
+            // SAFETY: the event lives. It is reached last; the stream's end may be told a little earlier.
+            let code = unsafe { sys::cuEventSynchronize(*last) };
+            CudaError::check(code, "cuEventSynchronize")?;
+        }
         let between = |pair: &[CUevent]| -> Result<f64> {
             let mut milliseconds = 0_f32;
-            // SAFETY: both were recorded, and everything on the stream is done.
+            // SAFETY: both were recorded and reached.
             let code = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, pair[0], pair[1]) };
             CudaError::check(code, "cuEventElapsedTime")?;
             Ok(f64::from(milliseconds) / 1e3)

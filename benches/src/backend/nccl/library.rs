@@ -108,7 +108,8 @@ impl Nccl {
         // SAFETY: NCCL's initialisation does nothing but read its environment.
         let library = unsafe { Library::new("libnccl.so.2") };
         let library = library.map_err(|error| {
-            Failed::because(Exit::NotImplemented, format!("{MISSING}: {error}"))
+            let error = anyhow::Error::from(error);
+            Failed::because(Exit::NotImplemented, format!("{MISSING}: {error:#}"))
         })?;
         Self::from_library(library).context("--backend nccl: this NCCL is older than 2.11")
     }

@@ -219,6 +219,11 @@ impl NcclBackend {
     }
 }
 
+/// The version of the NCCL that is found.
+pub fn version() -> Result<String> {
+    Nccl::load()?.version_text()
+}
+
 /// Rank 0's id, over what the ranks have already.
 fn exchange_id(nccl: &Nccl, control: &Control) -> Result<UniqueId> {
     let mut id = UniqueId([0; 128]);
