@@ -108,7 +108,7 @@ impl Scalar {
     }
 
     /// Its bits, as in memory, in the low bytes.
-    pub(crate) fn bits(self) -> u64 {
+    pub fn bits(self) -> u64 {
         self.bits
     }
 

@@ -43,6 +43,9 @@ enum Command {
         /// Report races.
         #[arg(long)]
         races: bool,
+        /// Kernels do not run: a launch returns at once, to measure what a program costs the host.
+        #[arg(long, conflicts_with_all = ["weak", "races"])]
+        idle: bool,
         /// Seed of weak memory and of the order in which warps run.
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -178,7 +181,7 @@ fn litmus(
 
 /// Runs a program with the library of this crate in place of the CUDA driver.
 fn run(command: &Command) -> std::io::Result<ExitCode> {
-    let Command::Run { devices, arch, sms, weak, races, seed, watchdog, counters, program } =
+    let Command::Run { devices, arch, sms, weak, races, idle, seed, watchdog, counters, program } =
         command
     else {
         return Ok(ExitCode::FAILURE);
@@ -215,9 +218,12 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
         .env("VGPU_DEVICES", devices.to_string())
         .env("VGPU_ARCH", arch.to_string())
         .env("VGPU_SMS", sms.to_string());
-    child
-        .env("VGPU_MODE", if *weak { "weak" } else { "sc" })
-        .env("VGPU_RACES", u32::from(*races).to_string());
+    let mode = match (weak, idle) {
+        (true, _) => "weak",
+        (_, true) => "idle",
+        _ => "sc",
+    };
+    child.env("VGPU_MODE", mode).env("VGPU_RACES", u32::from(*races).to_string());
     child.env("VGPU_SEED", seed.to_string()).env("VGPU_WATCHDOG", watchdog.to_string());
     // Weak memory and races are seen across processes: this one runs the kernels of all of them.
     let socket = folder.join("engine");

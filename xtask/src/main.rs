@@ -1,6 +1,7 @@
 //! `cargo xtask`: what developers and CI run.
 
 mod cuda;
+mod gpu;
 mod peers;
 mod steps;
 mod system;
@@ -17,6 +18,8 @@ cargo xtask COMMAND
   peers [ARGS]  measures warpmesh beside Open MPI, in one run, and prints the ratio per size;
                 ARGS go to the comparison (see `cargo xtask peers --help`)
   cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
+  gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
+                target/gpu-report.md (see `cargo xtask gpu --help`)
   vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md
   help          this text
 ";
@@ -31,6 +34,7 @@ fn main() -> Result<()> {
         "loom" => steps::loom(),
         "peers" => peers::run(&rest),
         "cuda" => cuda::ensure(),
+        "gpu" => gpu::run(&rest),
         "vgpu" => tables::write(),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::system::{cargo, ensure_open_mpi, root, step};
-use crate::{cuda, tables};
+use crate::{cuda, gpu, tables};
 
 /// Crates that the model checker builds.
 const MODELLED: &str = "warpmesh-primitives";
@@ -17,6 +17,8 @@ pub fn test() -> Result<()> {
     let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;
     tables::check()?;
+    gpu::tests_on_vgpu()?;
+    gpu::run(&["--vgpu".to_owned()])?;
     loom()?;
     ensure_open_mpi()?;
     let mpi = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];
@@ -43,7 +45,8 @@ pub fn loom() -> Result<()> {
     step("loom", &mut loom)
 }
 
-/// The README's main job, small, over processes and over threads; its table must parse.
+/// The README's main job, small, over processes and over threads, on the host and on virtual GPUs;
+/// its table must parse.
 fn benchmark() -> Result<()> {
     let perf = root().join("target/mpi/release/warpmesh-perf");
     for (name, args) in [
@@ -56,9 +59,22 @@ fn benchmark() -> Result<()> {
             "warpmesh-perf beside MPI",
             "all_reduce -b 8 -e 64K -f 16 -g 2 -n 3 --backend warpmesh,mpi",
         ),
+        (
+            "warpmesh-perf on 4 virtual GPUs, processes",
+            "all_reduce -b 8 -e 64K -f 32 -g 4 -n 2 --device cuda -o all",
+        ),
+        (
+            "warpmesh-perf on 4 virtual GPUs, 6 threads, graphs",
+            "all_gather -b 8 -e 64K -f 32 -g 6 -n 2 --device cuda --ranks threads -R 0 -G 2",
+        ),
     ] {
         println!("==> {name}");
-        let output = std::process::Command::new(&perf).args(args.split(' ')).output()?;
+        let mut command = std::process::Command::new(&perf);
+        command.args(args.split(' '));
+        if args.contains("--device cuda") {
+            command = gpu::on_vgpu(4, &command);
+        }
+        let output = command.output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
             bail!("{name}: {}\n{text}\n{}", output.status, String::from_utf8_lossy(&output.stderr));

@@ -1,17 +1,20 @@
-//! What is measured: this library, and others beside it.
+//! What is measured: this library, and others beside it; on the host, or on GPUs.
 
+mod buffer;
+pub mod clock;
+pub mod cuda;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 pub mod warpmesh;
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::any::Any;
 use std::fmt;
-use std::ptr::NonNull;
 
 use ::warpmesh::{DataType, ReduceOp};
-use anyhow::Result;
+use anyhow::{Result, bail};
 
+pub use self::buffer::{Buffer, DeviceMemory};
+use self::clock::{Clock, HostClock};
 use crate::layout::{Place, Test};
 
 /// The libraries that can be asked for.
@@ -19,8 +22,10 @@ use crate::layout::{Place, Test};
 pub enum Kind {
     /// This library.
     Warpmesh,
-    /// An MPI, through the mpi crate; needs a build with `--features mpi`.
+    /// An MPI, through the mpi crate, on the host; needs a build with `--features mpi`.
     Mpi,
+    /// NVIDIA's NCCL, on GPUs; libnccl.so.2 is looked for when the program runs.
+    Nccl,
 }
 
 impl fmt::Display for Kind {
@@ -28,6 +33,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Warpmesh => "warpmesh",
             Self::Mpi => "mpi",
+            Self::Nccl => "nccl",
         })
     }
 }
@@ -45,9 +51,9 @@ pub struct Call {
     pub root: usize,
     /// Elements per block.
     pub count: usize,
-    /// The send buffer.
+    /// The send buffer; on GPUs a device address.
     pub input: *const u8,
-    /// The receive buffer.
+    /// The receive buffer; on GPUs a device address.
     pub output: *mut u8,
 }
 
@@ -88,15 +94,43 @@ pub trait Backend {
     /// calls it.
     fn alloc(&mut self, bytes: usize) -> Result<Option<Buffer>>;
 
-    /// Runs a call to its end. Every rank calls it.
+    /// Makes memory known to it that it has not allocated itself: `how` is the `-R` flag. Every
+    /// rank calls it, and the buffer outlives the backend.
+    fn register(&mut self, _: &Buffer, _how: u8) -> Result<()> {
+        Ok(())
+    }
+
+    /// Runs a call to its end, or on a GPU puts it on the rank's stream: see
+    /// [`finish`](Self::finish). Every rank calls it.
     ///
     /// # Safety
     /// The buffers are good for the blocks of the call, aligned for the type, and nobody else
     /// touches them meanwhile.
     unsafe fn run(&mut self, call: &Call) -> Result<()>;
 
-    /// Returns when every rank has called it.
+    /// Waits until all that was run is done.
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Finishes, and returns when every rank has called it. On a GPU all ranks' streams have met
+    /// before what is put on them next.
     fn barrier(&mut self) -> Result<()>;
+
+    /// What times calls; room for so many marks.
+    fn clock(&self, marks: usize) -> Result<Box<dyn Clock>> {
+        Ok(Box::new(HostClock::new(marks)))
+    }
+
+    /// From here on calls are recorded and not run.
+    fn begin_capture(&mut self) -> Result<()> {
+        bail!("{} records no graphs", self.kind())
+    }
+
+    /// What was recorded.
+    fn end_capture(&mut self) -> Result<Box<dyn Graph>> {
+        bail!("{} records no graphs", self.kind())
+    }
 
     /// What it would do for a call, if it can say so.
     fn explain(&mut self, call: &Call, registered: bool) -> Option<String>;
@@ -105,85 +139,11 @@ pub trait Backend {
     fn held_bytes(&self) -> Option<usize>;
 }
 
-/// Memory that is measured on.
-pub struct Buffer {
-    start: NonNull<u8>,
-    len: usize,
-    /// What frees it.
-    _owner: Box<dyn Any>,
-}
-
-impl Buffer {
-    /// Memory that belongs to a library.
+/// Recorded calls.
+pub trait Graph {
+    /// Runs them, as [`Backend::run`] does.
     ///
     /// # Safety
-    /// `start` is good for `len` bytes, initialised, while `owner` lives, and nobody else makes
-    /// references into it.
-    pub unsafe fn from_owner(start: NonNull<u8>, len: usize, owner: impl Any) -> Self {
-        Self { start, len, _owner: Box::new(owner) }
-    }
-
-    /// Memory that no library knows of, page aligned.
-    pub fn plain(len: usize) -> Self {
-        let pages = Pages::new(len);
-        // SAFETY: just allocated with this length, zeroed, and owned by `pages` alone.
-        unsafe { Self::from_owner(pages.start, len, pages) }
-    }
-
-    /// The first byte.
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.start.as_ptr()
-    }
-
-    /// Its length in bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The bytes, while no call is under way.
-    pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: good for `len` initialised bytes; borrowed mutably, and other ranks write only
-        // during calls, which return before this rank gets here.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
-}
-
-struct Pages {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-impl Pages {
-    fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len.max(1), 4096).expect("a size in memory");
-        // SAFETY: the size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) });
-        let start = start.unwrap_or_else(|| handle_alloc_error(layout));
-        Self { start, layout }
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and freed once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_memory_is_aligned_and_zeroed() {
-        let mut buffer = Buffer::plain(10_000);
-        assert_eq!(buffer.as_ptr() as usize % 4096, 0);
-        assert!(buffer.bytes().iter().all(|byte| *byte == 0));
-        assert_eq!(Buffer::plain(0).len(), 0);
-    }
+    /// The buffers of all the calls are as [`Backend::run`] asks.
+    unsafe fn launch(&mut self) -> Result<()>;
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use warpmesh::algorithms::{self, Algorithm};
 use warpmesh::bootstrap::Bootstrap;
 use warpmesh::plan::Collective;
-use warpmesh::{Communicator, DataType, Error, RawCall, ReduceOp};
+use warpmesh::{Builder, Communicator, DataType, Error, RawCall, ReduceOp};
 
 use super::{Backend, Buffer, Call, Kind, Refused};
 use crate::layout::{Place, Test};
@@ -23,6 +23,17 @@ pub struct Settings {
     pub algorithm: Option<String>,
 }
 
+impl Settings {
+    /// A builder with them.
+    pub fn builder(&self) -> Builder {
+        let builder = Communicator::builder().timeout(self.timeout).canonical(self.canonical);
+        match &self.algorithm {
+            Some(name) => builder.algorithm(name),
+            None => builder,
+        }
+    }
+}
+
 /// A communicator as a backend.
 pub struct Warpmesh {
     comm: Communicator,
@@ -32,12 +43,7 @@ pub struct Warpmesh {
 impl Warpmesh {
     /// Makes a communicator with the other ranks. Every rank calls it.
     pub fn connect(bootstrap: impl Bootstrap + 'static, settings: &Settings) -> Result<Self> {
-        let mut builder =
-            Communicator::builder().timeout(settings.timeout).canonical(settings.canonical);
-        if let Some(name) = &settings.algorithm {
-            builder = builder.algorithm(name);
-        }
-        let comm = builder.connect(bootstrap).context("making the communicator")?;
+        let comm = settings.builder().connect(bootstrap).context("making the communicator")?;
         Ok(Self { comm, algorithm: settings.algorithm.clone() })
     }
 
@@ -59,12 +65,32 @@ impl Warpmesh {
     }
 }
 
+/// What the library cannot do is a refusal, everything else an error.
 #[cold]
-fn told_apart(error: Error) -> anyhow::Error {
+pub(super) fn told_apart(error: Error) -> anyhow::Error {
     match error {
         Error::NoPlan { .. } => Refused(error.to_string()).into(),
         error => error.into(),
     }
+}
+
+/// The library takes another algorithm for what the named one does not do; a benchmark must not.
+pub(super) fn unknown_algorithm(name: &str, test: Test) -> Option<String> {
+    let of_test = |algorithm: &&&Algorithm| Test::Collective(algorithm.collective) == test;
+    let names = || algorithms::ALL.iter().filter(of_test).map(|algorithm| algorithm.name);
+    let all = names().collect::<Vec<_>>().join(", ");
+    (!names().any(|known| known == name))
+        .then(|| format!("no algorithm '{name}' for {test}; there are {all}"))
+}
+
+/// The library does not say what it will do in place, so that is taken from what the algorithm
+/// claims.
+pub(super) fn in_place_is_claimed(name: &str, test: Test) -> bool {
+    algorithms::ALL.iter().any(|algorithm| {
+        algorithm.name == name
+            && Test::Collective(algorithm.collective) == test
+            && algorithm.claims.in_place
+    })
 }
 
 impl Backend for Warpmesh {
@@ -76,19 +102,10 @@ impl Backend for Warpmesh {
         format!("warpmesh {}", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The library takes another algorithm for what the named one does not do; a benchmark must
-    /// not.
     fn refuses(&self, test: Test, _: DataType, _: ReduceOp, _: Place) -> Option<String> {
-        let name = self.algorithm.as_ref()?;
-        let of_test = |algorithm: &&&Algorithm| Test::Collective(algorithm.collective) == test;
-        let names = || algorithms::ALL.iter().filter(of_test).map(|algorithm| algorithm.name);
-        let all = names().collect::<Vec<_>>().join(", ");
-        (!names().any(|known| known == name))
-            .then(|| format!("no algorithm '{name}' for {test}; there are {all}"))
+        unknown_algorithm(self.algorithm.as_deref()?, test)
     }
 
-    /// The library does not say what it will do in place, so that is taken from what the algorithm
-    /// claims.
     fn substitutes(&mut self, call: &Call, place: Place, registered: bool) -> Option<String> {
         let name = self.algorithm.clone()?;
         let text = self.explain(call, registered)?;
@@ -97,12 +114,8 @@ impl Backend for Warpmesh {
         if chosen != name {
             return Some(format!("'{name}' cannot do this, '{chosen}' would be taken"));
         }
-        let in_place = algorithms::ALL.iter().any(|algorithm| {
-            algorithm.name == name
-                && Test::Collective(algorithm.collective) == call.test
-                && algorithm.claims.in_place
-        });
-        (place == Place::In && !in_place).then(|| format!("'{name}' does not work in place"))
+        (place == Place::In && !in_place_is_claimed(&name, call.test))
+            .then(|| format!("'{name}' does not work in place"))
     }
 
     fn promises_same_bits(&self) -> bool {

@@ -1,5 +1,7 @@
 //! One rank's share of measuring a row: the same calls on every rank, one combined result.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result};
 use warpmesh::DataType;
 use warpmesh::bootstrap::Bootstrap;
@@ -11,7 +13,8 @@ use super::exit::{Exit, Failed};
 use super::format;
 use super::stats::{Stats, median};
 use super::timing::{self, Calls, Loop, START_SPREAD};
-use crate::backend::{Backend, Buffer, Call, Refused};
+use crate::backend::cuda::Device;
+use crate::backend::{Backend, Buffer, Call, Kind, Refused};
 use crate::layout::{Layout, Op, Place, Test};
 use crate::oracle::{Job, Oracle, digest};
 
@@ -80,12 +83,16 @@ impl<'a> Bench<'a> {
         control: Control,
         cores: usize,
         mut backends: Vec<Box<dyn Backend>>,
+        device: Option<&Device>,
     ) -> Result<Self> {
         let bytes = cli.maxbytes + cli.unalign * 8 + GUARD;
         let mut alloc = || -> Result<Buffer> {
-            let mut buffer = allocate(cli, &mut backends, bytes)?;
-            // Pages are mapped at the first touch, which is not to be timed.
-            buffer.bytes().fill(0);
+            let mut buffer = allocate(cli, &mut backends, device, bytes)
+                .with_context(|| format!("{} of memory", format::size(bytes)))?;
+            if !buffer.is_on_device() {
+                // Pages are mapped at the first touch, which is not to be timed.
+                buffer.bytes().fill(0);
+            }
             Ok(buffer)
         };
         let (send, recv) = (alloc()?, alloc()?);
@@ -172,6 +179,7 @@ impl<'a> Bench<'a> {
         let mut iters = vec![0; self.backends.len()];
         for &backend in &takers {
             self.oracle(row).fill_input(self.rank, self.input(row, place));
+            self.push(row, place)?;
             iters[backend] = self.prepare(backend, row, place)?;
         }
         for _ in 0..self.cli.loops() {
@@ -196,13 +204,13 @@ impl<'a> Bench<'a> {
     /// One call as a start, then a trial where the number of iterations follows from the time.
     fn prepare(&mut self, backend: usize, row: &Row, place: Place) -> Result<usize> {
         let mut calls = self.calls(row, place);
-        let library = &mut *self.backends[backend];
         let wanted = self.cli.iterations();
+        let trial = self.plan(wanted);
+        let library = &mut *self.backends[backend];
         timing::warm_up(library, &mut calls, 1).map_err(|error| failed(error, row))?;
         if self.cli.min_time == 0.0 {
             return Ok(wanted);
         }
-        let trial = Loop { iters: wanted, calls: self.cli.agg_iters, blocking: self.cli.blocking };
         let seconds =
             timing::back_to_back(library, &mut calls, trial).map_err(|error| failed(error, row))?;
         let slowest = self.control.max(seconds)? * self.cli.agg_iters as f64;
@@ -221,7 +229,7 @@ impl<'a> Bench<'a> {
             return self.latencies(backend, row, place, iters);
         }
         let mut calls = self.calls(row, place);
-        let plan = Loop { iters, calls: self.cli.agg_iters, blocking: self.cli.blocking };
+        let plan = self.plan(iters);
         let library = &mut *self.backends[backend];
         let timed = if self.cli.per_iteration() {
             timing::per_iteration(library, &mut calls, plan)
@@ -234,6 +242,11 @@ impl<'a> Bench<'a> {
         let skip = self.cli.per_iter_skip.min(times.len());
         let slowest = |i: usize| all.iter().map(|of| of[1 + i]).fold(f64::MIN, f64::max);
         Ok((average(self.cli.average, &firsts), (skip..times.len()).map(slowest).collect()))
+    }
+
+    fn plan(&self, iters: usize) -> Loop {
+        let Cli { agg_iters, blocking, cudagraph, .. } = *self.cli;
+        Loop { iters, calls: agg_iters, blocking, graphs: cudagraph }
     }
 
     /// Each operation by itself, over all ranks the slowest.
@@ -315,7 +328,9 @@ impl<'a> Bench<'a> {
         oracle.spoil_output(rank, self.output(row, place));
         oracle.fill_input(rank, self.input(row, place));
         self.guard(row, place).fill(GUARD_BYTE);
+        self.push(row, place)?;
         self.run(backend, row, &call)?;
+        self.pull(row, place)?;
         let mut wrong = oracle.wrong(rank, self.output(row, place));
         if place == Place::Out {
             let damaged = oracle.input_damage(rank, self.input(row, place));
@@ -344,7 +359,9 @@ impl<'a> Bench<'a> {
             return Ok(0);
         }
         let call = self.call(row, place);
+        self.push(row, place)?;
         self.run(backend, row, &call)?;
+        self.pull(row, place)?;
         let mine = format!("{:x}", digest(self.output(row, place)));
         let all = self.control.gather_text(&mine)?;
         let other = u64::from(mine != all[0]);
@@ -352,9 +369,43 @@ impl<'a> Bench<'a> {
         Ok(all.iter().filter(|digest| **digest != all[0]).count() as u64)
     }
 
+    /// Runs a call to its end, as it is timed: from a graph, if that is asked for.
     fn run(&mut self, backend: usize, row: &Row, call: &Call) -> Result<()> {
-        // SAFETY: the call is one of the row's, in this rank's buffers, which nobody else touches.
-        unsafe { self.backends[backend].run(call) }.map_err(|error| failed(error, row))
+        let backend = &mut *self.backends[backend];
+        let done = if self.cli.cudagraph > 0 {
+            timing::recorded(backend, &mut Calls::new(*call, 0, 1), Loop::ONE)
+                // SAFETY: as below.
+                .and_then(|mut graph| unsafe { graph.launch() }.and_then(|()| backend.finish()))
+        } else {
+            // SAFETY: the call is one of the row's, in this rank's buffers, which nobody else
+            // touches.
+            unsafe { backend.run(call) }.and_then(|()| backend.finish())
+        };
+        done.map_err(|error| failed(error, row))
+    }
+
+    /// Brings what a row's first call touches to the GPU, if it is there.
+    fn push(&mut self, row: &Row, place: Place) -> Result<()> {
+        let (send, recv) = self.touched(row, place);
+        self.send.push(send)?;
+        self.recv.push(recv)
+    }
+
+    /// Brings it back.
+    fn pull(&mut self, row: &Row, place: Place) -> Result<()> {
+        let (send, recv) = self.touched(row, place);
+        self.send.pull(send)?;
+        self.recv.pull(recv)
+    }
+
+    /// The bytes of send and receive buffer that belong to a row's first call, with the guard.
+    fn touched(&self, row: &Row, place: Place) -> (Range<usize>, Range<usize>) {
+        let Layout { send, recv, element, .. } = row.layout;
+        let start = self.cli.unalign * element;
+        match place {
+            Place::Out => (start..start + send * element, start..start + recv * element + GUARD),
+            Place::In => (0..0, start..start + row.layout.bytes() + GUARD),
+        }
     }
 
     /// The send buffer of a row's first call.
@@ -389,19 +440,37 @@ impl<'a> Bench<'a> {
 
 /// Memory of the library that can register it, plain memory where none can or none shall. All
 /// libraries of a run get the same buffers.
-fn allocate(cli: &Cli, backends: &mut [Box<dyn Backend>], bytes: usize) -> Result<Buffer> {
-    for backend in backends.iter_mut().filter(|_| cli.local_register > 0) {
-        let buffer = backend.alloc(bytes);
-        if let Some(buffer) =
-            buffer.with_context(|| format!("{} of memory", format::size(bytes)))?
-        {
-            return Ok(buffer);
+fn allocate(
+    cli: &Cli,
+    backends: &mut [Box<dyn Backend>],
+    device: Option<&Device>,
+    bytes: usize,
+) -> Result<Buffer> {
+    let mut owner = None;
+    for (n, backend) in backends.iter_mut().enumerate().filter(|_| cli.local_register > 0) {
+        if let Some(buffer) = backend.alloc(bytes)? {
+            owner = Some((n, buffer));
+            break;
         }
     }
-    Ok(Buffer::plain(bytes))
+    let (owner, buffer) = match (owner, device) {
+        (Some((n, buffer)), _) => (Some(n), buffer),
+        (None, Some(device)) => (None, device.plain(bytes)?),
+        (None, None) => (None, Buffer::plain(bytes)),
+    };
+    for (n, backend) in backends.iter_mut().enumerate() {
+        // What allocated it knows it, unless that is NCCL, which allocates without a communicator.
+        if owner != Some(n) || backend.kind() == Kind::Nccl {
+            backend.register(&buffer, cli.local_register)?;
+        }
+    }
+    Ok(buffer)
 }
 
 fn failed(error: anyhow::Error, row: &Row) -> anyhow::Error {
+    if let Some(exit) = Failed::code_in(&error) {
+        return Failed::because(exit, format!("{}: {error:#}", row.describe()));
+    }
     let failure = error.downcast_ref::<warpmesh::Error>().and_then(warpmesh::Error::failure);
     let exit = match failure.map(|failure| failure.kind) {
         Some(FailureKind::TimedOut) => Exit::Timeout,

@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use clap::builder::ArgPredicate;
 use clap::{Parser, ValueEnum};
 use warpmesh::DataType;
 
-use super::exit::Failed;
+use super::exit::{Exit, Failed};
 use crate::backend::Kind;
+use crate::backend::cuda::devices;
 use crate::layout::{Op, Test};
+
+/// What is said where there is no GPU.
+pub const NO_GPU: &str = "there is no CUDA driver (libcuda.so.1) on this machine, or no GPU; without one, \
+                      `vgpu run` runs it on virtual GPUs (docs/vgpu.md), and --device host measures the host";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,32 +26,46 @@ Examples:
     warpmesh-perf all_reduce -b 8 -e 128M -f 4 -g 2 --backend warpmesh,mpi
   Every collective, type and operation, checked bit by bit, written as JSON as well:
     warpmesh-perf all -b 1K -e 1M -f 32 -g 3 -d all -o all -J out.json
+  On GPUs, beside NCCL, from a CUDA graph that is launched 5 times:
+    warpmesh-perf all_reduce -b 8 -e 1G -f 4 -g 8 --device cuda --backend warpmesh,nccl -G 5
+  The CUDA source of the kernel that a GPU would run for it (needs no GPU):
+    warpmesh-perf all_reduce -b 1M -e 1M -d bfloat16 -g 8 --show-cuda
   As one rank of a job that someone else starts (WARPMESH_ADDR=<host of rank 0>:<port> if need be):
     mpirun -n 4 warpmesh-perf all_reduce
 
 Exit codes: 0 success, 1 internal, 3 the library failed, 4 timeout, 5 not implemented,
 6 invalid usage, 7 wrong values (or bandwidth below 0.9 of NCCL_TESTS_MIN_BW).";
 
-/// Measures collective communication as nccl-tests does, between processes or threads of this host.
+/// Measures collective communication as nccl-tests does, between processes or threads of this host,
+/// on its cores or on its GPUs.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "warpmesh-perf", version, after_help = EXAMPLES, rename_all = "snake_case", disable_version_flag = true, args_override_self = true)]
 pub struct Cli {
     /// all_reduce, all_gather, reduce_scatter, broadcast, reduce, all_to_all, gather, scatter,
     /// sendrecv, or all
-    #[arg(value_parser = tests)]
+    #[arg(value_parser = tests, required = false, required_unless_present = "show_gpus",
+          default_value_if("show_gpus", ArgPredicate::IsPresent, "all"))]
     pub test: Tests,
 
     /// Threads per process in nccl-tests; ranks are threads times ngpus
     #[arg(short = 't', long, default_value_t = 1, value_parser = positive, help_heading = RANKS)]
     pub nthreads: usize,
-    /// GPUs per thread in nccl-tests; ranks are threads times ngpus
+    /// GPUs per thread in nccl-tests; ranks are threads times ngpus. With more ranks than GPUs several
+    /// share one: that works, but its times say little
     #[arg(short = 'g', long, default_value_t = 1, value_parser = positive, help_heading = RANKS)]
     pub ngpus: usize,
     /// What a rank is
     #[arg(long, value_enum, default_value_t = Ranks::Processes, help_heading = RANKS)]
     pub ranks: Ranks,
-    /// Keep each rank on a core of its own; default: core where there are enough cores and the
-    /// ranks are started by this program
+    /// Where the buffers are: auto is cuda where there is a driver with a GPU, else host. Rank r of a
+    /// host works on GPU r modulo their number
+    #[arg(long, value_enum, default_value_t = Where::Auto, help_heading = RANKS)]
+    pub device: Where,
+    /// Whether the command line says where; set by [`Cli::settle`].
+    #[arg(skip)]
+    pub device_was_chosen: bool,
+    /// Keep each rank on a core of its own; default: core where there are enough cores, the ranks
+    /// are started by this program, and the buffers are on the host
     #[arg(long, value_enum, help_heading = RANKS)]
     pub bind: Option<Bind>,
 
@@ -84,6 +104,9 @@ pub struct Cli {
     /// with several backends 3
     #[arg(long, value_parser = positive, help_heading = TIMING)]
     pub rounds: Option<usize>,
+    /// Record the iterations as a CUDA graph and launch it so many times; 0 calls them one by one
+    #[arg(short = 'G', long, default_value_t = 0, help_heading = TIMING)]
+    pub cudagraph: usize,
     /// 0 operations back to back, 1 a barrier after each, 2 wait for each (the same as 0 on a host
     /// device), 3 a barrier that is not timed after each iteration
     #[arg(short = 'z', long, default_value_t = 0, value_parser = upto::<3>, help_heading = TIMING)]
@@ -118,7 +141,8 @@ pub struct Cli {
     /// Iterations whose results are checked; 0 checks nothing
     #[arg(short = 'c', long, default_value_t = 1, help_heading = WHAT)]
     pub check: usize,
-    /// 0 plain memory, 1 or 2 memory that the library has registered
+    /// 0 plain memory, 1 or 2 memory that the library has registered; with NCCL 1 is
+    /// ncclCommRegister, 2 a symmetric window
     #[arg(short = 'R', long, default_value_t = 1,
           value_parser = upto::<2>, help_heading = WHAT)]
     pub local_register: u8,
@@ -153,6 +177,13 @@ pub struct Cli {
     /// 1 adds the memory in use to the footer
     #[arg(short = 'M', long, default_value_t = 0, value_parser = upto::<1>, help_heading = REPORT)]
     pub memory: u8,
+    /// Print the driver, the GPUs, which of them reach each other, NVRTC and NCCL, and end
+    #[arg(long = "show-gpus", help_heading = REPORT)]
+    pub show_gpus: bool,
+    /// Print the plan, the kernel's name and its CUDA C++ source for the first size, and end. Needs
+    /// no GPU
+    #[arg(long = "show-cuda", help_heading = REPORT)]
+    pub show_cuda: bool,
     /// Say for each size what the library does and why
     #[arg(long, help_heading = REPORT)]
     pub explain: bool,
@@ -174,14 +205,12 @@ const TIMING: &str = "Timing";
 const WHAT: &str = "What is measured";
 const REPORT: &str = "Report";
 
-/// Flags of nccl-tests that mean nothing on a host device: 0 is accepted.
+/// Flags of nccl-tests that mean nothing here: 0 is accepted.
 #[derive(Clone, Debug, clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct Elsewhere {
     #[arg(short = 'p', long, default_value_t = 0, hide = true)]
     parallel_init: u8,
-    #[arg(short = 'G', long, default_value_t = 0, hide = true)]
-    cudagraph: u32,
     #[arg(short = 'C', long, default_value_t = 0, hide = true)]
     report_cputime: u32,
     #[arg(short = 'y', long, default_value_t = 0, hide = true)]
@@ -201,6 +230,17 @@ pub enum Ranks {
     Processes,
     /// A thread of one process.
     Threads,
+}
+
+/// Where buffers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Where {
+    /// On GPUs if there are any, else on the host.
+    Auto,
+    /// In the host's memory.
+    Host,
+    /// On GPUs.
+    Cuda,
 }
 
 /// Where ranks run.
@@ -262,8 +302,30 @@ impl Cli {
         std::iter::successors(Some(self.minbytes), next).take_while(to_the_end).collect()
     }
 
-    /// Refuses what clap cannot see.
-    pub fn check(&self) -> Result<()> {
+    /// Decides where the buffers are, and refuses what clap cannot see.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.show_cuda || self.show_gpus {
+            return self.check();
+        }
+        let with = |kind| self.backend.contains(&kind);
+        // An MPI moves the host's memory, NCCL that of GPUs.
+        let gpus = if with(Kind::Mpi) || self.device == Where::Host { 0 } else { devices()? };
+        self.device_was_chosen = self.device != Where::Auto;
+        self.device = match self.device {
+            Where::Auto if gpus > 0 || with(Kind::Nccl) => Where::Cuda,
+            Where::Auto => Where::Host,
+            chosen => chosen,
+        };
+        self.check()?;
+        let what = if with(Kind::Nccl) { "--backend nccl" } else { "--device cuda" };
+        ensure!(
+            self.device == Where::Host || gpus > 0,
+            Failed::because(Exit::NotImplemented, format!("{what}: {NO_GPU}"))
+        );
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
         self.elsewhere.refuse()?;
         ensure!(
             self.minbytes <= self.maxbytes,
@@ -281,7 +343,35 @@ impl Cli {
             self.timeout > 0.0 && self.timeout < 1e9 && (0.0..1e9).contains(&self.min_time),
             Failed::usage("--timeout is above 0 and --min-time not below, in seconds")
         );
+        self.check_device()?;
         self.check_ranks()
+    }
+
+    fn check_device(&self) -> Result<()> {
+        let with = |kind| self.backend.contains(&kind);
+        ensure!(
+            !(with(Kind::Mpi) && (self.device == Where::Cuda || with(Kind::Nccl))),
+            Failed::usage("--backend mpi: measured on the host only")
+        );
+        ensure!(
+            !(with(Kind::Nccl) && self.device == Where::Host),
+            Failed::usage("--backend nccl: NCCL moves the memory of GPUs, not --device host")
+        );
+        if self.cudagraph == 0 {
+            return Ok(());
+        }
+        ensure!(
+            self.device != Where::Host,
+            Failed::because(Exit::NotImplemented, "-G: not on the host device, it has no graphs")
+        );
+        ensure!(
+            !self.per_iteration() && self.blocking == 0 && self.min_time == 0.0,
+            Failed::usage(
+                "-G: operations of a graph are timed together, without -I, -z, --latency \
+                           or --min-time"
+            )
+        );
+        Ok(())
     }
 
     fn check_ranks(&self) -> Result<()> {
@@ -309,18 +399,17 @@ impl Cli {
 impl Elsewhere {
     fn refuse(&self) -> Result<()> {
         let flags = [
-            (self.cudagraph, "-G (--cudagraph)", "it has no graphs"),
-            (self.report_cputime, "-C (--report_cputime)", "calls return when they are done"),
-            (self.stream_null, "-y (--stream_null)", "it has no streams"),
-            (self.cta_policy, "-x (--cta_policy)", "it has no thread blocks"),
-            (self.device_implementation, "-D (--device_implementation)", "it has no kernels"),
-            (self.device_cta_count, "-V (--device_cta_count)", "it has no thread blocks"),
+            (self.report_cputime, "-C (--report_cputime)", "see `cargo bench --bench cuda_call`"),
+            (self.stream_null, "-y (--stream_null)", "each rank has a stream of its own"),
+            (self.cta_policy, "-x (--cta_policy)", "it is a setting of NCCL's"),
+            (self.device_implementation, "-D (--device_implementation)", "kernels come from plans"),
+            (self.device_cta_count, "-V (--device_cta_count)", "kernels come from plans"),
         ];
         match flags.iter().find(|(value, ..)| *value != 0) {
             None => Ok(()),
             Some((value, flag, why)) => {
-                let message = format!("{flag} {value}: not on the host device, {why}");
-                Err(Failed::because(super::exit::Exit::NotImplemented, message))
+                let message = format!("{flag} {value}: not here, {why}");
+                Err(Failed::because(Exit::NotImplemented, message))
             }
         }
     }
@@ -400,7 +489,6 @@ fn json_name(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::exit::Exit;
     use super::*;
 
     fn cli(line: &str) -> Cli {
@@ -441,7 +529,12 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_with_its_code() {
         let code = |line: &str| Failed::exit_of(&cli(line).check().unwrap_err());
-        assert_eq!(code("x all_reduce -G 1"), Exit::NotImplemented);
+        assert_eq!(code("x all_reduce -G 1 --device host"), Exit::NotImplemented);
+        assert_eq!(code("x all_reduce -G 1 --device cuda --latency"), Exit::Usage);
+        assert_eq!(code("x all_reduce --device host --backend nccl"), Exit::Usage);
+        assert_eq!(code("x all_reduce --device cuda --backend mpi"), Exit::Usage);
+        assert_eq!(code("x all_reduce --backend mpi,nccl"), Exit::Usage);
+        assert_eq!(code("x all_reduce -D 1"), Exit::NotImplemented);
         assert_eq!(code("x all_reduce -b 8 -e 4"), Exit::Usage);
         assert_eq!(code("x all_reduce -b 0 -e 4 -f 2"), Exit::Usage);
         assert_eq!(code("x broadcast -g 4 -r 4"), Exit::Usage);

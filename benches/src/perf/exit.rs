@@ -49,7 +49,12 @@ impl Failed {
 
     /// The code of an error.
     pub fn exit_of(error: &anyhow::Error) -> Exit {
-        error.downcast_ref::<Self>().map_or(Exit::Internal, |failed| failed.exit)
+        Self::code_in(error).unwrap_or(Exit::Internal)
+    }
+
+    /// The code, if the error decides it.
+    pub fn code_in(error: &anyhow::Error) -> Option<Exit> {
+        error.downcast_ref::<Self>().map(|failed| failed.exit)
     }
 }
 

@@ -4,12 +4,14 @@ mod bench;
 mod cli;
 mod control;
 mod cores;
-mod exit;
+pub(crate) mod exit;
 mod format;
+mod gpus;
 mod launch;
 mod machine;
 mod rank;
 mod report;
+mod show;
 mod stats;
 mod sweep;
 mod timing;
@@ -22,12 +24,13 @@ use clap::Parser;
 use warpmesh::bootstrap::Launch;
 
 use self::cli::{Cli, Ranks};
+pub use self::control::Control;
 use self::exit::{Exit, Failed};
 use crate::backend::Kind;
 
 /// The program: reads the command line, starts ranks or is one, and returns nccl-tests' exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(text) => {
             // It prints help to standard output and errors to standard error.
@@ -36,7 +39,7 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    match cli.check().and_then(|()| run(&cli)) {
+    match cli.settle().and_then(|()| run(&cli)) {
         Ok(exit) => exit.into(),
         Err(error) => {
             complain(&error);
@@ -54,6 +57,12 @@ fn complain(error: &anyhow::Error) {
 
 /// Finds out what this process is: the one that starts ranks, or one of them.
 fn run(cli: &Cli) -> Result<Exit> {
+    if cli.show_gpus {
+        return gpus::show();
+    }
+    if cli.show_cuda {
+        return show::cuda(cli);
+    }
     let started_here = launch::adopt()?;
     cores::count();
     if cli.backend.contains(&Kind::Mpi) {

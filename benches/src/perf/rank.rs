@@ -3,11 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use warpmesh::bootstrap::{Bootstrap, Launch, LocalBootstrap};
 
-use super::cli::{Bind, Cli, Roots};
+use super::cli::{Bind, Cli, Roots, Where};
 use super::control::Control;
 use super::cores::{self, Cores};
 use super::exit::{Exit, Failed};
 use super::sweep;
+use crate::backend::cuda::{Device as Gpu, WarpmeshCuda};
+use crate::backend::nccl::NcclBackend;
 use crate::backend::warpmesh::{Settings, Warpmesh};
 use crate::backend::{Backend, Kind};
 
@@ -90,6 +92,7 @@ fn measure(
     mut mpi: Option<Box<dyn Backend>>,
 ) -> Result<Exit> {
     let cores = settle(cli, &control, place)?;
+    let gpu = (cli.device == Where::Cuda).then(|| Gpu::of_rank(place.0)).transpose()?;
     let settings = Settings {
         timeout: cli.wait_limit(),
         canonical: cli.canonical,
@@ -97,22 +100,35 @@ fn measure(
     };
     let mut backends: Vec<Box<dyn Backend>> = vec![];
     for kind in &cli.backend {
-        backends.push(match kind {
-            Kind::Warpmesh => Box::new(
-                Warpmesh::connect(control.clone(), &settings)
-                    .map_err(|error| Failed::because(Exit::Library, format!("{error:#}")))?,
-            ),
-            Kind::Mpi => mpi.take().context("MPI is not initialised")?,
+        backends.push(match (kind, &gpu) {
+            (Kind::Warpmesh, None) => boxed(Warpmesh::connect(control.clone(), &settings))?,
+            (Kind::Warpmesh, Some(gpu)) => boxed(WarpmeshCuda::connect(&control, gpu, &settings))?,
+            (Kind::Nccl, gpu) => {
+                let gpu = gpu.as_ref().context("NCCL needs a GPU")?;
+                boxed(NcclBackend::connect(&control, gpu, settings.timeout))?
+            }
+            (Kind::Mpi, _) => mpi.take().context("MPI is not initialised")?,
         });
     }
-    sweep::run(cli, &control, backends, cores)
+    sweep::run(cli, &control, backends, gpu.as_ref(), cores)
+}
+
+/// A backend, or what is wrong with its library.
+fn boxed<B: Backend + 'static>(backend: Result<B>) -> Result<Box<dyn Backend>> {
+    let told = |error: anyhow::Error| {
+        let exit = Failed::code_in(&error).unwrap_or(Exit::Library);
+        Failed::because(exit, format!("{error:#}"))
+    };
+    backend.map(|backend| Box::new(backend) as Box<dyn Backend>).map_err(told)
 }
 
 /// Sees what cores all ranks have, and takes one if that was decided.
 fn settle(cli: &Cli, control: &Control, place: (usize, bool)) -> Result<Cores> {
     let (index, started_here) = place;
     let usable = cores::usable();
-    let wanted = cores::decide(cli.bind, control.world(), started_here) == Bind::Core;
+    // Threads of drivers and of NCCL would inherit a rank's core.
+    let asked = cli.bind.or((cli.device == Where::Cuda).then_some(Bind::None));
+    let wanted = cores::decide(asked, control.world(), started_here) == Bind::Core;
     let bound = wanted && cores::bind(index).is_some();
     cores::of_all(control, &usable, bound)
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use warpmesh::bootstrap::Bootstrap;
 
 use super::bench::{Bench, Row};
-use super::cli::{Cli, Roots};
+use super::cli::{Cli, Roots, Where};
 use super::control::Control;
 use super::cores::Cores;
 use super::exit::Exit;
@@ -16,6 +16,7 @@ use super::report::device::Device;
 use super::report::{Library, Report};
 use super::watch::Watch;
 use crate::backend::Backend;
+use crate::backend::cuda::Device as Gpu;
 use crate::layout::{Op, Place, Test};
 
 /// Measures everything that the command line asks for. Every rank calls it; `place` says what cores
@@ -24,12 +25,13 @@ pub fn run(
     cli: &Cli,
     control: &Control,
     backends: Vec<Box<dyn Backend>>,
+    gpu: Option<&Gpu>,
     place: Cores,
 ) -> Result<Exit> {
     let (rank, world) = (control.rank(), control.world());
-    let report = introduce(cli, control, &backends, place)?;
+    let report = introduce(cli, control, &backends, gpu, place)?;
     let limit = (cli.test_timeout > 0).then(|| Duration::from_secs(cli.test_timeout));
-    let bench = Bench::new(cli, control.clone(), place.cores, backends)?;
+    let bench = Bench::new(cli, control.clone(), place.cores, backends, gpu)?;
     let watch = Watch::start(rank == 0, limit);
     let workers = world.min(place.cores);
     let mut sweep = Sweep { cli, bench, report, watch, rank, world, workers };
@@ -47,12 +49,17 @@ fn introduce<'a>(
     cli: &'a Cli,
     control: &Control,
     backends: &[Box<dyn Backend>],
+    gpu: Option<&Gpu>,
     place: Cores,
 ) -> Result<Option<Report<'a>>> {
     let libraries = backends
         .iter()
         .map(|backend| Library { name: backend.kind().to_string(), version: backend.version() });
-    let mine = serde_json::to_string(&Device::host(control.rank()))?;
+    let mine = match gpu {
+        Some(gpu) => Device::gpu(control.rank(), gpu),
+        None => Device::host(control.rank()),
+    };
+    let mine = serde_json::to_string(&mine)?;
     let devices = control.gather_text(&mine)?;
     let devices = devices.iter().map(|text| serde_json::from_str(text));
     let devices: Vec<Device> = devices.collect::<Result<_, _>>()?;
@@ -98,12 +105,21 @@ impl Sweep<'_> {
                 }
             }
         }
+        let machine = self.machine(test)?;
+        let memory = self.memory()?;
+        self.tell(|report| report.end_test(test, machine.as_ref(), &memory))
+    }
+
+    /// What the host's cores can do, where they do the work.
+    fn machine(&self, test: Test) -> Result<Option<Machine>> {
+        if self.cli.device == Where::Cuda {
+            return Ok(None);
+        }
         self.watch.begin(format!("{test}: what the machine can do"));
         let control = self.bench.control();
         let machine = Machine::measure(control, self.rank, self.workers, self.cli.maxbytes)?;
         self.watch.end();
-        let memory = self.memory()?;
-        self.tell(|report| report.end_test(test, &machine, &memory))
+        Ok(Some(machine))
     }
 
     fn ops(&self, test: Test) -> Vec<Op> {

@@ -1,10 +1,8 @@
 //! Loops of calls, and their times on this rank.
 
-use std::time::{Duration, Instant};
-
 use anyhow::Result;
 
-use crate::backend::{Backend, Call};
+use crate::backend::{Backend, Call, Graph};
 
 /// Calls of one row, each a step further into the buffers, so that caches help as little as they
 /// do in an application.
@@ -48,6 +46,13 @@ pub struct Loop {
     pub calls: usize,
     /// The `-z` flag.
     pub blocking: u8,
+    /// The `-G` flag: 0, or how often the iterations, recorded once, are launched.
+    pub graphs: usize,
+}
+
+impl Loop {
+    /// A single call.
+    pub const ONE: Self = Self { iters: 1, calls: 1, blocking: 0, graphs: 0 };
 }
 
 /// Runs calls without timing them.
@@ -56,22 +61,63 @@ pub fn warm_up(backend: &mut dyn Backend, calls: &mut Calls, count: usize) -> Re
         // SAFETY: `Calls` stays in the buffers of the row; this rank does nothing else meanwhile.
         unsafe { backend.run(&calls.next()) }?;
     }
-    Ok(())
+    backend.finish()
 }
 
 /// Seconds per call, back to back.
 pub fn back_to_back(backend: &mut dyn Backend, calls: &mut Calls, plan: Loop) -> Result<f64> {
+    if plan.graphs > 0 {
+        return replayed(backend, calls, plan);
+    }
+    let pauses = plan.blocking == 3;
+    let mut clock = backend.clock(if pauses { 2 * plan.iters + 2 } else { 2 })?;
     backend.barrier()?;
-    let start = Instant::now();
-    let mut untimed = Duration::ZERO;
+    clock.mark()?;
     for _ in 0..plan.iters {
         iteration(backend, calls, plan)?;
-        if plan.blocking == 3 {
-            untimed += barrier(backend)?;
+        if pauses {
+            clock.mark()?;
+            backend.barrier()?;
+            clock.mark()?;
         }
     }
-    let elapsed = start.elapsed().saturating_sub(untimed);
-    Ok(elapsed.as_secs_f64() / (plan.iters * plan.calls) as f64)
+    clock.mark()?;
+    backend.finish()?;
+    let step = if pauses { 2 } else { 1 };
+    let seconds: f64 = clock.intervals()?.iter().step_by(step).sum();
+    Ok(seconds / (plan.iters * plan.calls) as f64)
+}
+
+/// Seconds per call, of iterations that were recorded as a graph. It is launched once before, which
+/// brings it to the GPU.
+fn replayed(backend: &mut dyn Backend, calls: &mut Calls, plan: Loop) -> Result<f64> {
+    let mut graph = recorded(backend, calls, plan)?;
+    // SAFETY: `Calls` stays in the buffers of the row; this rank does nothing else meanwhile.
+    unsafe { graph.launch() }?;
+    let mut clock = backend.clock(2)?;
+    backend.barrier()?;
+    clock.mark()?;
+    for _ in 0..plan.graphs {
+        // SAFETY: as above.
+        unsafe { graph.launch() }?;
+    }
+    clock.mark()?;
+    backend.finish()?;
+    let seconds: f64 = clock.intervals()?.iter().sum();
+    Ok(seconds / (plan.graphs * plan.iters * plan.calls) as f64)
+}
+
+/// The iterations as a graph.
+pub fn recorded(
+    backend: &mut dyn Backend,
+    calls: &mut Calls,
+    plan: Loop,
+) -> Result<Box<dyn Graph>> {
+    backend.begin_capture()?;
+    let done = (0..plan.iters).try_for_each(|_| iteration(backend, calls, plan));
+    // Ended also after a failure, which says more than what it makes of the capture.
+    let graph = backend.end_capture();
+    done.and(graph)
 }
 
 /// Seconds per call, and of each iteration by itself, back to back.
@@ -80,19 +126,23 @@ pub fn per_iteration(
     calls: &mut Calls,
     plan: Loop,
 ) -> Result<(f64, Vec<f64>)> {
-    let mut times = Vec::with_capacity(plan.iters);
+    let pauses = plan.blocking == 3;
+    let mut clock = backend.clock(if pauses { 2 * plan.iters + 1 } else { plan.iters + 1 })?;
     backend.barrier()?;
-    let mut start = Instant::now();
+    clock.mark()?;
     for _ in 0..plan.iters {
         iteration(backend, calls, plan)?;
-        let mut end = Instant::now();
-        times.push((end - start).as_secs_f64() / plan.calls as f64);
-        if plan.blocking == 3 {
-            barrier(backend)?;
-            end = Instant::now();
+        clock.mark()?;
+        if pauses {
+            backend.barrier()?;
+            clock.mark()?;
         }
-        start = end;
     }
+    backend.finish()?;
+    let step = if pauses { 2 } else { 1 };
+    let intervals = clock.intervals()?;
+    let calls = plan.calls as f64;
+    let times: Vec<f64> = intervals.iter().step_by(step).map(|seconds| seconds / calls).collect();
     Ok((times.iter().sum::<f64>() / plan.iters as f64, times))
 }
 
@@ -100,21 +150,17 @@ fn iteration(backend: &mut dyn Backend, calls: &mut Calls, plan: Loop) -> Result
     for _ in 0..plan.calls {
         // SAFETY: `Calls` stays in the buffers of the row; this rank does nothing else meanwhile.
         unsafe { backend.run(&calls.next()) }?;
-        if plan.blocking == 1 {
-            backend.barrier()?;
+        match plan.blocking {
+            1 => backend.barrier()?,
+            2 => backend.finish()?,
+            _ => {}
         }
     }
     Ok(())
 }
 
-fn barrier(backend: &mut dyn Backend) -> Result<Duration> {
-    let start = Instant::now();
-    backend.barrier()?;
-    Ok(start.elapsed())
-}
-
 /// Each call by itself: when this rank began it (seconds since an arbitrary start that the ranks
-/// have in common), and how long it took.
+/// have in common), and how long it took until the host saw its end.
 pub fn one_by_one(
     backend: &mut dyn Backend,
     calls: &mut Calls,
@@ -131,6 +177,7 @@ pub fn one_by_one(
         let start = clock();
         // SAFETY: `Calls` stays in the buffers of the row; this rank does nothing else meanwhile.
         unsafe { backend.run(&call) }?;
+        backend.finish()?;
         times.push((start, clock() - start));
     }
     Ok(times)

@@ -72,16 +72,9 @@ impl CudaCommunicator {
         self.check_stream(call, stream)?;
         let input = self.buffer(call, "input", call.input as u64, checked.input_bytes)?;
         let output = self.buffer(call, "output", call.output as u64, checked.output_bytes)?;
-        let op = if call.collective.reduces() { call.op.kind() } else { OpKind::Sum };
-        let query = Query {
-            collective: call.collective,
-            registered: input.is_registered() && output.is_registered(),
-            in_place: checked.in_place,
-            dtype: call.dtype,
-            op,
-            uneven: false,
-        };
-        let plan = self.choose(&query, call)?;
+        let registered = input.is_registered() && output.is_registered();
+        let query = choose::query(call, registered, checked.in_place);
+        let (plan, op) = (self.choose(&query, call)?, query.op);
         let key = (plan, call.root, kernel_type(call.collective, call.dtype), op);
         if !self.kernels.contains_key(&key) {
             let loaded = self.load(key)?;
@@ -178,7 +171,7 @@ impl CudaCommunicator {
         Ok(Buffer { absent: false, place: self.windows.find(address, bytes as u64, &info) })
     }
 
-    fn choose(&self, query: &Query, call: &RawCall) -> Result<usize, Error> {
+    pub(super) fn choose(&self, query: &Query, call: &RawCall) -> Result<usize, Error> {
         let (canonical, only) = self.host.preferences();
         let chosen = choose::choose(&self.candidates, query, call.count, canonical, only);
         chosen.ok_or_else(|| self.host.no_plan(query))

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::algorithms::{self, Algorithm};
+use crate::communicator::RawCall;
 use crate::communicator::plans::{Query, serves};
 use crate::cost::{Machine, Work};
 use crate::op::OpKind;
@@ -46,6 +47,13 @@ pub(crate) fn candidates(world: usize) -> Vec<Candidate> {
     };
     // Packets that are polled in a peer's memory would keep the link busy with nothing.
     algorithms::ALL.iter().filter(|a| a.name != "one_shot_pull").map(candidate).collect()
+}
+
+/// What a call asks of a plan; its addresses are not looked at.
+pub(crate) fn query(call: &RawCall, registered: bool, in_place: bool) -> Query {
+    let op = if call.collective.reduces() { call.op.kind() } else { OpKind::Sum };
+    let RawCall { collective, dtype, .. } = *call;
+    Query { collective, registered, in_place, dtype, op, uneven: false }
 }
 
 /// The number of the plan that is predicted to be the fastest.

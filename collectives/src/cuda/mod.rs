@@ -14,6 +14,7 @@ mod kernel;
 pub(crate) mod params;
 mod regions;
 mod setup;
+mod show;
 mod watch;
 mod windows;
 
@@ -27,6 +28,7 @@ use self::choose::Candidate;
 pub use self::emit::EmitError;
 use self::kernel::Loaded;
 use self::regions::Regions;
+pub use self::show::{CudaKernel, cuda_kernel};
 use self::watch::Watch;
 use self::windows::Windows;
 use crate::communicator::Communicator;

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex};
 
-use super::entry::{api, current, put, slice, stream};
+use super::entry::{api, current, driver, put, slice, stream};
 use super::graph::Kind;
 use super::result::{Error, Res};
 use crate::isa::decode::Kernel;
@@ -123,6 +123,9 @@ unsafe fn launch(
     params: *mut *mut c_void,
     extra: *mut *mut c_void,
 ) -> Res<()> {
+    if driver()?.idle {
+        return Ok(());
+    }
     let (d, c, s) = stream(h)?;
     let f = d.functions.get(f)?;
     let (kernel, device) = f.kernel(d, c.device)?;

@@ -107,6 +107,8 @@ struct Driver {
     host: memory::HostFlags,
     ipc: ipc::Shared,
     vmm: vmm::Vmm,
+    /// Launches do nothing.
+    idle: bool,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
@@ -122,9 +124,10 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 impl Driver {
-    /// Reads the environment: VGPU_DEVICES, VGPU_SMS, VGPU_ARCH, VGPU_MODE (sc or weak), VGPU_RACES, VGPU_SEED, VGPU_WATCHDOG.
+    /// Reads the environment: VGPU_DEVICES, VGPU_SMS, VGPU_ARCH, VGPU_MODE (sc, weak or idle), VGPU_RACES, VGPU_SEED, VGPU_WATCHDOG.
     fn new() -> std::io::Result<Driver> {
-        let weak = std::env::var("VGPU_MODE").is_ok_and(|m| m == "weak");
+        let mode = std::env::var("VGPU_MODE").unwrap_or_default();
+        let weak = mode == "weak";
         let race = number("VGPU_RACES", 0) != 0;
         let track = (weak || race).then(|| Config { weak, race, seed: number("VGPU_SEED", 0) });
         let config = MachineConfig {
@@ -166,6 +169,7 @@ impl Driver {
             captures: Mutex::default(),
             host: memory::HostFlags::default(),
             ipc: ipc::Shared::default(),
+            idle: mode == "idle",
         })
     }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::cuda::Device as Gpu;
+
 /// One rank's device, as nccl-tests reports it. On the host device that is the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
@@ -33,6 +35,12 @@ impl Device {
             device_hex: "host".to_owned(),
             device_info: cpu_name(),
         }
+    }
+
+    /// A rank's GPU.
+    pub fn gpu(rank: usize, gpu: &Gpu) -> Self {
+        let (device_hex, device_info) = (gpu.pci_address(), gpu.name());
+        Self { device: gpu.ordinal(), device_hex, device_info, ..Self::host(rank) }
     }
 
     /// The line in the header.

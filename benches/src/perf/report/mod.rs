@@ -12,11 +12,12 @@ use self::device::Device;
 use self::json::Json;
 use self::table::Half;
 use super::bench::{Outcome, Row};
-use super::cli::Cli;
+use super::cli::{Cli, Where};
 use super::cores::Cores;
 use super::exit::Exit;
 use super::format;
 use super::machine::Machine;
+use crate::backend::cuda;
 use crate::layout::Test;
 
 /// What the header says of one library.
@@ -91,7 +92,7 @@ impl<'a> Report<'a> {
             format!("# Collective test starting: {}", tests.join(" ")),
             format!(
                 "# nThread {} nGpus {} minBytes {} maxBytes {} step: {step}({unit}) warmup iters: {} \
-                 iters: {} agg iters: {} validation: {} graph: 0 unalign: {}",
+                 iters: {} agg iters: {} validation: {} graph: {} unalign: {}",
                 cli.nthreads,
                 cli.ngpus,
                 cli.minbytes,
@@ -100,10 +101,12 @@ impl<'a> Report<'a> {
                 cli.iterations(),
                 cli.agg_iters,
                 cli.check,
+                cli.cudagraph,
                 cli.unalign
             ),
         ];
         lines.extend(self.modes());
+        lines.extend(where_it_runs(cli, devices));
         lines.extend(["#".to_owned(), "# Using devices".to_owned()]);
         lines.extend(devices.iter().map(Device::line));
         print(&lines)
@@ -194,7 +197,12 @@ impl<'a> Report<'a> {
     }
 
     /// Prints the rest of a test: other libraries' tables, footers, comparisons.
-    pub fn end_test(&mut self, test: Test, machine: &Machine, memory: &[String]) -> Result<()> {
+    pub fn end_test(
+        &mut self,
+        test: Test,
+        machine: Option<&Machine>,
+        memory: &[String],
+    ) -> Result<()> {
         let mut lines = vec![];
         for table in &mut self.tables {
             lines.append(&mut table.waiting);
@@ -205,7 +213,7 @@ impl<'a> Report<'a> {
             self.bus.add_all(table.bus);
         }
         lines.extend(memory.iter().map(|text| format!("# {text}")));
-        lines.extend(self.machine_lines(machine));
+        lines.extend(machine.map(|machine| self.machine_lines(machine)).unwrap_or_default());
         lines.extend(self.ratios());
         lines.push("#".to_owned());
         print(&lines)
@@ -293,6 +301,31 @@ impl<'a> Report<'a> {
             _ => Exit::Success,
         })
     }
+}
+
+/// The device, how it was chosen, and what its times are.
+fn where_it_runs(cli: &Cli, devices: &[Device]) -> Vec<String> {
+    let asked = if cli.device_was_chosen { "--device" } else { "--device auto" };
+    if cli.device != Where::Cuda {
+        let why = if cli.device_was_chosen { "" } else { ": there is no GPU with a CUDA driver" };
+        return vec![format!("# Device: host ({asked}{why})")];
+    }
+    let driver = cuda::driver_version().unwrap_or_else(|_| "?".to_owned());
+    let mut lines = vec![format!(
+        "# Device: cuda ({asked}), driver for CUDA {driver}; times are of events on the ranks' streams"
+    )];
+    if cli.cudagraph > 0 {
+        let (iters, times) = (cli.iterations() * cli.agg_iters, cli.cudagraph);
+        lines
+            .push(format!("# Graph: {iters} operations, recorded once and launched {times} times"));
+    }
+    let same = |a: &Device, b: &Device| (&a.hostname, a.device) == (&b.hostname, b.device);
+    let sharing = |device| devices.iter().filter(|other| same(device, other)).count();
+    let most = devices.iter().map(sharing).max().unwrap_or(1);
+    if most > 1 {
+        lines.push(format!("# {most} ranks share a GPU: times and bandwidths say little"));
+    }
+    lines
 }
 
 fn ratio_line(row: &Row, halves: &[Option<Half>; 2], other: &Table) -> String {
