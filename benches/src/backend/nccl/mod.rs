@@ -310,7 +310,7 @@ impl Backend for NcclBackend {
         // SAFETY: the pointer is to a local.
         let result = unsafe { allocate(&mut address, bytes) };
         self.check("ncclMemAlloc", result)?;
-        let memory = Allocated { nccl: self.nccl.clone(), address, free };
+        let memory = Allocated { _nccl: self.nccl.clone(), address, free };
         // SAFETY: just allocated on this GPU, and freed with `memory`.
         Ok(Some(unsafe { self.device.owned(address as u64, bytes, memory) }?))
     }
@@ -415,7 +415,7 @@ impl Drop for NcclBackend {
 
 /// Memory that NCCL allocated.
 struct Allocated {
-    nccl: Arc<Nccl>,
+    _nccl: Arc<Nccl>,
     address: *mut c_void,
     free: unsafe extern "C" fn(*mut c_void) -> c_int,
 }
