@@ -46,7 +46,9 @@ pub use communicator::{
     AbortHandle, Buffer, Builder, Communicator, Group, RawCall, Registration, SharedBytes,
 };
 pub use cost::Machine;
-pub use cuda::{CudaBytes, CudaCommunicator, CudaKernel, CudaRegistration, EmitError, cuda_kernel};
+pub use cuda::{
+    CudaBuffer, CudaBytes, CudaCommunicator, CudaKernel, CudaRegistration, EmitError, cuda_kernel,
+};
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;
 pub use op::{ReduceOp, Scalar};

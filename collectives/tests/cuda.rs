@@ -111,6 +111,21 @@ fn every_algorithm_for_every_number_of_ranks() {
     }
 }
 
+/// Small enough to be run under many seeds: three calls of each algorithm on one communicator, on memory that is registered and
+/// that is not, in place and not.
+#[test]
+fn every_algorithm_in_weak_memory() {
+    if gpu::count().is_none() {
+        return;
+    }
+    for algorithm in algorithms() {
+        for world in [2, 3] {
+            let plain = case(algorithm, world, 700);
+            check(&[plain, Case { registered: false, in_place: true, ..plain }]);
+        }
+    }
+}
+
 #[test]
 fn every_type_and_operator() {
     if gpu::count().is_none() {

@@ -6,7 +6,7 @@ pub(crate) mod call;
 mod group;
 pub(crate) mod plans;
 mod report;
-mod typed;
+pub(crate) mod typed;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -41,7 +41,7 @@ impl Communicator {
 
     /// Gathers in place: this rank's block of `buffer` is its input.
     pub fn all_gather_in_place<T: Element>(&mut self, buffer: &mut [T]) -> Result<(), Error> {
-        let count = self.block("all_gather", buffer.len())?;
+        let count = block("all_gather", buffer.len(), self.world())?;
         let to = buffer.as_mut_ptr();
         let from = to.wrapping_add(self.rank() * count);
         self.typed::<T>(Collective::AllGather, ReduceOp::Sum, 0, count, from, to)
@@ -68,7 +68,7 @@ impl Communicator {
         buffer: &mut [T],
         op: ReduceOp,
     ) -> Result<(), Error> {
-        let count = self.block("reduce_scatter", buffer.len())?;
+        let count = block("reduce_scatter", buffer.len(), self.world())?;
         let from = buffer.as_mut_ptr();
         let to = from.wrapping_add(self.rank() * count);
         self.typed::<T>(Collective::ReduceScatter, op, 0, count, from, to)
@@ -95,7 +95,7 @@ impl Communicator {
     /// `output`. Both have the same length, a multiple of `world`.
     pub fn all_to_all<T: Element>(&mut self, input: &[T], output: &mut [T]) -> Result<(), Error> {
         same_length("all_to_all", "output", output.len(), input.len())?;
-        let count = self.block("all_to_all", input.len())?;
+        let count = block("all_to_all", input.len(), self.world())?;
         let (from, to) = (input.as_ptr(), output.as_mut_ptr());
         self.typed::<T>(Collective::AllToAll, ReduceOp::Sum, 0, count, from, to)
     }
@@ -178,18 +178,6 @@ impl Communicator {
         unsafe { self.call(&call) }
     }
 
-    fn block(&self, call: &'static str, len: usize) -> Result<usize, Error> {
-        let world = self.world();
-        if len.is_multiple_of(world) {
-            return Ok(len / world);
-        }
-        Err(argument(
-            call,
-            "buffer",
-            format!("has {len} elements, not a multiple of {world} ranks"),
-        ))
-    }
-
     /// Offsets of blocks that follow each other.
     fn spans(
         &self,
@@ -234,7 +222,15 @@ impl Communicator {
     }
 }
 
-fn same_length(
+/// Elements of a rank's block of a buffer.
+pub(crate) fn block(call: &'static str, len: usize, world: usize) -> Result<usize, Error> {
+    if len.is_multiple_of(world) {
+        return Ok(len / world);
+    }
+    Err(argument(call, "buffer", format!("has {len} elements, not a multiple of {world} ranks")))
+}
+
+pub(crate) fn same_length(
     call: &'static str,
     what: &'static str,
     len: usize,

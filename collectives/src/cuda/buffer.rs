@@ -89,7 +89,7 @@ impl CudaCommunicator {
     /// # Errors
     /// The driver refuses, or a peer is gone.
     pub fn alloc_bytes(&mut self, len: usize) -> Result<CudaBytes, Error> {
-        self.windows.tidy();
+        self.windows.tidy(&self.gpu);
         let memory = self.gpu.share(self.host.node(), len)?;
         let starts: Vec<u64> = (0..self.world()).map(|rank| memory.address(rank)).collect();
         let keep = Keep::Own(memory.clone());
@@ -112,7 +112,7 @@ impl CudaCommunicator {
     /// # Safety
     /// The memory must not be freed before all ranks' streams have passed their last call on it.
     pub unsafe fn register(&mut self, address: u64, len: usize) -> Result<CudaRegistration, Error> {
-        self.windows.tidy();
+        self.windows.tidy(&self.gpu);
         let offer = self.offer(address, len as u64);
         let all = self.host.bootstrap_mut().all_gather(&offer.to_bytes())?;
         let (own, file) = offer.exported?;

@@ -92,7 +92,7 @@ impl CudaCommunicator {
     /// A collective has failed.
     ///
     /// # Safety
-    /// The stream exists and belongs to this communicator's context.
+    /// The stream exists.
     pub unsafe fn synchronize(&mut self, stream: CUstream) -> Result<(), Error> {
         self.bind()?;
         let since = Instant::now();

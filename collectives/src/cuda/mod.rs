@@ -15,6 +15,7 @@ pub(crate) mod params;
 mod regions;
 mod setup;
 mod show;
+mod typed;
 mod watch;
 mod windows;
 
@@ -29,6 +30,7 @@ pub use self::emit::EmitError;
 use self::kernel::Loaded;
 use self::regions::Regions;
 pub use self::show::{CudaKernel, cuda_kernel};
+pub use self::typed::CudaBuffer;
 use self::watch::Watch;
 use self::windows::Windows;
 use crate::communicator::Communicator;

@@ -61,9 +61,12 @@ impl Windows {
         self.live.iter().map(own).sum()
     }
 
-    /// Lets go of windows that nobody holds.
-    pub(crate) fn tidy(&mut self) {
-        self.live.retain(|window| window.alive.strong_count() > 0);
+    /// Lets go of windows that nobody holds, when what runs on this GPU is done.
+    pub(crate) fn tidy(&mut self, gpu: &Gpu) {
+        let held = |window: &Window| window.alive.strong_count() > 0;
+        if !self.live.iter().all(held) && gpu.context().synchronize().is_ok() {
+            self.live.retain(held);
+        }
     }
 
     /// Adds a window that begins at these addresses, by rank; what keeps it alive. All ranks do it in the same order.

@@ -214,22 +214,29 @@ fn tests() -> Result<Vec<(&'static str, String)>> {
     Ok(tests)
 }
 
-/// The tests of the CUDA device on virtual GPUs: in order, then with weak memory and race detection
-/// for a few seeds.
+/// The tests of the CUDA device on virtual GPUs; those that are made for it again with weak memory and race detection.
 pub fn tests_on_vgpu() -> Result<()> {
     cuda::ensure()?;
     step("build vgpu", &mut cargo(&["build", "--release", "-p", "vgpu"]))?;
     for (package, test) in tests()? {
         let args = ["test", "--release", "-p", package, "--test", &test];
         step(&format!("build test {test} of {package}"), cargo(&args).arg("--no-run"))?;
-        for mode in ["", "--weak --races --seed 1", "--weak --races --seed 2"] {
-            let libraries = Libraries::on_vgpu(8, mode);
-            let mut command = libraries.around(&cargo(&args));
-            command.env("WARPMESH_NEEDS_GPU", "1").current_dir(root());
-            step(&format!("test {test} of {package} on virtual GPUs {mode}"), &mut command)?;
-        }
+        on_virtual_gpus(&args, &test, "")?;
+    }
+    for seed in 1..=WEAK_SEEDS {
+        let args = ["test", "--release", "-p", "warpmesh", "--test", "cuda*", "weak_memory"];
+        on_virtual_gpus(&args, "of weak memory", &format!("--weak --races --seed {seed}"))?;
     }
     Ok(())
+}
+
+/// Runs in weak memory whose order of things differs.
+const WEAK_SEEDS: u64 = 3;
+
+fn on_virtual_gpus(args: &[&str], test: &str, mode: &str) -> Result<()> {
+    let mut command = Libraries::on_vgpu(8, mode).around(&cargo(args));
+    command.env("WARPMESH_NEEDS_GPU", "1").current_dir(root());
+    step(&format!("test {test} on virtual GPUs {mode}"), &mut command)
 }
 
 /// For what runs there: virtual GPUs, and NVRTC.
