@@ -519,7 +519,7 @@ mod tests {
         let source = kernel("one_shot_packet", "all_reduce", 0).source;
         let of_body = |line: &&str| line.contains("w.move") || line.contains("w.sync");
         let lines: Vec<_> =
-            source.lines().filter(of_body).skip(1).map(|line| &line.trim()[..6]).collect();
+            source.lines().filter(of_body).map(|line| &line.trim()[..6]).collect();
         assert_eq!(lines, ["w.move", "w.sync", "w.move"], "{source}");
     }
 
