@@ -43,7 +43,8 @@ pub enum CompileError {
 
 /// NVRTC's version, as (major, minor).
 pub(crate) fn version() -> Result<(i32, i32), CompileError> {
-    // SAFETY: looks for the library, nothing more.
+    // SAFETY: looks for the library, nothing more. If it was linked, the program has it.
+    #[cfg(not(feature = "dynamic-linking"))]
     if !unsafe { sys::is_culib_present() } {
         return Err(CompileError::NoNvrtc);
     }

@@ -64,7 +64,12 @@ impl Gpu {
     /// Whether there is a CUDA driver on this machine.
     pub fn driver_is_there() -> bool {
         // SAFETY: looks for the library, nothing more.
-        unsafe { sys::is_culib_present() }
+        #[cfg(not(feature = "dynamic-linking"))]
+        let there = unsafe { sys::is_culib_present() };
+        // Without it this program would not have started.
+        #[cfg(feature = "dynamic-linking")]
+        let there = true;
+        there
     }
 
     /// The context.
