@@ -6,6 +6,7 @@
 
 mod error;
 mod memory;
+mod multicast;
 
 use std::sync::Arc;
 
