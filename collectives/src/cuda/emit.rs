@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 
 use super::arrange::arrange;
+use super::switch;
 use crate::dtype::DataType;
 use crate::op::OpKind;
 use crate::plan::verify::Claims;
@@ -99,6 +100,7 @@ pub(crate) fn emit(
         signalled: Vec::new(),
         awaited: Vec::new(),
         met: Vec::new(),
+        switched: false,
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -130,6 +132,8 @@ struct Writer {
     awaited: Vec<(usize, usize, u32)>,
     /// Peers that were waited for.
     met: Vec<usize>,
+    /// Whether a move goes through the switch.
+    switched: bool,
 }
 
 impl Writer {
@@ -208,12 +212,11 @@ impl Writer {
     }
 
     fn moves(&mut self, group: &[Instruction], number: usize) -> Result<(), &'static str> {
-        let (from, to, reduce) = operands(&group[0]);
-        let form = self.form(from, to, reduce)?;
+        let form = self.form(operands(&group[0]), switch::is_switched(&group[0]))?;
         let sources = self.tables.places.len();
         let part = self.tables.parts.len();
         for instruction in group {
-            self.tables.places.extend(announced(operands(instruction).0, self.rank));
+            self.tables.places.extend(entries(operands(instruction).0, self.rank, self.world));
             self.tables.parts.push(match instruction {
                 Instruction::Move { part, .. } => *part as u32,
                 _ => unreachable!("a group is of moves"),
@@ -221,7 +224,7 @@ impl Writer {
         }
         let destinations = self.tables.places.len();
         for instruction in group {
-            self.tables.places.extend(announced(operands(instruction).1, self.rank));
+            self.tables.places.extend(entries(operands(instruction).1, self.rank, self.world));
         }
         let (peers, count) = (format!("p.peer + PEERS + {sources}"), group.len());
         let (at, factor) = if self.tables.announces {
@@ -236,11 +239,23 @@ impl Writer {
     }
 
     /// The move's template.
-    fn form(&self, from: &[Place], to: &[Place], reduce: bool) -> Result<String, &'static str> {
+    fn form(
+        &mut self,
+        (from, to, reduce): (&[Place], &[Place], bool),
+        switched: bool,
+    ) -> Result<String, &'static str> {
         let finishes = matches!(self.op, OpKind::Avg | OpKind::PreMulSum);
         let partial = from.iter().chain(to).any(|place| place.partial);
         if partial && (self.dtype.is_narrow_float() || finishes) {
             return Err("unfinished sums that differ from elements");
+        }
+        let ty = type_name(self.dtype);
+        if switched {
+            self.switched = true;
+            let operands = (from, to, reduce);
+            let (reduce, operands) = switch::form(operands, self.world, self.dtype, self.op)?;
+            let op = if reduce { op_name(self.op) } else { "Copy" };
+            return Ok(format!("SwitchMove<{ty}, {op}, {operands}>"));
         }
         let mut sources = kinds(from)?;
         if let Some(own) = contributions(from, self.rank, self.world) {
@@ -248,7 +263,6 @@ impl Writer {
         }
         let op = if reduce { op_name(self.op) } else { "Copy" };
         let to = kinds(to)?;
-        let ty = type_name(self.dtype);
         Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&sources), kinds_name(&to)))
     }
 
@@ -257,7 +271,8 @@ impl Writer {
     }
 
     fn finish(self, shape: &Shape, claims: &Claims) -> Kernel {
-        let Self { dtype, op, body, tables, world, .. } = self;
+        let Self { dtype, op, body, tables, world, switched, .. } = self;
+        let header = if switched { "#include \"warpmesh/multicast.cuh\"\n" } else { "" };
         let name = entry_name(shape, dtype, op);
         let (peers, parts) = (tables.semaphores.len(), tables.parts.len());
         let (places, boards) = (tables.places.len(), tables.boards.len());
@@ -270,7 +285,7 @@ impl Writer {
         let size = super::params::Layout::of(&tables).size;
         let source = format!(
             "// {collective} by '{plan}' for {world} ranks, {dtype}, {op}.\n\
-             #include \"warpmesh/plan.cuh\"\n\
+             {header}#include \"warpmesh/plan.cuh\"\n\
              using namespace warpmesh;\n\n\
              constexpr int PEERS = {peers};\n\
              using P = Params<PEERS, {parts}, {places}, {boards}>;\n\
@@ -324,6 +339,9 @@ fn by_turn(
 
 /// How many moves from the first on have one form and do not depend on each other.
 fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
+    if switch::is_switched(&list[0]) {
+        return 1;
+    }
     let form = |instruction: &Instruction| {
         let Instruction::Move { from, to, reduce, .. } = instruction else { return None };
         let kinds = (kinds(from).ok(), kinds(to).ok());
@@ -390,9 +408,11 @@ fn reaches(places: &[Place], rank: usize) -> bool {
     places.iter().any(|place| place.is_user() && !place.is_of(rank))
 }
 
-fn announced(places: &[Place], rank: usize) -> impl Iterator<Item = Operand> + use<'_> {
+/// What the table has for a list of operands.
+fn entries(places: &[Place], rank: usize, world: usize) -> impl Iterator<Item = Operand> + use<'_> {
     let reaches = reaches(places, rank);
-    places.iter().map(move |&place| Operand { place, announced: reaches && place.is_user() })
+    let operand = move |&place: &Place| Operand { place, announced: reaches && place.is_user() };
+    places.iter().map(operand).flat_map(move |operand| switch::entries(operand, world))
 }
 
 /// The kinds of a list of operands.
@@ -456,16 +476,15 @@ mod tests {
     use crate::algorithms;
 
     fn kernel(name: &str, collective: &str, rank: usize) -> Kernel {
-        let find =
-            |a: &&&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
-        let algorithm = algorithms::ALL.iter().find(find).unwrap();
+        let find = |a: &&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
+        let algorithm = algorithms::all().find(find).unwrap();
         let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
         emit(&shape, &program, &algorithm.claims, true, rank, DataType::F16, OpKind::Sum).unwrap()
     }
 
     #[test]
     fn ranks_of_a_plan_share_a_kernel() {
-        for algorithm in algorithms::ALL.iter().filter(|a| !a.collective.is_rooted()) {
+        for algorithm in algorithms::all().filter(|a| !a.collective.is_rooted()) {
             let of = |rank| {
                 let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
                 emit(&shape, &program, &algorithm.claims, true, rank, DataType::F32, OpKind::Sum)
@@ -486,6 +505,39 @@ mod tests {
         assert!(body[1].contains("Repeated<4, OWN>, Kinds<PACKETS, PACKETS, PACKETS, USER>>, 1>"));
         assert!(body[2].contains("Move<Half, Copy, Kinds<PACKETS>, Kinds<USER>>, 3>"));
         assert_eq!(kernel.tables.parts, [2, 3, 0, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn what_goes_through_the_switch_has_the_group_s_address_and_everyone_s() {
+        let kernel = kernel("nvls", "all_reduce", 1);
+        let text = "w.move<SwitchMove<Half, Sum, Group<USER, 4>, Group<USER, 4>>, 1>(learned.at + 0, learned.at + 5,";
+        assert!(kernel.source.contains(text), "{}", kernel.source);
+        assert!(kernel.source.contains("multicast.cuh"));
+        let whose: Vec<_> =
+            kernel.tables.places.iter().map(|operand| operand.place.whose).collect();
+        let ranks = (0..4).map(Whose::Rank);
+        let one: Vec<_> = std::iter::once(Whose::Group).chain(ranks).collect();
+        assert_eq!(whose, [one.clone(), one].concat());
+        assert!(kernel.tables.places.iter().all(|operand| operand.announced));
+    }
+
+    #[test]
+    fn what_the_switch_does_not_have_has_no_kernel() {
+        let algorithm = algorithms::MULTICAST.iter().find(|a| a.name == "nvls").unwrap();
+        let (shape, program) = (algorithm.shape(4, 0), algorithm.program(0, 4, 0));
+        let emitted = |dtype, op| emit(&shape, &program, &algorithm.claims, true, 0, dtype, op);
+        for (dtype, op) in [
+            (DataType::F32, OpKind::Prod),
+            (DataType::F32, OpKind::PreMulSum),
+            (DataType::F16, OpKind::Avg),
+            (DataType::F16, OpKind::Max),
+            (DataType::I8, OpKind::Sum),
+            (DataType::F8E4M3, OpKind::Sum),
+        ] {
+            let error = emitted(dtype, op).unwrap_err().to_string();
+            assert!(error.contains("the switch does not have"), "{dtype} {op:?}: {error}");
+        }
+        assert!(emitted(DataType::F32, OpKind::Avg).is_ok());
     }
 
     #[test]

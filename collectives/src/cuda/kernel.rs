@@ -6,13 +6,13 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
 use warpmesh_kernels::Compiled;
-use warpmesh_primitives::gpu::CudaError;
+use warpmesh_primitives::gpu::{CudaError, PeerMemory};
 
 use super::emit::{Kernel, Operand, THREADS, Tables};
 use super::geometry::{Bounds, LINE_BYTES};
 use super::params::{Call, Layout};
 use super::regions::Regions;
-use crate::error::Error;
+use crate::error::{Error, argument};
 use crate::plan::{Buffer, Shape, Whose};
 
 /// A module of the driver's.
@@ -79,6 +79,13 @@ enum Address {
         rank: usize,
         block: usize,
     },
+    /// The same in the memory of all ranks at once.
+    InInputGroup {
+        block: usize,
+    },
+    InOutputGroup {
+        block: usize,
+    },
     /// A slot, which does not depend on the call.
     Fixed,
 }
@@ -105,6 +112,9 @@ pub(crate) struct Buffers<'a> {
     /// Where the windows of the input and of the output begin, for this rank's GPU, by rank.
     pub(crate) input_window: &'a dyn Fn(usize) -> u64,
     pub(crate) output_window: &'a dyn Fn(usize) -> u64,
+    /// The multicast addresses of these windows; 0 if they have none.
+    pub(crate) input_group: u64,
+    pub(crate) output_group: u64,
 }
 
 impl Loaded {
@@ -135,15 +145,15 @@ impl Loaded {
             addresses: Vec::new(),
             bounds,
         };
-        this.fill(&kernel.tables, regions, rank);
+        this.fill(&kernel.tables, regions, rank)?;
         Ok(this)
     }
 
     /// Fills in what does not depend on a call.
-    fn fill(&mut self, tables: &Tables, regions: &Regions, rank: usize) {
+    fn fill(&mut self, tables: &Tables, regions: &Regions, rank: usize) -> Result<(), Error> {
         let Layout { places, semaphores, boards, parts, peers, announced, .. } = self.layout;
         for (n, operand) in tables.places.iter().enumerate() {
-            let (address, fixed) = self.resolve(operand, regions, rank);
+            let (address, fixed) = self.resolve(operand, regions)?;
             self.addresses.push(address);
             self.word(places, n, fixed);
         }
@@ -174,30 +184,32 @@ impl Loaded {
         for (to, peer) in bytes[peers..].iter_mut().zip(semaphores.chain(places)) {
             *to = peer as u8;
         }
+        Ok(())
     }
 
-    fn resolve(&self, operand: &Operand, regions: &Regions, rank: usize) -> (Address, u64) {
+    fn resolve(&self, operand: &Operand, regions: &Regions) -> Result<(Address, u64), Error> {
         let Operand { place, announced } = operand;
-        let owner = match place.whose {
-            Whose::Rank(owner) => owner,
-            Whose::Group => rank,
-        };
         let block = place.index;
-        let slot = |base: u64, bytes: Option<usize>| base + (block * bytes.unwrap_or(0)) as u64;
-        match place.buffer {
-            Buffer::Input if !announced => (Address::Input { block }, 0),
-            Buffer::Input => (Address::InInputWindow { rank: owner, block }, 0),
-            Buffer::Output if !announced => (Address::Output { block }, 0),
-            Buffer::Output => (Address::InOutputWindow { rank: owner, block }, 0),
-            Buffer::Scratch => {
-                let base = regions.scratch.address(owner);
-                (Address::Fixed, slot(base, self.bounds.scratch_slot))
-            }
-            Buffer::Packets => {
-                let base = regions.packets.address(owner);
-                (Address::Fixed, slot(base, self.bounds.packet_slot))
-            }
-        }
+        let slot = |memory: &PeerMemory, bytes: Option<usize>| {
+            let base = match place.whose {
+                Whose::Rank(owner) => Some(memory.address(owner)),
+                Whose::Group => memory.multicast(),
+            };
+            let problem = "goes through a switch, which these ranks' memory does not";
+            let base = base.ok_or_else(|| argument("call", "plan", problem))?;
+            Ok((Address::Fixed, base + (block * bytes.unwrap_or(0)) as u64))
+        };
+        let user = match (place.buffer, place.whose) {
+            (Buffer::Scratch, _) => return slot(&regions.scratch, self.bounds.scratch_slot),
+            (Buffer::Packets, _) => return slot(&regions.packets, self.bounds.packet_slot),
+            (Buffer::Input, _) if !announced => Address::Input { block },
+            (Buffer::Output, _) if !announced => Address::Output { block },
+            (Buffer::Input, Whose::Rank(rank)) => Address::InInputWindow { rank, block },
+            (Buffer::Output, Whose::Rank(rank)) => Address::InOutputWindow { rank, block },
+            (Buffer::Input, Whose::Group) => Address::InInputGroup { block },
+            (Buffer::Output, Whose::Group) => Address::InOutputGroup { block },
+        };
+        Ok((user, 0))
     }
 
     fn word(&mut self, at: usize, n: usize, value: u64) {
@@ -231,6 +243,8 @@ impl Loaded {
                 Address::InOutputWindow { rank, block: n } => {
                     (buffers.output_window)(rank) + block(n)
                 }
+                Address::InInputGroup { block: n } => buffers.input_group + block(n),
+                Address::InOutputGroup { block: n } => buffers.output_group + block(n),
             };
         }
         let mut arguments: [*mut c_void; 1] = [self.parameter.as_mut_ptr().cast()];

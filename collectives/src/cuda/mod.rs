@@ -11,6 +11,7 @@ mod geometry;
 mod kernel;
 pub(crate) mod params;
 mod regions;
+mod switch;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,6 +30,7 @@ use self::geometry::Geometry;
 use self::kernel::{Buffers, Loaded};
 use self::params::{Board, Call};
 use self::regions::{MAX_BLOCKS, Regions};
+use self::switch::AtHand;
 use crate::communicator::plans::Query;
 use crate::communicator::{Communicator, RawCall};
 use crate::dtype::DataType;
@@ -38,6 +40,9 @@ use crate::op::{OpKind, ReduceOp};
 /// Bytes of a rank's scratch and packet memory on its GPU.
 const SCRATCH: usize = 16 << 20;
 const PACKETS: usize = 8 << 20;
+
+/// What kernels write as their failure when a peer makes another call: this plus the peer. `MISMATCH` of plan.cuh.
+const MISMATCH: u32 = 1 << 16;
 
 /// A group of ranks whose buffers lie on GPUs: made of a [`Communicator`] by [`Communicator::on_gpu`].
 pub struct CudaCommunicator {
@@ -67,6 +72,8 @@ struct Window {
     /// The same on all ranks.
     number: usize,
     memory: PeerMemory,
+    /// Buffers in it lie at the same offset on all ranks, which they have promised.
+    symmetric: bool,
     alive: Weak<()>,
 }
 
@@ -106,7 +113,7 @@ impl Communicator {
         let most_blocks = agree(&mut self, &gpu)?;
         let regions = Regions::new(&gpu, self.node(), SCRATCH, PACKETS)?;
         Ok(CudaCommunicator {
-            candidates: choose::candidates(self.world()),
+            candidates: choose::candidates(self.world(), regions.multicast()),
             host: self,
             gpu,
             regions,
@@ -177,12 +184,31 @@ impl CudaCommunicator {
     /// The driver refuses, or a peer is gone.
     pub fn alloc_bytes(&mut self, len: usize) -> Result<CudaBytes, Error> {
         let memory = self.gpu.share(self.host.node(), len)?;
+        Ok(self.add_window(memory, false))
+    }
+
+    /// As [`alloc_bytes`](Self::alloc_bytes), for buffers that lie at the same offset in it on all ranks: the ranks promise to pass
+    /// the same offsets to a call. Then a switch between the GPUs, where there is one, reduces them where they are.
+    ///
+    /// # Errors
+    /// As [`alloc_bytes`](Self::alloc_bytes). A promise that is broken is a mismatch of the call, which names the rank that differs.
+    pub fn alloc_symmetric_bytes(&mut self, len: usize) -> Result<CudaBytes, Error> {
+        let memory = self.gpu.share_multicast(self.host.node(), len)?;
+        Ok(self.add_window(memory, true))
+    }
+
+    fn add_window(&mut self, memory: PeerMemory, symmetric: bool) -> CudaBytes {
         self.windows.retain(|window| window.alive.strong_count() > 0);
         let alive = Arc::new(());
         let number = self.host.next_number();
-        let window = Window { number, memory: memory.clone(), alive: Arc::downgrade(&alive) };
-        self.windows.push(window);
-        Ok(CudaBytes { memory, rank: self.rank(), _alive: alive })
+        let kept = memory.clone();
+        self.windows.push(Window {
+            number,
+            memory: kept,
+            symmetric,
+            alive: Arc::downgrade(&alive),
+        });
+        CudaBytes { memory, rank: self.rank(), _alive: alive }
     }
 
     /// Puts a collective on a stream. Input and output are device addresses. Returns when it is queued.
@@ -210,7 +236,7 @@ impl CudaCommunicator {
             op,
             uneven: false,
         };
-        let number = self.choose(&query, call)?;
+        let number = self.choose(&query, self.at_hand(input, output), call)?;
         let key = (number, call.root, call.dtype, op);
         if !self.kernels.contains_key(&key) {
             let loaded = self.load(key)?;
@@ -218,7 +244,7 @@ impl CudaCommunicator {
         }
         self.sequence += 1;
         let (input, output) = (input.unwrap_or_default(), output.unwrap_or_default());
-        let digest = self.digest(call, number, input.number, output.number);
+        let digest = self.digest(call, number, (input, output));
         let header = self.header(call, op, digest, (input, output));
         // SAFETY: the caller's.
         unsafe { self.launch(key, call, header, (input, output), stream) }
@@ -277,10 +303,12 @@ impl CudaCommunicator {
             self.abort_word().store(1, Ordering::Release);
             return Err(self.host.failed(failure));
         }
-        if self.failed_word().load(Ordering::Acquire) == 0 {
-            return Ok(());
-        }
-        let failure = Failure { kind: FailureKind::TimedOut, by: self.rank(), culprit: None };
+        let (kind, culprit) = match self.failed_word().load(Ordering::Acquire) {
+            0 => return Ok(()),
+            word if word >= MISMATCH => (FailureKind::Mismatch, Some((word - MISMATCH) as usize)),
+            _ => (FailureKind::TimedOut, None),
+        };
+        let failure = Failure { kind, by: self.rank(), culprit };
         Err(self.host.failed(node.post(failure)))
     }
 
@@ -297,13 +325,23 @@ impl CudaCommunicator {
                 index: Some(index),
                 number: window.number as u64,
                 offset,
+                promised: if window.symmetric { offset } else { 0 },
             })
         })
     }
 
-    fn choose(&self, query: &Query, call: &RawCall) -> Result<usize, Error> {
+    /// What of a call a switch reaches.
+    fn at_hand(&self, input: Option<Place>, output: Option<Place>) -> AtHand {
+        let reached = |place: Option<Place>| {
+            let window = place.and_then(|place| self.windows.get(place.index?));
+            window.is_some_and(|window| window.symmetric && window.memory.multicast().is_some())
+        };
+        AtHand { memory: self.regions.multicast(), input: reached(input), output: reached(output) }
+    }
+
+    fn choose(&self, query: &Query, at_hand: AtHand, call: &RawCall) -> Result<usize, Error> {
         let (canonical, only) = self.host.preferences();
-        let chosen = choose::choose(&self.candidates, query, call.count, canonical, only);
+        let chosen = choose::choose(&self.candidates, query, at_hand, call.count, canonical, only);
         chosen.ok_or_else(|| self.host.no_plan(query))
     }
 
@@ -325,14 +363,16 @@ impl CudaCommunicator {
     }
 
     /// What has to be equal on all ranks.
-    fn digest(&self, call: &RawCall, plan: usize, input: u64, output: u64) -> u64 {
+    fn digest(&self, call: &RawCall, plan: usize, (input, output): (Place, Place)) -> u64 {
         let words = [
             call.collective as u64 | (call.dtype as u64) << 8 | (call.root as u64) << 32,
             call.op.kind() as u64,
             call.count as u64,
             plan as u64,
-            input,
-            output,
+            input.number,
+            output.number,
+            input.promised,
+            output.promised,
         ];
         words.iter().fold(0x9e37_79b9_7f4a_7c15, |mixed: u64, word| {
             let mixed = (mixed ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -390,12 +430,18 @@ impl CudaCommunicator {
         let base = |place: Place, rank: usize| {
             place.index.map_or(0, |index| windows[index].memory.address(rank))
         };
+        let group = |place: Place| {
+            let window = place.index.map(|index| &windows[index].memory);
+            window.and_then(PeerMemory::multicast).unwrap_or(0)
+        };
         let buffers = Buffers {
             input: call.input as u64,
             output: call.output as u64,
             block: (call.count * call.dtype.size()) as u64,
             input_window: &|rank| base(input, rank),
             output_window: &|rank| base(output, rank),
+            input_group: group(input),
+            output_group: group(output),
         };
         let Some(kernel) = self.kernels.get_mut(&key) else { return Ok(()) };
         // SAFETY: the caller's.
@@ -409,6 +455,8 @@ struct Place {
     index: Option<usize>,
     number: u64,
     offset: u64,
+    /// The offset that all ranks have promised to have; 0 if they have promised nothing.
+    promised: u64,
 }
 
 fn setup(error: CudaError) -> Error {

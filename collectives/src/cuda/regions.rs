@@ -17,7 +17,7 @@ const CONTROL_BYTES: usize = 64 + 32 * MAX_BLOCKS;
 /// `State` of plan.cuh: two words for each block.
 const STATE_BYTES: usize = 16 * MAX_BLOCKS;
 
-/// Memory of all ranks, mapped for this rank's GPU.
+/// Memory of all ranks, mapped for this rank's GPU, and where there is a switch, scratch and packets of all at one address.
 pub(crate) struct Regions {
     rank: usize,
     world: usize,
@@ -44,11 +44,16 @@ impl Regions {
         Ok(Self {
             rank,
             world,
-            scratch: gpu.share(node, scratch)?,
-            packets: gpu.share(node, packets)?,
+            scratch: gpu.share_multicast(node, scratch)?,
+            packets: gpu.share_multicast(node, packets)?,
             words: gpu.share(node, bytes)?,
             control: gpu.host_memory(CONTROL_BYTES).map_err(warpmesh_primitives::Error::from)?,
         })
+    }
+
+    /// Whether scratch and packets have a multicast address. The same on all ranks.
+    pub(crate) fn multicast(&self) -> bool {
+        self.scratch.multicast().is_some() && self.packets.multicast().is_some()
     }
 
     /// Bytes that this rank holds.
