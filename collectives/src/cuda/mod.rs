@@ -220,11 +220,35 @@ impl CudaCommunicator {
     /// Input and output are memory of this rank's GPU, good for as many elements as the collective's blocks have, until the
     /// stream has passed the call; the stream belongs to this communicator's context.
     pub unsafe fn call(&mut self, call: &RawCall, stream: CUstream) -> Result<(), Error> {
-        let checked = call.check(self.rank(), self.world())?;
+        let (number, op, (input, output)) = self.decide(call)?;
         if call.count == 0 {
             return Ok(());
         }
         self.check_alive()?;
+        let key = (number, call.root, call.dtype, op);
+        if !self.kernels.contains_key(&key) {
+            let loaded = self.load(key)?;
+            self.kernels.insert(key, loaded);
+        }
+        self.sequence += 1;
+        let digest = self.digest(call, number, (input, output));
+        let header = self.header(call, op, digest, (input, output));
+        // SAFETY: the caller's.
+        unsafe { self.launch(key, call, header, (input, output), stream) }
+    }
+
+    /// The name of the plan that a call takes.
+    ///
+    /// # Errors
+    /// An argument is wrong, or no plan can do it.
+    pub fn plan_of(&self, call: &RawCall) -> Result<&'static str, Error> {
+        let (number, ..) = self.decide(call)?;
+        Ok(self.candidates[number].algorithm.name)
+    }
+
+    /// A call's plan, its operator, and where its buffers lie.
+    fn decide(&self, call: &RawCall) -> Result<(usize, OpKind, (Place, Place)), Error> {
+        let checked = call.check(self.rank(), self.world())?;
         let input = self.window(call.input as u64, checked.input_bytes);
         let output = self.window(call.output as u64, checked.output_bytes);
         let op = if call.collective.reduces() { call.op.kind() } else { OpKind::Sum };
@@ -237,17 +261,7 @@ impl CudaCommunicator {
             uneven: false,
         };
         let number = self.choose(&query, self.at_hand(input, output), call)?;
-        let key = (number, call.root, call.dtype, op);
-        if !self.kernels.contains_key(&key) {
-            let loaded = self.load(key)?;
-            self.kernels.insert(key, loaded);
-        }
-        self.sequence += 1;
-        let (input, output) = (input.unwrap_or_default(), output.unwrap_or_default());
-        let digest = self.digest(call, number, (input, output));
-        let header = self.header(call, op, digest, (input, output));
-        // SAFETY: the caller's.
-        unsafe { self.launch(key, call, header, (input, output), stream) }
+        Ok((number, op, (input.unwrap_or_default(), output.unwrap_or_default())))
     }
 
     /// Waits until everything on a stream is done, looking meanwhile whether peers are still there.
