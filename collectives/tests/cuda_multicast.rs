@@ -76,7 +76,7 @@ fn on_devices(
     plan: Option<&str>,
     body: impl Fn(&mut Rank) + Sync,
 ) {
-    let builder = Communicator::builder().timeout(Duration::from_secs(60));
+    let builder = Communicator::builder().timeout(Duration::from_secs(20));
     let builder = plan.iter().fold(builder, |builder, plan| builder.algorithm(plan));
     let all = builder.local(world).unwrap();
     let run = |comm: Communicator| {
@@ -336,6 +336,18 @@ fn several_rounds() {
         };
         let case = Case { dtype: DataType::F64, count, ..Case::new(plan) };
         run_all(2, plan, &[case, Case { count: 1, ..case }, case]);
+    }
+}
+
+/// A rank sends its input as packets, and then overwrites it with the result: no thread may do so while another still sends.
+#[test]
+fn packets_in_place() {
+    for world in [2, 4] {
+        let Some(_one) = devices(world) else { return };
+        for plan in [(AllReduce, "one_shot_packet", false), PLANS[3], PLANS[0]] {
+            let case = Case { in_place: true, ..Case::new(plan) };
+            run_all(world, plan, &[1025, 4001, 1025].map(|count| Case { count, ..case }));
+        }
     }
 }
 

@@ -164,6 +164,9 @@ struct Worker {
     failed = __syncthreads_or(failed);
   }
 
+  // Between moves of which the later one touches what other threads have moved: they are done.
+  WARPMESH_DEVICE void sync() { failed = __syncthreads_or(failed); }
+
   // GROUP moves of the same form that do not depend on each other, the warps dealt out among them.
   template <class M, int GROUP>
   WARPMESH_DEVICE void move(const u64* from, const u64* to, const u64* factor, const u8* peers, const u32* parts, u32 place) {

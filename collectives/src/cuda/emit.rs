@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use super::arrange::arrange;
+use super::arrange::{arrange, conflict};
 use super::switch;
 use crate::dtype::DataType;
 use crate::op::OpKind;
@@ -101,6 +101,7 @@ pub(crate) fn emit(
         awaited: Vec::new(),
         met: Vec::new(),
         switched: false,
+        open: Vec::new(),
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -115,7 +116,8 @@ pub(crate) fn emit(
     writer.begin(announces, claims);
     let mut at = 0;
     while at < list.len() {
-        at += writer.step(&list[at..], at).map_err(|what| unsupported(what, 0, at))?;
+        let count = writer.step(&list[at..], at, shape).map_err(|what| unsupported(what, 0, at))?;
+        at += count;
     }
     Ok(writer.finish(shape, claims))
 }
@@ -134,6 +136,8 @@ struct Writer {
     met: Vec<usize>,
     /// Whether a move goes through the switch.
     switched: bool,
+    /// Moves since the block's last barrier: signals and waits have one.
+    open: Vec<Instruction>,
 }
 
 impl Writer {
@@ -160,17 +164,30 @@ impl Writer {
     }
 
     /// Writes the next instruction, and those that can be done with it; how many these are.
-    fn step(&mut self, list: &[Instruction], number: usize) -> Result<usize, &'static str> {
+    fn step(
+        &mut self,
+        list: &[Instruction],
+        number: usize,
+        shape: &Shape,
+    ) -> Result<usize, &'static str> {
         match &list[0] {
             Instruction::Move { .. } => {
-                let group = group(list, self.rank, self.world);
-                self.moves(&list[..group], number)?;
-                return Ok(group);
+                let count = group(list, self.rank, self.world);
+                let conflicts =
+                    |earlier| list[..count].iter().any(|m| conflict(earlier, m, shape, self.rank));
+                if self.open.iter().any(conflicts) {
+                    self.line("w.sync();");
+                    self.open.clear();
+                }
+                self.open.extend_from_slice(&list[..count]);
+                self.moves(&list[..count], number)?;
+                return Ok(count);
             }
             Instruction::Signal { semaphore, to } => self.signal(*semaphore, to),
             Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number),
             Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
         }
+        self.open.clear();
         Ok(1)
     }
 
@@ -505,6 +522,25 @@ mod tests {
         assert!(body[1].contains("Repeated<4, OWN>, Kinds<PACKETS, PACKETS, PACKETS, USER>>, 1>"));
         assert!(body[2].contains("Move<Half, Copy, Kinds<PACKETS>, Kinds<USER>>, 3>"));
         assert_eq!(kernel.tables.parts, [2, 3, 0, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn in_place_nothing_is_overwritten_that_another_thread_still_sends() {
+        let syncs = |name, collective| {
+            kernel(name, collective, 1)
+                .source
+                .lines()
+                .filter(|line| line.contains("w.sync"))
+                .count()
+        };
+        // Sent, then overwritten by the result.
+        assert_eq!(syncs("one_shot_packet", "all_reduce"), 1);
+        assert_eq!(syncs("one_shot_multicast", "all_reduce"), 1);
+        assert_eq!(syncs("packet", "all_to_all"), 1);
+        // Other parts, or a wait between.
+        assert_eq!(syncs("direct", "all_reduce"), 0);
+        assert_eq!(syncs("staged", "all_reduce"), 0);
+        assert_eq!(syncs("packet", "reduce_scatter"), 0);
     }
 
     #[test]
