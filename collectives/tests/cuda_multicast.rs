@@ -239,35 +239,35 @@ impl Case {
         let (me, world) = (rank.comm.rank(), rank.comm.world());
         let (inputs, outputs) = (self.inputs(me, world), self.outputs(me, world));
         let size = self.dtype.size();
-        let output = to + (MARGIN + self.offsets.1 * size) as u64;
-        let whole = outputs.len() + 2 * MARGIN + self.offsets.1 * size;
-        upload(to, &vec![0xA5; whole]);
-        let input = match (self.in_place, self.collective) {
-            (false, _) => from + (self.offsets.0 * size) as u64,
-            (true, AllGather) => output + (me * self.count * size) as u64,
-            (true, _) => output,
-        };
+        // Where both begin in their rooms.
+        let first = MARGIN + self.offsets.1 * size;
+        let (mut at, mut input) = (first, from + (self.offsets.0 * size) as u64);
+        let mut room = vec![0xA5; first + inputs.len().max(outputs.len()) + MARGIN];
+        if self.in_place {
+            let block = me * self.count * size;
+            let start = first + if self.collective == AllGather { block } else { 0 };
+            at += if self.collective == ReduceScatter { block } else { 0 };
+            input = to + start as u64;
+            room[start..][..inputs.len()].copy_from_slice(&inputs);
+        }
+        upload(to, &room);
         upload(input, &inputs);
-        let call = RawCall {
-            collective: self.collective,
-            dtype: self.dtype,
-            op: self.op,
-            root: 0,
-            count: self.count,
-            input: input as *const u8,
-            output: output as *mut u8,
-        };
+        let call = self.call((input, to + at as u64));
         assert_eq!(rank.comm.plan_of(&call).unwrap(), self.plan, "{self:?}");
         rank.call(&call).unwrap_or_else(|error| panic!("{self:?} of {world}: {error}"));
-        let got = download(to, whole);
-        let first = (output - to) as usize;
-        let output = &got[first..][..outputs.len()];
-        let pairs = output.chunks(size).zip(outputs.chunks(size));
-        if let Some((at, (got, want))) = pairs.enumerate().find(|(_, (got, want))| got != want) {
-            panic!("{self:?} of {world}: rank {me} has {got:x?} at {at}, not {want:x?}");
+        room[at..][..outputs.len()].copy_from_slice(&outputs);
+        let got = download(to, room.len());
+        if let Some(wrong) = (0..room.len()).find(|n| got[*n] != room[*n]) {
+            let (is, must) = (got[wrong], room[wrong]);
+            let element = (wrong as isize - at as isize).div_euclid(size as isize);
+            panic!("{self:?} of {world}: rank {me} has {is:x} in {element}, not {must:x}");
         }
-        let beside = got[..first].iter().chain(&got[first + outputs.len()..]);
-        assert!(beside.copied().all(|byte| byte == 0xA5), "{self:?}: rank {me} writes beside");
+    }
+
+    fn call(&self, (input, output): (u64, u64)) -> RawCall {
+        let Self { collective, dtype, op, count, .. } = *self;
+        let (input, output) = (input as *const u8, output as *mut u8);
+        RawCall { collective, dtype, op, root: 0, count, input, output }
     }
 }
 
@@ -380,15 +380,7 @@ fn all_ranks_have_the_same_bits() {
                     _ => (0..count).flat_map(|k| bf16::from_f32(number(k)).to_le_bytes()).collect(),
                 };
                 upload(from, &contents);
-                let call = RawCall {
-                    collective: AllReduce,
-                    dtype,
-                    op,
-                    root: 0,
-                    count,
-                    input: from as *const u8,
-                    output: to as *mut u8,
-                };
+                let call = Case { dtype, op, count, ..Case::new(plan) }.call((from, to));
                 rank.call(&call).unwrap();
                 outputs.lock().unwrap()[me] = download(to, bytes);
             });
@@ -404,14 +396,8 @@ fn what_the_switch_cannot_do_goes_by_another_plan() {
     on_ranks(2, Some("nvls"), |rank| {
         let (a, b) = (rank.room(true, 4096), rank.room(true, 4096));
         let (c, d) = (rank.registered(4096), rank.room(false, 4096));
-        let call = |(input, output): (u64, u64), dtype, op| RawCall {
-            collective: AllReduce,
-            dtype,
-            op,
-            root: 0,
-            count: 64,
-            input: input as *const u8,
-            output: output as *mut u8,
+        let call = |buffers, dtype, op| {
+            Case { dtype, op, count: 64, ..Case::new((AllReduce, "nvls", true)) }.call(buffers)
         };
         let takes = |buffers, dtype, op| rank.comm.plan_of(&call(buffers, dtype, op)).unwrap();
         for (dtype, op) in DataType::ALL.into_iter().flat_map(|t| OPS.map(|op| (t, op))) {
@@ -434,27 +420,12 @@ fn ranks_that_share_a_gpu_have_no_multicast_and_need_none() {
         None,
         |rank| {
             let rooms = (rank.room(true, 8192), rank.room(true, 8192));
-            let probe = Case::new((AllReduce, "", true)).probe(rooms);
-            let plan = rank.comm.plan_of(&probe).unwrap();
+            let case = Case { count: 1000, ..Case::new((AllReduce, "", true)) };
+            let plan = rank.comm.plan_of(&case.call(rooms)).unwrap();
             assert!(!PLANS.iter().any(|(_, name, _)| *name == plan), "{plan}");
-            Case { count: 1000, plan, ..Case::new((AllReduce, "", true)) }.run(rank, rooms);
+            Case { plan, ..case }.run(rank, rooms);
         },
     );
-}
-
-impl Case {
-    /// The call with its buffers where their rooms begin.
-    fn probe(&self, (from, to): (u64, u64)) -> RawCall {
-        RawCall {
-            collective: self.collective,
-            dtype: self.dtype,
-            op: self.op,
-            root: 0,
-            count: 1000,
-            input: from as *const u8,
-            output: to as *mut u8,
-        }
-    }
 }
 
 #[test]
@@ -463,7 +434,8 @@ fn a_broken_promise_is_an_error_that_names_the_rank() {
     on_ranks(3, Some("nvls"), |rank| {
         let (from, to) = (rank.room(true, 8192), rank.room(true, 8192));
         let me = rank.comm.rank();
-        let call = Case::new((AllReduce, "nvls", true)).probe((from, to + 16 * (me == 2) as u64));
+        let case = Case { count: 1000, ..Case::new((AllReduce, "nvls", true)) };
+        let call = case.call((from, to + 16 * u64::from(me == 2)));
         assert_eq!(rank.comm.plan_of(&call).unwrap(), "nvls");
         let Err(Error::Failed { failure, .. }) = rank.call(&call) else {
             panic!("rank {me} has noticed nothing");

@@ -3,6 +3,10 @@
 //!
 //! The switch adds in an order that nobody knows, so its sums are not canonical. A part is loaded by one rank alone, which
 //! sends it to all: that is why all have the same bits.
+//!
+//! Memory behind a multicast address goes when its owner lets go of it, whoever else still uses the address. So whoever finishes
+//! one of these plans knows that all are done with it: after its last access each rank signals all others, or has sent them
+//! packets, and everyone waits for these.
 
 use super::{Algorithm, none, one, world};
 use crate::plan::verify::Claims;
@@ -169,10 +173,39 @@ pub(super) const REDUCE_SCATTER_STAGED: Algorithm = Algorithm {
         b.copy(0, [b.scratch(me)], b.input(me));
         b.wait(ENTER, b.peers());
         b.reduce(0, [b.output(0)], [b.scratch(me).of_group()]);
+        b.barrier(LEAVE);
     },
 };
 
 /// Does something for each peer.
 fn collect(b: &mut Builder, each: impl Fn(&mut Builder, usize)) {
     b.peers().for_each(|peer| each(b, peer));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::MULTICAST;
+    use crate::plan::{Buffer, Instruction, Place, Whose};
+
+    #[test]
+    fn whoever_finishes_knows_that_all_are_done_with_the_group_s_memory() {
+        let plain = |place: &Place| place.whose == Whose::Group && place.buffer != Buffer::Packets;
+        for (algorithm, world) in MULTICAST.iter().flat_map(|a| (2..9).map(move |n| (a, n))) {
+            for rank in 0..world {
+                let list = algorithm.program(rank, world, 0).workers.remove(0);
+                let accesses = list.iter().rposition(|instruction| match instruction {
+                    Instruction::Move { to, from, .. } => to.iter().chain(from).any(plain),
+                    _ => false,
+                });
+                // What is signalled is awaited, as the verifier has proven.
+                let told = |n: usize| {
+                    list[n..].iter().any(|instruction| match instruction {
+                        Instruction::Signal { to, .. } => to.len() == world - 1,
+                        _ => false,
+                    })
+                };
+                assert!(accesses.is_none_or(told), "{} {}", algorithm.collective, algorithm.name);
+            }
+        }
+    }
 }

@@ -12,7 +12,8 @@ pub(crate) struct Candidate {
     pub(crate) algorithm: &'static Algorithm,
     /// Whether it reaches into peers' buffers.
     pub(crate) registered: bool,
-    switch: Needs,
+    /// What it addresses as the group's.
+    pub(crate) switch: Needs,
     work: Work,
 }
 

@@ -188,7 +188,8 @@ impl CudaCommunicator {
     }
 
     /// As [`alloc_bytes`](Self::alloc_bytes), for buffers that lie at the same offset in it on all ranks: the ranks promise to pass
-    /// the same offsets to a call. Then a switch between the GPUs, where there is one, reduces them where they are.
+    /// the same offsets to a call. Then a switch between the GPUs, where there is one, reduces them where they are. (In place, an
+    /// all-gather's input and a reduce-scatter's output lie where the other buffer has the rank's block: only that one counts.)
     ///
     /// # Errors
     /// As [`alloc_bytes`](Self::alloc_bytes). A promise that is broken is a mismatch of the call, which names the rank that differs.
@@ -339,7 +340,6 @@ impl CudaCommunicator {
                 index: Some(index),
                 number: window.number as u64,
                 offset,
-                promised: if window.symmetric { offset } else { 0 },
             })
         })
     }
@@ -378,6 +378,9 @@ impl CudaCommunicator {
 
     /// What has to be equal on all ranks.
     fn digest(&self, call: &RawCall, plan: usize, (input, output): (Place, Place)) -> u64 {
+        // One address for all ranks' buffers: they have promised to have them at the same place.
+        let switch = &self.candidates[plan].switch;
+        let promised = |by_all: bool, place: Place| if by_all { place.offset } else { 0 };
         let words = [
             call.collective as u64 | (call.dtype as u64) << 8 | (call.root as u64) << 32,
             call.op.kind() as u64,
@@ -385,8 +388,8 @@ impl CudaCommunicator {
             plan as u64,
             input.number,
             output.number,
-            input.promised,
-            output.promised,
+            promised(switch.input, input),
+            promised(switch.output, output),
         ];
         words.iter().fold(0x9e37_79b9_7f4a_7c15, |mixed: u64, word| {
             let mixed = (mixed ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -469,8 +472,6 @@ struct Place {
     index: Option<usize>,
     number: u64,
     offset: u64,
-    /// The offset that all ranks have promised to have; 0 if they have promised nothing.
-    promised: u64,
 }
 
 fn setup(error: CudaError) -> Error {
