@@ -46,7 +46,7 @@ pub use communicator::{
     AbortHandle, Buffer, Builder, Communicator, Group, RawCall, Registration, SharedBytes,
 };
 pub use cost::Machine;
-pub use cuda::{CudaBytes, CudaCommunicator, EmitError};
+pub use cuda::{CudaBytes, CudaCommunicator, CudaRegistration, EmitError};
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;
 pub use op::{ReduceOp, Scalar};

@@ -89,7 +89,7 @@ fn on_devices(
     std::thread::scope(|scope| {
         let threads: Vec<_> = all.into_iter().map(|c| scope.spawn(move || run(c))).collect();
         let ended: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
-        for panic in ended.into_iter().filter_map(Result::err) {
+        if let Some(panic) = ended.into_iter().find_map(Result::err) {
             std::panic::resume_unwind(panic);
         }
     });

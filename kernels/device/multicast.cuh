@@ -130,7 +130,7 @@ struct SwitchMove {
 
   // What the switch does not take.
   static WARPMESH_DEVICE void beside(const Operands& ops, const Extent& rest, const MoveContext& c, u32 warp, u32 warps) {
-    const Operands each{ops.from + From::ALL, ops.to + To::ALL, ops.factor, ops.peer};
+    const Operands each{ops.from + From::ALL, ops.to + To::ALL, ops.factor + From::ALL, ops.peer + From::ALL};
     Move<T, Op, typename From::Each, typename To::Each>::slice(each, rest, c, warp, warps);
   }
 

@@ -44,13 +44,15 @@ struct Call {
   Control* control;
   u64 boards;         // what peers tell this rank: by half, peer, block
   u64 half_boards;    // bytes to the second half
+  const u64* windows; // where memory that was registered begins here: by its number, rank
+  u64 unused;
 };
-static_assert(sizeof(Call) == 144, "as in collectives/src/cuda/params.rs");
+static_assert(sizeof(Call) == 160, "as in collectives/src/cuda/params.rs");
 
 // Operands of plans that announce: how their addresses are found.
 enum Announced : u8 {
   NOT,     // the address is in the table
-  INPUT,   // the table has the window's address for the block, the peer tells where in the window its input begins
+  INPUT,   // the peer tells where its input begins, the table has how far from there the block lies
   OUTPUT,  // the same for its output
 };
 
@@ -124,7 +126,8 @@ struct Worker {
     }
   }
 
-  // Tells COUNT peers where this rank's buffers are. The next signal to a peer publishes it.
+  // Tells COUNT peers where this rank's buffers are: the next signal to a peer publishes it. What is learned of operands is for all
+  // threads after the next barrier, of a signal, a wait or `sync`.
   template <int COUNT, class P>
   WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) {
     const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
@@ -132,7 +135,7 @@ struct Worker {
     for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += blockDim.x) {
       const bool own = p.peer[P::PEER_COUNT + n] == call.rank;
       if (p.announced[n] == NOT) learned.at[n] = p.place[n];
-      if (own) learn(p, learned, n, call.mine);
+      if (own) learn(p, learned, n, call.rank, call.mine);
     }
   }
 
@@ -164,7 +167,7 @@ struct Worker {
     failed = __syncthreads_or(failed);
   }
 
-  // Between moves of which the later one touches what other threads have moved: they are done.
+  // Between moves of which the later one touches what other threads have moved, or uses what they have learned: they are done.
   WARPMESH_DEVICE void sync() { failed = __syncthreads_or(failed); }
 
   // GROUP moves of the same form that do not depend on each other, the warps dealt out among them.
@@ -200,14 +203,17 @@ struct Worker {
     }
 #pragma unroll 1
     for (int n = 0; n < P::PLACE_COUNT; ++n) {
-      if (p.peer[P::PEER_COUNT + n] == peer) learn(p, learned, n, board);
+      if (p.peer[P::PEER_COUNT + n] == peer) learn(p, learned, n, peer, board);
     }
   }
 
   template <class P>
-  static WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, const Board& board) {
+  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u32 peer, const Board& board) const {
     learned.factor[n] = board.factor;
-    if (p.announced[n] != NOT) learned.at[n] = p.place[n] + (p.announced[n] == INPUT ? board.input : board.output);
+    if (p.announced[n] == NOT) return;
+    const u64 at = p.announced[n] == INPUT ? board.input : board.output;
+    const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + peer]);
+    learned.at[n] = window + (at & ((1ull << WINDOW_SHIFT) - 1)) + p.place[n];
   }
 
   // The guard's word of a rank that has begun an epoch, which are counted from 1 here.

@@ -5,7 +5,8 @@ use super::switch::{AtHand, Needs};
 use crate::algorithms::{self, Algorithm};
 use crate::communicator::plans::{Query, serves};
 use crate::cost::{Machine, Work};
-use crate::plan::Shape;
+use crate::op::OpKind;
+use crate::plan::{Instruction, Program, Shape};
 
 /// A plan, and what it costs.
 pub(crate) struct Candidate {
@@ -14,6 +15,8 @@ pub(crate) struct Candidate {
     pub(crate) registered: bool,
     /// What it addresses as the group's.
     pub(crate) switch: Needs,
+    /// Whether it passes unfinished sums on, which kernels keep as elements.
+    partial: bool,
     work: Work,
 }
 
@@ -43,6 +46,7 @@ pub(crate) fn candidates(world: usize, multicast: bool) -> Vec<Candidate> {
             algorithm,
             registered: reaches(0) || reaches(1 % world),
             switch: Needs::of(&programs[0]),
+            partial: programs.iter().any(has_partial),
             work: work(0).max(work(1 % world)),
         }
     };
@@ -65,8 +69,9 @@ pub(crate) fn choose(
         candidate.algorithm.collective == query.collective
             && serves(&candidate.algorithm.claims, query, candidate.registered, canonical)
             && candidate.switch.are_met(at_hand, query.dtype, query.op)
+            && (!candidate.partial || sums_are_elements(query))
             // A contribution's factor is known only after a wait for its rank.
-            && (query.op != crate::op::OpKind::PreMulSum || (candidate.algorithm.packets)(2) == 0)
+            && (query.op != OpKind::PreMulSum || (candidate.algorithm.packets)(2) == 0)
     };
     let mut numbers: Vec<_> = (0..candidates.len()).filter(|n| able(&candidates[*n])).collect();
     let named = |n: &usize| Some(candidates[*n].algorithm.name) == only;
@@ -78,11 +83,23 @@ pub(crate) fn choose(
     numbers.into_iter().min_by(|a, b| time(a).total_cmp(&time(b)))
 }
 
+fn has_partial(program: &Program) -> bool {
+    let partial = |instruction: &Instruction| match instruction {
+        Instruction::Move { to, from, .. } => to.iter().chain(from).any(|place| place.partial),
+        _ => false,
+    };
+    program.workers.iter().flatten().any(partial)
+}
+
+/// Whether an unfinished sum is what a finished one would be.
+fn sums_are_elements(query: &Query) -> bool {
+    !query.dtype.is_narrow_float() && !matches!(query.op, OpKind::Avg | OpKind::PreMulSum)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dtype::DataType;
-    use crate::op::OpKind;
     use crate::plan::Collective;
 
     /// The plan of an all-reduce over eight ranks.

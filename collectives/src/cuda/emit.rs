@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 
 use super::arrange::{arrange, conflict};
+use super::names::{entry_name, op_name, type_name};
 use super::switch;
 use crate::dtype::DataType;
 use crate::op::OpKind;
@@ -102,6 +103,7 @@ pub(crate) fn emit(
         met: Vec::new(),
         switched: false,
         open: Vec::new(),
+        learning: false,
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -138,6 +140,8 @@ struct Writer {
     switched: bool,
     /// Moves since the block's last barrier: signals and waits have one.
     open: Vec<Instruction>,
+    /// Whether threads have learned where operands are, which others do not know before the next barrier.
+    learning: bool,
 }
 
 impl Writer {
@@ -160,6 +164,7 @@ impl Writer {
         if self.tables.announces {
             self.line(&format!("w.announce<{count}>(p, learned);"));
             self.tables.boards = peers;
+            self.learning = true;
         }
     }
 
@@ -175,9 +180,9 @@ impl Writer {
                 let count = group(list, self.rank, self.world);
                 let conflicts =
                     |earlier| list[..count].iter().any(|m| conflict(earlier, m, shape, self.rank));
-                if self.open.iter().any(conflicts) {
+                if self.learning || self.open.iter().any(conflicts) {
                     self.line("w.sync();");
-                    self.open.clear();
+                    self.synced();
                 }
                 self.open.extend_from_slice(&list[..count]);
                 self.moves(&list[..count], number)?;
@@ -187,8 +192,14 @@ impl Writer {
             Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number),
             Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
         }
-        self.open.clear();
+        self.synced();
         Ok(1)
+    }
+
+    /// After a barrier of the block.
+    fn synced(&mut self) {
+        self.open.clear();
+        self.learning = false;
     }
 
     fn signal(&mut self, semaphore: usize, to: &[usize]) {
@@ -326,7 +337,7 @@ impl Writer {
 }
 
 /// The step that a rank reports while it waits for peers to begin the last epoch.
-const AT_GUARD: u32 = u32::MAX - 4;
+pub(crate) const AT_GUARD: u32 = u32::MAX - 4;
 
 /// The most threads of a block.
 pub(crate) const THREADS: usize = 512;
@@ -452,51 +463,25 @@ fn kinds_name(kinds: &[&str]) -> String {
     }
 }
 
-fn entry_name(shape: &Shape, dtype: DataType, op: OpKind) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-    let plan: String = shape.name.chars().take(40).map(plain).collect();
-    let op = if shape.collective.reduces() { op.name() } else { "copy" };
-    format!("{}_{plan}_{}_{}_{op}", shape.collective, shape.world, dtype.name())
-}
-
-fn type_name(dtype: DataType) -> &'static str {
-    match dtype {
-        DataType::I8 => "Int8",
-        DataType::U8 => "Uint8",
-        DataType::I32 => "Int32",
-        DataType::U32 => "Uint32",
-        DataType::I64 => "Int64",
-        DataType::U64 => "Uint64",
-        DataType::F16 => "Half",
-        DataType::F32 => "Float",
-        DataType::F64 => "Double",
-        DataType::Bf16 => "Bfloat16",
-        DataType::F8E4M3 => "E4M3",
-        DataType::F8E5M2 => "E5M2",
-    }
-}
-
-fn op_name(op: OpKind) -> &'static str {
-    match op {
-        OpKind::Sum => "Sum",
-        OpKind::Prod => "Prod",
-        OpKind::Max => "Max",
-        OpKind::Min => "Min",
-        OpKind::Avg => "Avg",
-        OpKind::PreMulSum => "PreMulSum",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::algorithms;
 
-    fn kernel(name: &str, collective: &str, rank: usize) -> Kernel {
+    fn kernel_for(name: &str, collective: &str, rank: usize, op: OpKind) -> Kernel {
         let find = |a: &&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
         let algorithm = algorithms::all().find(find).unwrap();
         let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
-        emit(&shape, &program, &algorithm.claims, true, rank, DataType::F16, OpKind::Sum).unwrap()
+        let announces = Shape::reaches_user_memory(&program, rank);
+        emit(&shape, &program, &algorithm.claims, announces, rank, DataType::F16, op).unwrap()
+    }
+
+    fn kernel(name: &str, collective: &str, rank: usize) -> Kernel {
+        kernel_for(name, collective, rank, OpKind::Sum)
+    }
+
+    fn syncs(kernel: &Kernel) -> usize {
+        kernel.source.lines().filter(|line| line.contains("w.sync")).count()
     }
 
     #[test]
@@ -526,13 +511,7 @@ mod tests {
 
     #[test]
     fn in_place_nothing_is_overwritten_that_another_thread_still_sends() {
-        let syncs = |name, collective| {
-            kernel(name, collective, 1)
-                .source
-                .lines()
-                .filter(|line| line.contains("w.sync"))
-                .count()
-        };
+        let syncs = |name, collective| syncs(&kernel(name, collective, 1));
         // Sent, then overwritten by the result.
         assert_eq!(syncs("one_shot_packet", "all_reduce"), 1);
         assert_eq!(syncs("one_shot_multicast", "all_reduce"), 1);
@@ -541,6 +520,18 @@ mod tests {
         assert_eq!(syncs("direct", "all_reduce"), 0);
         assert_eq!(syncs("staged", "all_reduce"), 0);
         assert_eq!(syncs("packet", "reduce_scatter"), 0);
+    }
+
+    #[test]
+    fn what_one_thread_has_learned_others_use_after_a_barrier() {
+        // Moved before anything is signalled.
+        let kernel = kernel_for("staged", "all_reduce", 1, OpKind::PreMulSum);
+        let lines: Vec<_> = kernel.source.lines().map(str::trim).collect();
+        let at = lines.iter().position(|line| line.starts_with("w.announce")).unwrap();
+        assert_eq!(lines[at + 1], "w.sync();", "{}", kernel.source);
+        assert!(lines[at + 2].starts_with("w.move"));
+        // A signal's barrier is enough.
+        assert_eq!(syncs(&kernel_for("direct", "all_reduce", 1, OpKind::PreMulSum)), 0);
     }
 
     #[test]
@@ -554,7 +545,10 @@ mod tests {
         let ranks = (0..4).map(Whose::Rank);
         let one: Vec<_> = std::iter::once(Whose::Group).chain(ranks).collect();
         assert_eq!(whose, [one.clone(), one].concat());
-        assert!(kernel.tables.places.iter().all(|operand| operand.announced));
+        // Peers say where theirs are, the host knows where the group's is.
+        let announced =
+            |operand: &Operand| operand.announced == (operand.place.whose != Whose::Group);
+        assert!(kernel.tables.places.iter().all(announced));
     }
 
     #[test]

@@ -70,20 +70,15 @@ enum Address {
     Output {
         block: usize,
     },
-    /// A block of a rank's buffer in the window that this rank's input or output lies in.
-    InInputWindow {
-        rank: usize,
+    /// The same of all ranks at once.
+    InputOfAll {
         block: usize,
     },
-    InOutputWindow {
-        rank: usize,
+    OutputOfAll {
         block: usize,
     },
-    /// The same in the memory of all ranks at once.
-    InInputGroup {
-        block: usize,
-    },
-    InOutputGroup {
+    /// A block of a buffer that its rank announces.
+    Announced {
         block: usize,
     },
     /// A slot, which does not depend on the call.
@@ -104,17 +99,14 @@ pub(crate) struct Loaded {
 unsafe impl Send for Loaded {}
 
 /// What a call adds to a kernel's parameter.
-pub(crate) struct Buffers<'a> {
+pub(crate) struct Buffers {
     pub(crate) input: u64,
     pub(crate) output: u64,
+    /// The multicast addresses of these on all ranks; 0 if they have none.
+    pub(crate) input_of_all: u64,
+    pub(crate) output_of_all: u64,
     /// Bytes of a block.
     pub(crate) block: u64,
-    /// Where the windows of the input and of the output begin, for this rank's GPU, by rank.
-    pub(crate) input_window: &'a dyn Fn(usize) -> u64,
-    pub(crate) output_window: &'a dyn Fn(usize) -> u64,
-    /// The multicast addresses of these windows; 0 if they have none.
-    pub(crate) input_group: u64,
-    pub(crate) output_group: u64,
 }
 
 impl Loaded {
@@ -202,12 +194,11 @@ impl Loaded {
         let user = match (place.buffer, place.whose) {
             (Buffer::Scratch, _) => return slot(&regions.scratch, self.bounds.scratch_slot),
             (Buffer::Packets, _) => return slot(&regions.packets, self.bounds.packet_slot),
-            (Buffer::Input, _) if !announced => Address::Input { block },
-            (Buffer::Output, _) if !announced => Address::Output { block },
-            (Buffer::Input, Whose::Rank(rank)) => Address::InInputWindow { rank, block },
-            (Buffer::Output, Whose::Rank(rank)) => Address::InOutputWindow { rank, block },
-            (Buffer::Input, Whose::Group) => Address::InInputGroup { block },
-            (Buffer::Output, Whose::Group) => Address::InOutputGroup { block },
+            (Buffer::Input, Whose::Group) => Address::InputOfAll { block },
+            (Buffer::Output, Whose::Group) => Address::OutputOfAll { block },
+            _ if *announced => Address::Announced { block },
+            (Buffer::Input, _) => Address::Input { block },
+            (Buffer::Output, _) => Address::Output { block },
         };
         Ok((user, 0))
     }
@@ -224,7 +215,7 @@ impl Loaded {
     pub(crate) unsafe fn launch(
         &mut self,
         call: &Call,
-        buffers: &Buffers<'_>,
+        buffers: &Buffers,
         blocks: usize,
         stream: CUstream,
     ) -> Result<(), CudaError> {
@@ -237,14 +228,9 @@ impl Loaded {
                 Address::Fixed => continue,
                 Address::Input { block: n } => buffers.input + block(n),
                 Address::Output { block: n } => buffers.output + block(n),
-                Address::InInputWindow { rank, block: n } => {
-                    (buffers.input_window)(rank) + block(n)
-                }
-                Address::InOutputWindow { rank, block: n } => {
-                    (buffers.output_window)(rank) + block(n)
-                }
-                Address::InInputGroup { block: n } => buffers.input_group + block(n),
-                Address::InOutputGroup { block: n } => buffers.output_group + block(n),
+                Address::InputOfAll { block: n } => buffers.input_of_all + block(n),
+                Address::OutputOfAll { block: n } => buffers.output_of_all + block(n),
+                Address::Announced { block: n } => block(n),
             };
         }
         let mut arguments: [*mut c_void; 1] = [self.parameter.as_mut_ptr().cast()];

@@ -118,7 +118,10 @@ fn operand(place: &Place, world: usize) -> String {
 /// The entries of an operand's table: for the group its address, then that of each rank, for what the switch does not take.
 pub(super) fn entries(operand: Operand, world: usize) -> impl Iterator<Item = Operand> {
     let place = operand.place;
-    let beside = is_of_group(&place) && place.buffer != Buffer::Packets;
+    let of_group = is_of_group(&place);
+    let beside = of_group && place.buffer != Buffer::Packets;
     let of = move |rank| Operand { place: Place { whose: Whose::Rank(rank), ..place }, ..operand };
-    std::iter::once(operand).chain((0..if beside { world } else { 0 }).map(of))
+    // The host knows the group's address.
+    let first = Operand { announced: operand.announced && !of_group, ..operand };
+    std::iter::once(first).chain((0..if beside { world } else { 0 }).map(of))
 }

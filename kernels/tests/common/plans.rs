@@ -252,7 +252,7 @@ impl<'a> World<'a> {
             .u32s(&[rounds as u32, rank as u32, self.ranks as u32, 0])
             .u64s(&[half, half, self.calls, shape.timeout])
             .u64s(&NOTHING_ANNOUNCED)
-            .u64s(&[self.state[rank], self.control[rank], 0, 0])
+            .u64s(&[self.state[rank], self.control[rank], 0, 0, 0, 0])
             .u64s(&place)
             .u64s(&signalled.chain(awaited).collect::<Vec<_>>())
             .u64s(&NO_BOARDS)

@@ -61,7 +61,7 @@ impl Physical {
         Ok(Self { handle, len })
     }
 
-    /// What a handle stands for, which is released with this.
+    /// What a handle stands for: it is released with this.
     pub(super) fn of_handle(handle: CUmemGenericAllocationHandle, len: usize) -> Self {
         Self { handle, len }
     }
@@ -142,6 +142,7 @@ impl Mapped {
         Ok(mapped)
     }
 
+    /// Where it begins.
     pub(super) fn base(&self) -> u64 {
         self.base
     }

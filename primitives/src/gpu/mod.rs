@@ -5,6 +5,7 @@
 //! the host's shared memory, and mapped by each of them.
 
 mod error;
+mod foreign;
 mod memory;
 mod multicast;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 
 pub use self::error::CudaError;
+pub use self::foreign::{Export, Exported, Import, PointerInfo, Way};
 pub use self::memory::{HostMemory, PeerMemory};
 use crate::error::Error;
 

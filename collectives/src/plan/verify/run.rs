@@ -436,14 +436,12 @@ impl<'a> Run<'a> {
 
     /// Replaces what was loaded from all ranks by the switch's sum of it.
     fn switch(&mut self, from: &[Place], loaded: &mut Vec<(ValueId, bool)>) {
-        let mut at = 0;
-        for place in from {
+        for (at, place) in from.iter().enumerate() {
             if place.whose == Whose::Group && self.world > 1 {
                 let terms = loaded[at..at + self.world].iter().map(|(value, _)| *value).collect();
                 let sum = (self.values.switched(terms), true);
                 loaded.splice(at..at + self.world, [sum]);
             }
-            at += 1;
         }
     }
 
