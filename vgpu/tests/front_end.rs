@@ -3,6 +3,7 @@
 mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::kernels_ptx;
@@ -90,7 +91,7 @@ fn functions(ptx: &str) -> Vec<String> {
 }
 
 /// Loads the text and decodes all kernels; true if all of it was accepted.
-fn load(text: &str, space: &AddressSpace) -> bool {
+fn load(text: &str, space: &Arc<AddressSpace>) -> bool {
     let Ok(module) = LoadedModule::parse(text, true) else { return false };
     let kernels: Vec<String> = module.module().functions.keys().cloned().collect();
     kernels.iter().all(|k| module.kernel(space, 0, k).is_ok())
@@ -102,10 +103,10 @@ fn vgpu_damaged_ptx_is_refused_without_a_panic() {
     let texts = functions(&ptx);
     let mut random = Random(1);
     let (mut accepted, mut failures) = (0, Vec::new());
-    let mut space = AddressSpace::new().unwrap();
+    let mut space = Arc::new(AddressSpace::new().unwrap());
     for n in 0..MUTANTS {
         if n % 100 == 0 {
-            space = AddressSpace::new().unwrap(); // modules' variables are never freed
+            space = Arc::new(AddressSpace::new().unwrap()); // modules' variables are never freed
         }
         let text = damage(&texts[random.below(texts.len())], &mut random);
         let start = Instant::now();
@@ -151,9 +152,9 @@ fn vgpu_absurd_sizes_and_nesting_are_errors() {
             .replace(".visible", &format!("{tower}{}.visible", device("f10", String::new()))),
     ];
     for text in texts {
-        let space = AddressSpace::new().unwrap();
+        let space = Arc::new(AddressSpace::new().unwrap());
         assert!(!load(&text, &space), "accepted: {:.300}", text);
     }
-    let space = AddressSpace::new().unwrap();
+    let space = Arc::new(AddressSpace::new().unwrap());
     assert!(load(&body("").replace(".visible", ".global .b128 g = 1;\n.visible"), &space));
 }

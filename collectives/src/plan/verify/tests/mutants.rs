@@ -292,6 +292,13 @@ fn equivalent(mutant: &Mutant) -> Option<&'static str> {
         {
             Some("both instructions copy the same input, so their destinations may change places")
         }
+        ("reduce_scatter", "nvls_staged", Kind::SignalBeforeMove)
+            if mutant.index + 1 == mutant.other && list[mutant.other..].len() == 2 =>
+        {
+            Some(
+                "the last barrier is for ranks that then let go of their memory; halves do the rest",
+            )
+        }
         _ => None,
     }
 }
@@ -405,5 +412,5 @@ fn every_mutant_of_an_all_reduce_is_found() {
 #[test]
 fn every_mutant_of_another_collective_is_found() {
     let reasons = every_mutant_is_found(all().filter(|a| a.collective != Collective::AllReduce));
-    assert_eq!(reasons.len(), 1, "each rule for right mutants is needed: {reasons:?}");
+    assert_eq!(reasons.len(), 2, "each rule for right mutants is needed: {reasons:?}");
 }
