@@ -329,6 +329,18 @@ fn again(test: &str, setting: Option<(&str, &str)>) {
     assert!(run.status.success(), "{setting:?}: {said}{}", String::from_utf8_lossy(&run.stdout));
 }
 
+/// Does something several times: memory that one of them does not let go of is an open file of the virtual driver's.
+fn leaves_no_files(work: impl Fn()) {
+    const TIMES: usize = 4;
+    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    // What is opened once.
+    work();
+    let before = files();
+    (0..TIMES).for_each(|_| work());
+    // Fewer than one each: a connection of a thread that has just ended may be there at one count and not at the other.
+    assert!(files() < before + TIMES, "{before} files before, {} after", files());
+}
+
 fn is_run_again() -> bool {
     std::env::var_os(AGAIN).is_some()
 }
@@ -345,12 +357,7 @@ fn virtual_devices(world: usize) -> bool {
 #[test]
 fn without_multicast_on_one_rank_all_do_without_and_nothing_is_left() {
     if is_run_again() {
-        // Files of the driver's that are opened once.
-        has_no_multicast(gpu::rank);
-        let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-        let before = files();
-        has_no_multicast(gpu::rank);
-        assert_eq!(files(), before);
+        leaves_no_files(|| has_no_multicast(gpu::rank));
     } else if virtual_devices(3) {
         for setting in [
             ("VGPU_ARCH", "80"),
@@ -370,15 +377,11 @@ fn without_multicast_on_one_rank_all_do_without_and_nothing_is_left() {
 #[test]
 fn multicast_memory_is_let_go() {
     if is_run_again() {
-        let used = || {
+        leaves_no_files(|| {
             gpu::ranks_with(common::settings().algorithm("nvls"), 3, |mut rank| {
-                for _ in 0..3 {
-                    drop(buffers(&mut rank, case(PLANS[1], 3, 1000)));
-                }
+                drop(buffers(&mut rank, case(PLANS[1], 3, 1000)));
             });
-            std::fs::read_dir("/proc/self/fd").unwrap().count()
-        };
-        assert_eq!(used(), used());
+        });
     } else if virtual_devices(3) {
         again("multicast_memory_is_let_go", None);
     }
