@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   time = rounds * ((phases + signalled) * hop + messages * message)
-//!        + bytes * (plain * copy + shared * travel + packed * packet) * ranks per core
+//!        + bytes * (plain * copy + switched * switch + shared * travel + packed * packet) * ranks per core
 //! ```
 //!
 //! Where ranks share cores, a hop is the time until the other rank is scheduled.
@@ -28,8 +28,13 @@ pub(crate) struct Work {
     pub(crate) messages: f64,
     /// Bytes loaded and stored in plain memory.
     pub(crate) plain: f64,
-    /// Those of them in memory that other ranks use, too: they travel between cores.
+    /// Bytes loaded and stored in the memory of all ranks at once, counted for each of them: so many pass through a rank's
+    /// link to the switch, since everyone's memory is read for every load of anyone, and written for every store.
+    pub(crate) switched: f64,
+    /// Those of `plain` in memory that other ranks use, too: they travel between cores.
     pub(crate) shared: f64,
+    /// Those of `shared` in the rank's own memory.
+    pub(crate) own: f64,
     /// Bytes loaded and stored as packets.
     pub(crate) packed: f64,
 }
@@ -81,18 +86,25 @@ impl Work {
     }
 
     fn add_place(&mut self, place: &Place, share: f64, (rank, world): (usize, usize)) {
-        let copies = match place.whose {
-            Whose::Group => world as f64,
-            Whose::Rank(_) => 1.0,
-        };
-        if place.buffer == Buffer::Packets {
-            self.packed += share * copies;
-        } else {
-            self.plain += share * copies;
-            if place.buffer == Buffer::Scratch || !place.is_of(rank) {
-                self.shared += share * copies;
+        match (place.buffer, place.whose) {
+            // A store to the group leaves a rank once; that it comes to all, these count as loads.
+            (Buffer::Packets, _) => self.packed += share,
+            (_, Whose::Group) => self.switched += share * world as f64,
+            (buffer, _) => {
+                self.plain += share;
+                if buffer == Buffer::Scratch || !place.is_of(rank) {
+                    self.shared += share;
+                }
+                if buffer == Buffer::Scratch && place.is_of(rank) {
+                    self.own += share;
+                }
             }
         }
+    }
+
+    /// The same between GPUs: a GPU's own memory is its own, and of what it shares only what others do with it travels.
+    pub(crate) fn between_gpus(self) -> Self {
+        Self { shared: self.shared - self.own, own: 0.0, ..self }
     }
 
     /// The more expensive of two, term by term: ranks play different parts, the slowest counts.
@@ -102,7 +114,9 @@ impl Work {
             signalled: self.signalled.max(other.signalled),
             messages: self.messages.max(other.messages),
             plain: self.plain.max(other.plain),
+            switched: self.switched.max(other.switched),
             shared: self.shared.max(other.shared),
+            own: self.own.max(other.own),
             packed: self.packed.max(other.packed),
         }
     }
@@ -132,6 +146,10 @@ pub struct Machine {
     pub uncached: f64,
     /// Moving a byte as a packet.
     pub packet: f64,
+    /// Moving a byte through a multicast address, for each rank behind it. None: as a byte of shared memory for each, for
+    /// there is no switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switched: Option<f64>,
     /// What a byte costs on top when another core uses its memory, too: in small blocks.
     pub shared: f64,
     /// The same in large blocks.
@@ -147,6 +165,7 @@ impl Machine {
         cached: 0.04,
         uncached: 0.12,
         packet: 0.25,
+        switched: None,
         shared: 0.08,
         shared_far: 0.04,
     };
@@ -159,7 +178,8 @@ impl Machine {
         // on the same footing.
         let plain = if bytes > CACHED_BYTES { self.uncached } else { self.cached };
         let shared = if bytes > NEAR_BYTES { self.shared_far } else { self.shared };
-        let moved = work.plain * plain + work.shared * shared;
+        let switched = self.switched.unwrap_or(plain + shared);
+        let moved = work.plain * plain + work.switched * switched + work.shared * shared;
         let hop = if load > 1.0 { self.switch * load } else { self.hop };
         let hops = work.phases * hop + work.signalled * self.hop;
         let waits = hops + work.messages * self.message * load;
@@ -175,13 +195,11 @@ const NEAR_BYTES: f64 = 32_768.0;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::algorithms::ALL;
+    use crate::algorithms::{Algorithm, all};
 
     fn work(collective: &str, name: &str, world: usize) -> Work {
-        let find = |a: &&&crate::algorithms::Algorithm| {
-            a.collective.name() == collective && a.name == name
-        };
-        let algorithm = ALL.iter().find(find).unwrap();
+        let find = |a: &&Algorithm| a.collective.name() == collective && a.name == name;
+        let algorithm = all().find(find).unwrap();
         Work::of(&algorithm.program(1, world, 0), (algorithm.parts)(world), (1, world))
     }
 
@@ -200,6 +218,11 @@ mod tests {
         // Seven packets written, seven read.
         assert_eq!(work("all_reduce", "one_shot_packet", 8).packed, 14.0);
         assert_eq!(work("all_reduce", "two_shot_packet", 8).packed, 28.0 / 8.0);
+        // One written for all, seven read.
+        assert_eq!(work("all_reduce", "one_shot_multicast", 8).packed, 8.0);
+        // An eighth is read from all eight, and written to them.
+        let switched = work("all_reduce", "nvls", 8);
+        assert_eq!((switched.switched, switched.plain, switched.shared), (2.0, 0.0, 0.0));
     }
 
     #[test]

@@ -47,7 +47,8 @@ fn kept_or_measured() -> Machine {
 }
 
 fn is_sane(machine: &Machine) -> bool {
-    let Machine { hop, switch, message, cached, uncached, packet, shared, shared_far } = *machine;
+    let Machine { hop, switch, message, cached, uncached, packet, shared, shared_far, switched: _ } =
+        *machine;
     [hop, switch, message, cached, uncached, packet, shared, shared_far]
         .iter()
         .all(|t| t.is_finite() && *t > 0.0)
@@ -96,6 +97,7 @@ fn measure(cores: usize) -> Machine {
         cached,
         uncached: uncached.max(cached),
         packet: or(packet(hop), typical.packet),
+        switched: None,
         shared: or(shared(hop, cached, EXCHANGED), typical.shared),
         shared_far: or(shared(hop, cached, FAR), typical.shared_far),
     }

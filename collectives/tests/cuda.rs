@@ -3,80 +3,11 @@
 
 mod common;
 
-use common::cases::{Case, Number, Op, alias, by_type, cases, reduce_op, result, value};
-use common::gpu::{self, Memory, Rank};
+use common::cases::{Case, Op, cases};
+use common::gpu::{self, check};
 use proptest::prelude::*;
+use warpmesh::DataType;
 use warpmesh::plan::Collective;
-use warpmesh::{DataType, RawCall};
-
-/// Runs cases of one world, algorithm and mode on one communicator.
-fn check(cases: &[Case]) {
-    let Some(first) = cases.first() else { return };
-    let mut builder = common::settings().canonical(first.canonical);
-    if let Some(name) = first.algorithm {
-        builder = builder.algorithm(name);
-    }
-    let problems = gpu::ranks_with(builder, first.world, |mut rank| {
-        let mut wrong = |case: &Case| by_type!(case.dtype, run(&mut rank, *case));
-        cases.iter().find_map(|case| wrong(case).map(|problem| (*case, problem)))
-    });
-    for (rank, problem) in problems.into_iter().enumerate() {
-        assert!(problem.is_none(), "rank {rank}: {problem:?}");
-    }
-}
-
-/// Runs a case three times on one rank, without a pause between; returns what is wrong.
-fn run<T: Number>(rank: &mut Rank, case: Case) -> Option<String> {
-    let Case { world, collective, count, root, offset, in_place, op, .. } = case;
-    let me = rank.comm.rank();
-    let (inputs, outputs) = collective.blocks(world, root, me);
-    let space = offset + world * count + 8;
-    let guard = vec![T::of(3); space];
-    let input = Memory::new(rank, size_of_val(&guard[..]), case.registered);
-    let output = Memory::new(rank, size_of_val(&guard[..]), case.registered);
-    let place = if in_place { alias(collective, me, root, count) } else { None };
-    let (start_in, start_out) = place.map_or((offset, offset), |(i, o)| (offset + i, offset + o));
-    let mut from = guard.clone();
-    for i in 0..inputs * count {
-        from[start_in + i] = T::of(value(op, me, i / count, i % count, world));
-    }
-    let base = if place.is_some() { &output } else { &input };
-    let call = RawCall {
-        collective,
-        dtype: T::DTYPE,
-        op: reduce_op::<T>(op, me),
-        root,
-        count,
-        input: (base.address() as usize + start_in * size_of::<T>()) as *const u8,
-        output: (output.address() as usize + start_out * size_of::<T>()) as *mut u8,
-    };
-    let mut before = guard.clone();
-    for _ in 0..3 {
-        rank.upload(output.address(), &guard);
-        rank.upload(base.address(), &from);
-        before = if place.is_some() { from.clone() } else { guard.clone() };
-        if let Err(error) = rank.call(&call) {
-            return Some(error.to_string());
-        }
-    }
-    if let Err(error) = rank.synchronize() {
-        return Some(error.to_string());
-    }
-    let seen = rank.download::<T>(output.address(), space);
-    for (i, (seen, before)) in seen.iter().zip(&before).enumerate() {
-        let inside = i >= start_out && i < start_out + outputs * count;
-        let want = match inside {
-            true => result::<T>(case, me, (i - start_out) / count, (i - start_out) % count),
-            false => *before,
-        };
-        if bytemuck::bytes_of(seen) != bytemuck::bytes_of(&want) {
-            return Some(format!(
-                "element {i} (output from {start_out}) is {seen:?}, not {want:?}"
-            ));
-        }
-    }
-    None
-}
 
 /// A call of the algorithm's collective.
 fn case(algorithm: &warpmesh::algorithms::Algorithm, world: usize, count: usize) -> Case {
@@ -87,8 +18,9 @@ fn case(algorithm: &warpmesh::algorithms::Algorithm, world: usize, count: usize)
         op: Op::Sum,
         count,
         root: world / 2,
-        offset: 0,
+        offsets: (0, 0),
         registered: true,
+        symmetric: false,
         in_place: false,
         canonical: false,
         algorithm: Some(algorithm.name),
@@ -137,8 +69,8 @@ fn every_type_and_operator() {
     for (row, dtype) in DataType::ALL.into_iter().enumerate() {
         for (column, op) in Op::ALL.into_iter().enumerate() {
             let turn = (row + column) % all.len();
-            let (offset, in_place) = (1, true);
-            cases[turn].push(Case { dtype, op, offset, in_place, ..case(all[turn], 3, 1001) });
+            let (offsets, in_place) = ((1, 1), true);
+            cases[turn].push(Case { dtype, op, offsets, in_place, ..case(all[turn], 3, 1001) });
         }
     }
     cases.iter().for_each(|cases| check(cases));

@@ -59,7 +59,7 @@ fn slices_of_cudarc_are_buffers() {
 fn views_and_registered_buffers_are_reduced_in_place() {
     worlds(|Rank { mut comm, stream }| {
         let me = comm.rank();
-        let mut all = comm.alloc::<f32>(WORLD * COUNT, &stream).unwrap();
+        let mut all = comm.alloc_symmetric::<f32>(WORLD * COUNT, &stream).unwrap();
         stream.memcpy_htod(&blocks(|b| block(me, b)), &mut all).unwrap();
         comm.reduce_scatter_in_place(&mut all, ReduceOp::Sum, &stream).unwrap();
         comm.all_gather_in_place(&mut all, &stream).unwrap();

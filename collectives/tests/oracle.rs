@@ -25,10 +25,10 @@ fn check_typed<T: Number>(case: Case) {
 
 /// Runs a case twice on one rank; returns what is wrong.
 fn run<T: Number>(comm: &mut Communicator, case: Case) -> Option<String> {
-    let Case { world, collective, count, root, offset, in_place, op, .. } = case;
+    let Case { world, collective, count, root, offsets, in_place, op, .. } = case;
     let rank = comm.rank();
     let (inputs, outputs) = collective.blocks(world, root, rank);
-    let space = offset + world * count + 8;
+    let space = offsets.0.max(offsets.1) + world * count + 8;
     let (mut memory_in, mut memory_out, mut plain_in, mut plain_out);
     let (input, output): (&mut [T], &mut [T]) = if case.registered {
         memory_in = comm.alloc::<T>(space).unwrap();
@@ -44,8 +44,8 @@ fn run<T: Number>(comm: &mut Communicator, case: Case) -> Option<String> {
         output.fill(guard);
         let place = if in_place { alias(collective, rank, root, count) } else { None };
         let (start_in, start_out) = match place {
-            Some((start_in, start_out)) => (offset + start_in, offset + start_out),
-            None => (offset, offset),
+            Some((start_in, start_out)) => (offsets.1 + start_in, offsets.1 + start_out),
+            None => offsets,
         };
         let from: &mut [T] = if place.is_some() { output } else { input };
         for i in 0..inputs * count {
@@ -112,8 +112,9 @@ fn every_algorithm_with_every_type_and_operator() {
                     op: *op,
                     count: 1001,
                     root: 1,
-                    offset: 1,
+                    offsets: (1, 1),
                     registered: true,
+                    symmetric: false,
                     in_place: algorithm.collective != Collective::AllToAll,
                     canonical: false,
                     algorithm: Some(algorithm.name),
@@ -137,8 +138,9 @@ fn messages_of_many_rounds_are_exact() {
                 op: Op::Sum,
                 count,
                 root: world - 1,
-                offset: 0,
+                offsets: (0, 0),
                 registered: true,
+                symmetric: false,
                 in_place: false,
                 canonical: false,
                 algorithm: Some(algorithm.name),

@@ -126,7 +126,8 @@ struct Worker {
     }
   }
 
-  // Tells COUNT peers where this rank's buffers are. The next signal to a peer publishes it.
+  // Tells COUNT peers where this rank's buffers are: the next signal to a peer publishes it. What is learned of operands is for all
+  // threads after the next barrier, of a signal, a wait or `sync`.
   template <int COUNT, class P>
   WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) {
     const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
@@ -136,7 +137,6 @@ struct Worker {
       if (p.announced[n] == NOT) learned.at[n] = p.place[n];
       if (own) learn(p, learned, n, call.rank, call.mine);
     }
-    __syncthreads();
   }
 
   // Waits for COUNT peers, and takes in what they announced.
@@ -167,7 +167,7 @@ struct Worker {
     failed = __syncthreads_or(failed);
   }
 
-  // What this block's threads did before is done before what they do next.
+  // Between moves of which the later one touches what other threads have moved, or uses what they have learned: they are done.
   WARPMESH_DEVICE void sync() { failed = __syncthreads_or(failed); }
 
   // GROUP moves of the same form that do not depend on each other, the warps dealt out among them.

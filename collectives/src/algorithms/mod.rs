@@ -1,10 +1,11 @@
 //! The built-in algorithms. Each is a constant [`Algorithm`]: its shape, what it promises, and a
 //! function that writes one rank's program. To add one, write a file like [`ring`](self) and list
-//! it in [`ALL`]; the tests then verify it for 1–16 ranks, run it against the oracle, and the
+//! it in [`ALL`] or [`MULTICAST`]; the tests then verify it for 1–16 ranks, run it against the oracle, and the
 //! selection takes it where the cost model finds it fastest.
 #![forbid(unsafe_code)]
 
 mod direct;
+mod multicast;
 mod packet;
 mod ring;
 mod staged;
@@ -59,7 +60,7 @@ impl Algorithm {
     }
 }
 
-/// All built-in algorithms. Where two are predicted equally fast, the earlier one is taken.
+/// The built-in algorithms that any device can run. Where two are predicted equally fast, the earlier one is taken.
 pub const ALL: &[&Algorithm] = &[
     &packet::ONE_SHOT,
     &packet::ONE_SHOT_PULL,
@@ -92,6 +93,23 @@ pub const ALL: &[&Algorithm] = &[
     &staged::BARRIER,
 ];
 
+/// Those for GPUs behind a switch that reduces and multiplies: they address all ranks' memory at once.
+pub const MULTICAST: &[&Algorithm] = &[
+    &multicast::ONE_SHOT,
+    &multicast::ALL_REDUCE,
+    &multicast::STAGED,
+    &multicast::ALL_GATHER_PACKETS,
+    &multicast::ALL_GATHER,
+    &multicast::ALL_GATHER_STAGED,
+    &multicast::REDUCE_SCATTER,
+    &multicast::REDUCE_SCATTER_STAGED,
+];
+
+/// All built-in algorithms: [`ALL`], then [`MULTICAST`].
+pub fn all() -> impl Iterator<Item = &'static Algorithm> {
+    ALL.iter().chain(MULTICAST).copied()
+}
+
 fn none(_: usize) -> usize {
     0
 }
@@ -114,9 +132,9 @@ mod tests {
     use crate::plan::verify::{verify, verify_sequence};
 
     fn plans(world: usize) -> impl Iterator<Item = (&'static Algorithm, Plan)> {
-        ALL.iter().flat_map(move |algorithm| {
+        all().flat_map(move |algorithm| {
             let roots = if algorithm.collective.is_rooted() { 0..world } else { 0..1 };
-            roots.map(move |root| (*algorithm, algorithm.plan(world, root)))
+            roots.map(move |root| (algorithm, algorithm.plan(world, root)))
         })
     }
 
@@ -153,9 +171,9 @@ mod tests {
 
     #[test]
     fn names_are_unique_within_a_collective() {
-        for (i, a) in ALL.iter().enumerate() {
-            let same = |b: &&Algorithm| b.collective == a.collective && b.name == a.name;
-            assert!(!ALL[i + 1..].iter().any(same), "{} {}", a.collective, a.name);
+        for (i, a) in all().enumerate() {
+            let same = |b: &Algorithm| b.collective == a.collective && b.name == a.name;
+            assert!(!all().skip(i + 1).any(same), "{} {}", a.collective, a.name);
         }
     }
 }

@@ -144,6 +144,8 @@ pub(crate) struct Board {
     pub(crate) plan: usize,
     /// This rank's factor of a `PreMulSum`; ranks may differ in it.
     pub(crate) scale: u64,
+    /// Whether the plan needs the input, and the output, at the same place on all ranks.
+    pub(crate) same_place: [bool; 2],
 }
 
 impl Board {
@@ -168,6 +170,7 @@ impl Board {
                 ReduceOp::PreMulSum(scalar) => scalar.bits(),
                 _ => 0,
             },
+            same_place: [false; 2],
         }
     }
 
@@ -177,10 +180,16 @@ impl Board {
         let what = self.collective as u64
             | (self.dtype as u64) << 8
             | (self.op as u64) << 16
+            | u64::from(self.same_place[0]) << 24
+            | u64::from(self.same_place[1]) << 25
             | (self.root as u64) << 32;
         let (count, plan) = (self.count as u64, self.plan as u64);
-        let tag = digest([what, count, plan]);
         let (input, output) = (Address::to_word(self.input), Address::to_word(self.output));
+        let mut tag = digest([what, count, plan]);
+        if self.same_place != [false; 2] {
+            let [by_input, by_output] = self.same_place.map(u64::from);
+            tag = digest([tag.into(), by_input * input, by_output * output]);
+        }
         let words = [what, count, input, output, plan, self.scale];
         (Call { sequence, tag: u64::from(tag), words }, tag)
     }
@@ -205,6 +214,7 @@ impl Board {
             output: Address::from_word(output),
             plan: plan as usize,
             scale,
+            same_place: [24, 25].map(|bit| what >> bit & 1 == 1),
         }
     }
 
@@ -234,6 +244,12 @@ impl fmt::Display for Board {
         write!(f, ", count {count}")?;
         if collective.is_rooted() {
             write!(f, ", root {}", self.root)?;
+        }
+        let ends = [("input", self.input), ("output", self.output)];
+        for ((end, place), needed) in ends.into_iter().zip(self.same_place) {
+            if let Some(Address { id, offset }) = place.filter(|_| needed) {
+                write!(f, ", {end} at byte {offset} of symmetric memory {id}")?;
+            }
         }
         let registered = self.input.is_some() || self.output.is_some();
         write!(f, ", {}registered)", if registered { "" } else { "not " })
@@ -313,6 +329,7 @@ mod tests {
             output: None,
             plan: 17,
             scale: 99,
+            same_place: [true, false],
         };
         let (call, tag) = board.write(5);
         let read = Board::read(&call);
@@ -322,10 +339,26 @@ mod tests {
         );
         assert_eq!((read.root, read.count, read.plan), (board.root, board.count, board.plan));
         assert_eq!((read.input, read.output), (board.input, board.output));
-        assert_eq!(read.scale, board.scale);
+        assert_eq!((read.scale, read.same_place), (board.scale, board.same_place));
         assert_eq!(Board::tag_of(&call), tag);
         let (other, _) = Board { count: board.count + 1, ..board }.write(5);
         assert_ne!(Board::tag_of(&other) & 0xff_ffff, tag & 0xff_ffff);
+    }
+
+    #[test]
+    fn places_count_where_the_plan_needs_them_to_be_the_same() {
+        let place = |offset| Some(Address { id: 2, offset });
+        let tag = |same_place, input, output| {
+            let board = Board::of(&call(64, 128), OpKind::Sum, 3, (place(input), place(output)));
+            Board { same_place, ..board }.write(1).1
+        };
+        assert_eq!(tag([false, false], 0, 16), tag([false, false], 32, 48));
+        assert_eq!(tag([true, false], 0, 16), tag([true, false], 0, 48));
+        assert_ne!(tag([true, false], 0, 16), tag([true, false], 32, 16));
+        assert_ne!(tag([false, true], 0, 16), tag([false, true], 0, 48));
+        let board = Board::of(&call(64, 128), OpKind::Sum, 3, (place(0), place(16)));
+        let text = Board { same_place: [false, true], ..board }.to_string();
+        assert!(text.contains("output at byte 16 of symmetric memory 2"), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //!   send no packets. It comes earlier, but nothing that a peer could wait for comes between.
 #![forbid(unsafe_code)]
 
-use crate::plan::{Buffer, Instruction, Place};
+use crate::plan::{Buffer, Instruction, Place, Shape, Whose};
 
 /// The list with signals and waits merged.
 pub(super) fn arrange(list: &[Instruction]) -> Vec<Instruction> {
@@ -84,6 +84,44 @@ fn next_over(
     let (other, others) = kind(list.get(next)?)?;
     let disjoint = !peers.iter().any(|peer| others.contains(peer));
     (other == semaphore && disjoint).then_some(next)
+}
+
+/// Whether a move touches what an earlier one does, and one of the two writes it. Threads of a block share moves in other ways
+/// from one to the next, so there has to be a barrier between such two. (Packets are ordered by their flags.)
+pub(super) fn conflict(
+    earlier: &Instruction,
+    later: &Instruction,
+    shape: &Shape,
+    rank: usize,
+) -> bool {
+    let (
+        Instruction::Move { part: a, to: written, from: read, .. },
+        Instruction::Move { part: b, to, from, .. },
+    ) = (earlier, later)
+    else {
+        return false;
+    };
+    let same = |x: &Place, y: &Place| {
+        let shared = x.whose == y.whose || [x.whose, y.whose].contains(&Whose::Group);
+        let memory = x.buffer != Buffer::Packets && (!x.is_user() || a == b);
+        shared && memory && in_place(x, shape, rank) == in_place(y, shape, rank)
+    };
+    let any =
+        |these: &[Place], those: &[Place]| these.iter().any(|x| those.iter().any(|y| same(x, y)));
+    any(written, to) || any(written, from) || any(read, to)
+}
+
+/// Which memory a place is if input and output are the same.
+fn in_place(place: &Place, shape: &Shape, rank: usize) -> (Buffer, usize) {
+    let owner = match place.whose {
+        Whose::Rank(owner) => owner,
+        Whose::Group => rank,
+    };
+    let alias = shape.collective.alias(shape.root, owner, place.index);
+    match (place.buffer, alias) {
+        (Buffer::Input, Some(block)) => (Buffer::Output, block),
+        (buffer, _) => (buffer, place.index),
+    }
 }
 
 fn awaits(_: &[Place], from: &[Place]) -> bool {

@@ -9,7 +9,8 @@ use super::windows::Keep;
 use super::{CudaCommunicator, driver_error};
 use crate::error::{Error, argument};
 
-/// GPU memory that peers reach, so that calls on it stage nothing: made by [`CudaCommunicator::alloc_bytes`].
+/// GPU memory that peers reach, so that calls on it stage nothing: made by [`CudaCommunicator::alloc_bytes`] or
+/// [`CudaCommunicator::alloc_symmetric_bytes`].
 #[derive(Debug)]
 pub struct CudaBytes {
     memory: PeerMemory,
@@ -91,11 +92,27 @@ impl CudaCommunicator {
     pub fn alloc_bytes(&mut self, len: usize) -> Result<CudaBytes, Error> {
         self.windows.tidy(&self.gpu);
         let memory = self.gpu.share(self.host.node(), len)?;
+        self.add_own(memory)
+    }
+
+    /// As [`alloc_bytes`](Self::alloc_bytes), for buffers that lie at the same offset in it on all ranks: the ranks promise to pass
+    /// the same offsets to a call. Then a switch between the GPUs, where there is one, reduces and multiplies them where they are;
+    /// elsewhere the memory is as any. (In place, an all-gather's input and a reduce-scatter's output lie where the other buffer
+    /// has the rank's block: only that one counts.)
+    ///
+    /// # Errors
+    /// As [`alloc_bytes`](Self::alloc_bytes). A promise that is broken is a mismatch of the call, which names the rank that differs.
+    pub fn alloc_symmetric_bytes(&mut self, len: usize) -> Result<CudaBytes, Error> {
+        self.windows.tidy(&self.gpu);
+        let memory = self.gpu.share_multicast(self.host.node(), len)?;
+        self.add_own(memory)
+    }
+
+    fn add_own(&mut self, memory: PeerMemory) -> Result<CudaBytes, Error> {
         let starts: Vec<u64> = (0..self.world()).map(|rank| memory.address(rank)).collect();
+        let (rank, range) = (self.rank(), (starts.as_slice(), memory.len() as u64));
         let keep = Keep::Own(memory.clone());
-        let rank = self.rank();
-        let (_, alive) =
-            self.windows.add(&self.gpu, &self.regions, rank, (&starts, len as u64), keep)?;
+        let (_, alive) = self.windows.add(&self.gpu, &self.regions, rank, range, keep)?;
         Ok(CudaBytes { memory, rank, _alive: alive })
     }
 

@@ -10,10 +10,11 @@ use warpmesh_primitives::gpu::{CudaError, PointerInfo};
 use super::geometry::Geometry;
 use super::kernel::{Buffers, Loaded};
 use super::params::{Board, Call};
+use super::switch::{AtHand, Needs};
 use super::windows::Place;
 use super::{CudaCommunicator, Key, choose, driver_error, emit};
 use crate::communicator::RawCall;
-use crate::communicator::call::{Address, Board as HostBoard};
+use crate::communicator::call::{Address, Board as HostBoard, Checked};
 use crate::communicator::plans::Query;
 use crate::dtype::DataType;
 use crate::error::{Error, argument};
@@ -48,6 +49,20 @@ impl Buffer {
     fn address(&self) -> Option<Address> {
         self.place.map(|place| Address { id: place.window, offset: place.offset as usize })
     }
+
+    /// Its multicast address on all ranks, if it has one.
+    fn of_all(&self) -> Option<u64> {
+        self.place?.of_all
+    }
+}
+
+/// How a call is done.
+struct Decision {
+    /// The plan's number.
+    plan: usize,
+    op: OpKind,
+    input: Buffer,
+    output: Buffer,
 }
 
 impl CudaCommunicator {
@@ -70,20 +85,42 @@ impl CudaCommunicator {
         }
         self.check_alive()?;
         self.check_stream(call, stream)?;
-        let input = self.buffer(call, "input", call.input as u64, checked.input_bytes)?;
-        let output = self.buffer(call, "output", call.output as u64, checked.output_bytes)?;
-        let registered = input.is_registered() && output.is_registered();
-        let query = choose::query(call, registered, checked.in_place);
-        let (plan, op) = (self.choose(&query, call)?, query.op);
+        let decision = self.decide(call, &checked)?;
+        let Decision { plan, op, .. } = decision;
         let key = (plan, call.root, kernel_type(call.collective, call.dtype), op);
         if !self.kernels.contains_key(&key) {
             let loaded = self.load(key)?;
             self.kernels.insert(key, loaded);
         }
-        let digest = self.announce(call, op, plan, (input, output))?;
-        let header = self.header(call, op, digest, (input, output));
+        let digest = self.announce(call, &decision)?;
+        let header = self.header(call, &decision, digest);
         // SAFETY: the caller's.
-        unsafe { self.launch(key, call, header, stream) }
+        unsafe { self.launch(key, call, header, &decision, stream) }
+    }
+
+    /// The name of the plan that a call takes.
+    ///
+    /// # Errors
+    /// An argument is wrong, or no plan can do it.
+    pub fn plan_of(&self, call: &RawCall) -> Result<&'static str, Error> {
+        self.bind()?;
+        let checked = call.check(self.rank(), self.world())?;
+        let Decision { plan, .. } = self.decide(call, &checked)?;
+        Ok(self.candidates[plan].algorithm.name)
+    }
+
+    fn decide(&self, call: &RawCall, checked: &Checked) -> Result<Decision, Error> {
+        let input = self.buffer(call, "input", call.input as u64, checked.input_bytes)?;
+        let output = self.buffer(call, "output", call.output as u64, checked.output_bytes)?;
+        let registered = input.is_registered() && output.is_registered();
+        let query = choose::query(call, registered, checked.in_place);
+        let at_hand = AtHand {
+            memory: self.regions.multicast(),
+            input: input.of_all().is_some(),
+            output: output.of_all().is_some(),
+        };
+        let (plan, op) = (self.choose(&query, at_hand, call.count)?, query.op);
+        Ok(Decision { plan, op, input, output })
     }
 
     /// Waits until everything on a stream is done.
@@ -171,24 +208,26 @@ impl CudaCommunicator {
         Ok(Buffer { absent: false, place: self.windows.find(address, bytes as u64, &info) })
     }
 
-    pub(super) fn choose(&self, query: &Query, call: &RawCall) -> Result<usize, Error> {
+    pub(super) fn choose(
+        &self,
+        query: &Query,
+        at_hand: AtHand,
+        count: usize,
+    ) -> Result<usize, Error> {
         let (canonical, only) = self.host.preferences();
-        let chosen = choose::choose(&self.candidates, query, call.count, canonical, only);
+        let chosen = choose::choose(&self.candidates, query, at_hand, count, canonical, only);
         chosen.ok_or_else(|| self.host.no_plan(query))
     }
 
     /// Tells the peers' hosts what this rank calls, and looks whether one of them calls something else; a digest of what must be
     /// equal on all ranks.
-    fn announce(
-        &mut self,
-        call: &RawCall,
-        op: OpKind,
-        plan: usize,
-        (input, output): (Buffer, Buffer),
-    ) -> Result<u32, Error> {
+    fn announce(&mut self, call: &RawCall, decision: &Decision) -> Result<u32, Error> {
         self.sequence += 1;
         let node = self.host.node();
+        let Decision { plan, op, input, output } = *decision;
         let board = HostBoard::of(call, op, plan, (input.address(), output.address()));
+        let Needs { input, output, .. } = self.candidates[plan].switch;
+        let board = HostBoard { same_place: [input, output], ..board };
         let (description, digest) = board.write(self.sequence);
         node.me().announce(&description);
         // Of two ranks that announce at the same time at least one sees the other's call.
@@ -217,18 +256,12 @@ impl CudaCommunicator {
         Loaded::new(self.gpu.context(), &kernel, &compiled, &shape, &self.regions, rank)
     }
 
-    fn header(
-        &self,
-        call: &RawCall,
-        op: OpKind,
-        digest: u32,
-        (input, output): (Buffer, Buffer),
-    ) -> Call {
+    fn header(&self, call: &RawCall, decision: &Decision, digest: u32) -> Call {
         let factor = match call.op {
-            ReduceOp::PreMulSum(scalar) if op == OpKind::PreMulSum => scalar.bits(),
+            ReduceOp::PreMulSum(scalar) if decision.op == OpKind::PreMulSum => scalar.bits(),
             _ => 0,
         };
-        let (input, output) = (input.announced(), output.announced());
+        let (input, output) = (decision.input.announced(), decision.output.announced());
         Call {
             count: call.count as u64,
             rank: self.rank() as u32,
@@ -254,6 +287,7 @@ impl CudaCommunicator {
         key: Key,
         call: &RawCall,
         mut header: Call,
+        decision: &Decision,
         stream: CUstream,
     ) -> Result<(), Error> {
         let bounds = self.kernels[&key].bounds;
@@ -267,6 +301,8 @@ impl CudaCommunicator {
         let buffers = Buffers {
             input: call.input as u64,
             output: call.output as u64,
+            input_of_all: decision.input.of_all().unwrap_or(0),
+            output_of_all: decision.output.of_all().unwrap_or(0),
             block: (call.count * call.dtype.size()) as u64,
         };
         let Some(kernel) = self.kernels.get_mut(&key) else { return Ok(()) };

@@ -7,7 +7,9 @@
 
 use std::fmt::Write as _;
 
-use super::arrange::arrange;
+use super::arrange::{arrange, conflict};
+use super::names::{entry_name, op_name, type_name};
+use super::switch;
 use crate::dtype::DataType;
 use crate::op::OpKind;
 use crate::plan::verify::Claims;
@@ -99,7 +101,9 @@ pub(crate) fn emit(
         signalled: Vec::new(),
         awaited: Vec::new(),
         met: Vec::new(),
-        unordered: Vec::new(),
+        switched: false,
+        open: Vec::new(),
+        learning: false,
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -114,7 +118,8 @@ pub(crate) fn emit(
     writer.begin(announces, claims);
     let mut at = 0;
     while at < list.len() {
-        at += writer.step(&list[at..], at).map_err(|what| unsupported(what, 0, at))?;
+        let count = writer.step(&list[at..], at, shape).map_err(|what| unsupported(what, 0, at))?;
+        at += count;
     }
     Ok(writer.finish(shape, claims))
 }
@@ -131,8 +136,12 @@ struct Writer {
     awaited: Vec<(usize, usize, u32)>,
     /// Peers that were waited for.
     met: Vec<usize>,
-    /// Moves since the last barrier of the thread block: another thread may still be at one of them.
-    unordered: Vec<Instruction>,
+    /// Whether a move goes through the switch.
+    switched: bool,
+    /// Moves since the block's last barrier: signals and waits have one.
+    open: Vec<Instruction>,
+    /// Whether threads have learned where operands are, which others do not know before the next barrier.
+    learning: bool,
 }
 
 impl Writer {
@@ -155,30 +164,42 @@ impl Writer {
         if self.tables.announces {
             self.line(&format!("w.announce<{count}>(p, learned);"));
             self.tables.boards = peers;
+            self.learning = true;
         }
     }
 
     /// Writes the next instruction, and those that can be done with it; how many these are.
-    fn step(&mut self, list: &[Instruction], number: usize) -> Result<usize, &'static str> {
+    fn step(
+        &mut self,
+        list: &[Instruction],
+        number: usize,
+        shape: &Shape,
+    ) -> Result<usize, &'static str> {
         match &list[0] {
             Instruction::Move { .. } => {
-                let group = group(list, self.rank, self.world);
-                let late = |later| depends(&self.unordered, later);
-                if list[..group].iter().any(late) {
+                let count = group(list, self.rank, self.world);
+                let conflicts =
+                    |earlier| list[..count].iter().any(|m| conflict(earlier, m, shape, self.rank));
+                if self.learning || self.open.iter().any(conflicts) {
                     self.line("w.sync();");
-                    self.unordered.clear();
+                    self.synced();
                 }
-                self.unordered.extend_from_slice(&list[..group]);
-                self.moves(&list[..group], number)?;
-                return Ok(group);
+                self.open.extend_from_slice(&list[..count]);
+                self.moves(&list[..count], number)?;
+                return Ok(count);
             }
             Instruction::Signal { semaphore, to } => self.signal(*semaphore, to)?,
             Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number)?,
             Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
         }
-        // Both have a barrier of the thread block.
-        self.unordered.clear();
+        self.synced();
         Ok(1)
+    }
+
+    /// After a barrier of the block.
+    fn synced(&mut self) {
+        self.open.clear();
+        self.learning = false;
     }
 
     fn signal(&mut self, semaphore: usize, to: &[usize]) -> Result<(), &'static str> {
@@ -226,12 +247,11 @@ impl Writer {
     }
 
     fn moves(&mut self, group: &[Instruction], number: usize) -> Result<(), &'static str> {
-        let (from, to, reduce) = operands(&group[0]);
-        let form = self.form(from, to, reduce)?;
+        let form = self.form(operands(&group[0]), switch::is_switched(&group[0]))?;
         let sources = self.tables.places.len();
         let part = self.tables.parts.len();
         for instruction in group {
-            self.tables.places.extend(announced(operands(instruction).0, self.rank));
+            self.tables.places.extend(entries(operands(instruction).0, self.rank, self.world));
             self.tables.parts.push(match instruction {
                 Instruction::Move { part, .. } => *part as u32,
                 _ => unreachable!("a group is of moves"),
@@ -239,7 +259,7 @@ impl Writer {
         }
         let destinations = self.tables.places.len();
         for instruction in group {
-            self.tables.places.extend(announced(operands(instruction).1, self.rank));
+            self.tables.places.extend(entries(operands(instruction).1, self.rank, self.world));
         }
         let (peers, count) = (format!("p.peer + PEERS + {sources}"), group.len());
         let (at, factor) = if self.tables.announces {
@@ -254,11 +274,23 @@ impl Writer {
     }
 
     /// The move's template.
-    fn form(&self, from: &[Place], to: &[Place], reduce: bool) -> Result<String, &'static str> {
+    fn form(
+        &mut self,
+        (from, to, reduce): (&[Place], &[Place], bool),
+        switched: bool,
+    ) -> Result<String, &'static str> {
         let finishes = matches!(self.op, OpKind::Avg | OpKind::PreMulSum);
         let partial = from.iter().chain(to).any(|place| place.partial);
         if partial && (self.dtype.is_narrow_float() || finishes) {
             return Err("unfinished sums that differ from elements");
+        }
+        let ty = type_name(self.dtype);
+        if switched {
+            self.switched = true;
+            let operands = (from, to, reduce);
+            let (reduce, operands) = switch::form(operands, self.world, self.dtype, self.op)?;
+            let op = if reduce { op_name(self.op) } else { "Copy" };
+            return Ok(format!("SwitchMove<{ty}, {op}, {operands}>"));
         }
         let mut sources = kinds(from)?;
         if let Some(own) = contributions(from, self.rank, self.world) {
@@ -266,7 +298,6 @@ impl Writer {
         }
         let op = if reduce { op_name(self.op) } else { "Copy" };
         let to = kinds(to)?;
-        let ty = type_name(self.dtype);
         Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&sources), kinds_name(&to)))
     }
 
@@ -275,7 +306,8 @@ impl Writer {
     }
 
     fn finish(self, shape: &Shape, claims: &Claims) -> Kernel {
-        let Self { dtype, op, body, tables, world, .. } = self;
+        let Self { dtype, op, body, tables, world, switched, .. } = self;
+        let header = if switched { "#include \"warpmesh/multicast.cuh\"\n" } else { "" };
         let name = entry_name(shape, dtype, op);
         let (peers, parts) = (tables.semaphores.len(), tables.parts.len());
         let (places, boards) = (tables.places.len(), tables.boards.len());
@@ -288,7 +320,7 @@ impl Writer {
         let size = super::params::Layout::of(&tables).size;
         let source = format!(
             "// {collective} by '{plan}' for {world} ranks, {dtype}, {op}.\n\
-             #include \"warpmesh/plan.cuh\"\n\
+             {header}#include \"warpmesh/plan.cuh\"\n\
              using namespace warpmesh;\n\n\
              constexpr int PEERS = {peers};\n\
              using P = Params<PEERS, {parts}, {places}, {boards}>;\n\
@@ -348,6 +380,9 @@ fn by_turn(
 
 /// How many moves from the first on have one form and do not depend on each other.
 fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
+    if switch::is_switched(&list[0]) {
+        return 1;
+    }
     let form = |instruction: &Instruction| {
         let Instruction::Move { from, to, reduce, .. } = instruction else { return None };
         let kinds = (kinds(from).ok(), kinds(to).ok());
@@ -355,34 +390,33 @@ fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
     };
     let first = form(&list[0]);
     let mut count = 1;
-    while count < list.len()
-        && form(&list[count]) == first
-        && !depends(&list[..count], &list[count])
-    {
+    while count < list.len() && form(&list[count]) == first {
+        let (from, to, _) = operands(&list[count]);
+        let written = list[..count].iter().flat_map(|earlier| operands(earlier).1);
+        let read = list[..count].iter().flat_map(|earlier| operands(earlier).0);
+        // The same place in another part is another place, but that is for the plan to say: parts
+        // of one block do not overlap.
+        let part = |instruction: &Instruction| match instruction {
+            Instruction::Move { part, .. } => *part,
+            _ => usize::MAX,
+        };
+        let same_part = list[..count].iter().any(|earlier| part(earlier) == part(&list[count]));
+        let depends = same_part
+            && (written.clone().any(|place| from.contains(place) || to.contains(place))
+                || read.clone().any(|place| to.contains(place)));
+        // Input and output may be the same memory.
+        let user = |places: &[Place]| places.iter().any(|place| place.is_user());
+        let in_place = same_part && {
+            let mut written = written;
+            let mut read = read;
+            (user(to) && read.any(Place::is_user)) || (user(from) && written.any(Place::is_user))
+        };
+        if depends || in_place {
+            break;
+        }
         count += 1;
     }
     count
-}
-
-/// Whether a move touches what an earlier one of a list writes, or writes what one reads.
-fn depends(earlier: &[Instruction], later: &Instruction) -> bool {
-    let (from, to, _) = operands(later);
-    // The same place in another part is another place, but that is for the plan to say: parts of one
-    // block do not overlap.
-    let part = |instruction: &Instruction| match instruction {
-        Instruction::Move { part, .. } => *part,
-        _ => usize::MAX,
-    };
-    if !earlier.iter().any(|earlier| part(earlier) == part(later)) {
-        return false;
-    }
-    let mut written = earlier.iter().flat_map(|earlier| operands(earlier).1);
-    let mut read = earlier.iter().flat_map(|earlier| operands(earlier).0);
-    // Input and output may be the same memory.
-    let user = |places: &[Place]| places.iter().any(|place| place.is_user());
-    let (reads, writes) = (user(from), user(to));
-    written.any(|p| from.contains(p) || to.contains(p) || reads && p.is_user())
-        || read.any(|p| to.contains(p) || writes && p.is_user())
 }
 
 fn operands(instruction: &Instruction) -> (&[Place], &[Place], bool) {
@@ -415,9 +449,11 @@ fn reaches(places: &[Place], rank: usize) -> bool {
     places.iter().any(|place| place.is_user() && !place.is_of(rank))
 }
 
-fn announced(places: &[Place], rank: usize) -> impl Iterator<Item = Operand> + use<'_> {
+/// What the table has for a list of operands.
+fn entries(places: &[Place], rank: usize, world: usize) -> impl Iterator<Item = Operand> + use<'_> {
     let reaches = reaches(places, rank);
-    places.iter().map(move |&place| Operand { place, announced: reaches && place.is_user() })
+    let operand = move |&place: &Place| Operand { place, announced: reaches && place.is_user() };
+    places.iter().map(operand).flat_map(move |operand| switch::entries(operand, world))
 }
 
 /// The kinds of a list of operands.
@@ -440,57 +476,30 @@ fn kinds_name(kinds: &[&str]) -> String {
     }
 }
 
-fn entry_name(shape: &Shape, dtype: DataType, op: OpKind) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-    let plan: String = shape.name.chars().take(40).map(plain).collect();
-    let op = if shape.collective.reduces() { op.name() } else { "copy" };
-    format!("{}_{plan}_{}_{}_{op}", shape.collective, shape.world, dtype.name())
-}
-
-fn type_name(dtype: DataType) -> &'static str {
-    match dtype {
-        DataType::I8 => "Int8",
-        DataType::U8 => "Uint8",
-        DataType::I32 => "Int32",
-        DataType::U32 => "Uint32",
-        DataType::I64 => "Int64",
-        DataType::U64 => "Uint64",
-        DataType::F16 => "Half",
-        DataType::F32 => "Float",
-        DataType::F64 => "Double",
-        DataType::Bf16 => "Bfloat16",
-        DataType::F8E4M3 => "E4M3",
-        DataType::F8E5M2 => "E5M2",
-    }
-}
-
-fn op_name(op: OpKind) -> &'static str {
-    match op {
-        OpKind::Sum => "Sum",
-        OpKind::Prod => "Prod",
-        OpKind::Max => "Max",
-        OpKind::Min => "Min",
-        OpKind::Avg => "Avg",
-        OpKind::PreMulSum => "PreMulSum",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::algorithms;
 
-    fn kernel(name: &str, collective: &str, rank: usize) -> Kernel {
-        let find =
-            |a: &&&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
-        let algorithm = algorithms::ALL.iter().find(find).unwrap();
+    fn kernel_for(name: &str, collective: &str, rank: usize, op: OpKind) -> Kernel {
+        let find = |a: &&algorithms::Algorithm| a.name == name && a.collective.name() == collective;
+        let algorithm = algorithms::all().find(find).unwrap();
         let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
-        emit(&shape, &program, &algorithm.claims, true, rank, DataType::F16, OpKind::Sum).unwrap()
+        let announces = Shape::reaches_user_memory(&program, rank);
+        emit(&shape, &program, &algorithm.claims, announces, rank, DataType::F16, op).unwrap()
+    }
+
+    fn kernel(name: &str, collective: &str, rank: usize) -> Kernel {
+        kernel_for(name, collective, rank, OpKind::Sum)
+    }
+
+    fn syncs(kernel: &Kernel) -> usize {
+        kernel.source.lines().filter(|line| line.contains("w.sync")).count()
     }
 
     #[test]
     fn ranks_of_a_plan_share_a_kernel() {
-        for algorithm in algorithms::ALL.iter().filter(|a| !a.collective.is_rooted()) {
+        for algorithm in algorithms::all().filter(|a| !a.collective.is_rooted()) {
             let of = |rank| {
                 let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
                 emit(&shape, &program, &algorithm.claims, true, rank, DataType::F32, OpKind::Sum)
@@ -513,14 +522,65 @@ mod tests {
         assert_eq!(kernel.tables.parts, [2, 3, 0, 1, 2, 3, 0]);
     }
 
-    /// In place the sum goes where the contribution is sent from, by other threads.
     #[test]
-    fn a_block_waits_before_it_writes_what_other_threads_may_still_read() {
-        let source = kernel("one_shot_packet", "all_reduce", 0).source;
-        let of_body = |line: &&str| line.contains("w.move") || line.contains("w.sync");
-        let lines: Vec<_> =
-            source.lines().filter(of_body).map(|line| &line.trim()[..6]).collect();
-        assert_eq!(lines, ["w.move", "w.sync", "w.move"], "{source}");
+    fn in_place_nothing_is_overwritten_that_another_thread_still_sends() {
+        let syncs = |name, collective| syncs(&kernel(name, collective, 1));
+        // Sent, then overwritten by the result.
+        assert_eq!(syncs("one_shot_packet", "all_reduce"), 1);
+        assert_eq!(syncs("one_shot_multicast", "all_reduce"), 1);
+        assert_eq!(syncs("packet", "all_to_all"), 1);
+        // Other parts, or a wait between.
+        assert_eq!(syncs("direct", "all_reduce"), 0);
+        assert_eq!(syncs("staged", "all_reduce"), 0);
+        assert_eq!(syncs("packet", "reduce_scatter"), 0);
+    }
+
+    #[test]
+    fn what_one_thread_has_learned_others_use_after_a_barrier() {
+        // Moved before anything is signalled.
+        let kernel = kernel_for("staged", "all_reduce", 1, OpKind::PreMulSum);
+        let lines: Vec<_> = kernel.source.lines().map(str::trim).collect();
+        let at = lines.iter().position(|line| line.starts_with("w.announce")).unwrap();
+        assert_eq!(lines[at + 1], "w.sync();", "{}", kernel.source);
+        assert!(lines[at + 2].starts_with("w.move"));
+        // A signal's barrier is enough.
+        assert_eq!(syncs(&kernel_for("direct", "all_reduce", 1, OpKind::PreMulSum)), 0);
+    }
+
+    #[test]
+    fn what_goes_through_the_switch_has_the_group_s_address_and_everyone_s() {
+        let kernel = kernel("nvls", "all_reduce", 1);
+        let text = "w.move<SwitchMove<Half, Sum, Group<USER, 4>, Group<USER, 4>>, 1>(learned.at + 0, learned.at + 5,";
+        assert!(kernel.source.contains(text), "{}", kernel.source);
+        assert!(kernel.source.contains("multicast.cuh"));
+        let whose: Vec<_> =
+            kernel.tables.places.iter().map(|operand| operand.place.whose).collect();
+        let ranks = (0..4).map(Whose::Rank);
+        let one: Vec<_> = std::iter::once(Whose::Group).chain(ranks).collect();
+        assert_eq!(whose, [one.clone(), one].concat());
+        // Peers say where theirs are, the host knows where the group's is.
+        let announced =
+            |operand: &Operand| operand.announced == (operand.place.whose != Whose::Group);
+        assert!(kernel.tables.places.iter().all(announced));
+    }
+
+    #[test]
+    fn what_the_switch_does_not_have_has_no_kernel() {
+        let algorithm = algorithms::MULTICAST.iter().find(|a| a.name == "nvls").unwrap();
+        let (shape, program) = (algorithm.shape(4, 0), algorithm.program(0, 4, 0));
+        let emitted = |dtype, op| emit(&shape, &program, &algorithm.claims, true, 0, dtype, op);
+        for (dtype, op) in [
+            (DataType::F32, OpKind::Prod),
+            (DataType::F32, OpKind::PreMulSum),
+            (DataType::F16, OpKind::Avg),
+            (DataType::F16, OpKind::Max),
+            (DataType::I8, OpKind::Sum),
+            (DataType::F8E4M3, OpKind::Sum),
+        ] {
+            let error = emitted(dtype, op).unwrap_err().to_string();
+            assert!(error.contains("the switch does not have"), "{dtype} {op:?}: {error}");
+        }
+        assert!(emitted(DataType::F32, OpKind::Avg).is_ok());
     }
 
     #[test]

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
 use warpmesh_kernels::Compiled;
-use warpmesh_primitives::gpu::CudaError;
+use warpmesh_primitives::gpu::{CudaError, PeerMemory};
 
 use super::emit::{Kernel, Operand, THREADS, Tables};
 use super::geometry::{Bounds, LINE_BYTES};
 use super::params::{Call, Layout};
 use super::regions::Regions;
-use crate::error::Error;
+use crate::error::{Error, argument};
 use crate::plan::{Buffer, Shape, Whose};
 
 /// A module of the driver's.
@@ -70,6 +70,13 @@ enum Address {
     Output {
         block: usize,
     },
+    /// The same of all ranks at once.
+    InputOfAll {
+        block: usize,
+    },
+    OutputOfAll {
+        block: usize,
+    },
     /// A block of a buffer that its rank announces.
     Announced {
         block: usize,
@@ -95,6 +102,9 @@ unsafe impl Send for Loaded {}
 pub(crate) struct Buffers {
     pub(crate) input: u64,
     pub(crate) output: u64,
+    /// The multicast addresses of these on all ranks; 0 if they have none.
+    pub(crate) input_of_all: u64,
+    pub(crate) output_of_all: u64,
     /// Bytes of a block.
     pub(crate) block: u64,
 }
@@ -127,15 +137,15 @@ impl Loaded {
             addresses: Vec::new(),
             bounds,
         };
-        this.fill(&kernel.tables, regions, rank);
+        this.fill(&kernel.tables, regions, rank)?;
         Ok(this)
     }
 
     /// Fills in what does not depend on a call.
-    fn fill(&mut self, tables: &Tables, regions: &Regions, rank: usize) {
+    fn fill(&mut self, tables: &Tables, regions: &Regions, rank: usize) -> Result<(), Error> {
         let Layout { places, semaphores, boards, parts, peers, announced, .. } = self.layout;
         for (n, operand) in tables.places.iter().enumerate() {
-            let (address, fixed) = self.resolve(operand, regions, rank);
+            let (address, fixed) = self.resolve(operand, regions)?;
             self.addresses.push(address);
             self.word(places, n, fixed);
         }
@@ -166,29 +176,31 @@ impl Loaded {
         for (to, peer) in bytes[peers..].iter_mut().zip(semaphores.chain(places)) {
             *to = peer as u8;
         }
+        Ok(())
     }
 
-    fn resolve(&self, operand: &Operand, regions: &Regions, rank: usize) -> (Address, u64) {
+    fn resolve(&self, operand: &Operand, regions: &Regions) -> Result<(Address, u64), Error> {
         let Operand { place, announced } = operand;
-        let owner = match place.whose {
-            Whose::Rank(owner) => owner,
-            Whose::Group => rank,
-        };
         let block = place.index;
-        let slot = |base: u64, bytes: Option<usize>| base + (block * bytes.unwrap_or(0)) as u64;
-        match place.buffer {
-            Buffer::Input if !announced => (Address::Input { block }, 0),
-            Buffer::Output if !announced => (Address::Output { block }, 0),
-            Buffer::Input | Buffer::Output => (Address::Announced { block }, 0),
-            Buffer::Scratch => {
-                let base = regions.scratch.address(owner);
-                (Address::Fixed, slot(base, self.bounds.scratch_slot))
-            }
-            Buffer::Packets => {
-                let base = regions.packets.address(owner);
-                (Address::Fixed, slot(base, self.bounds.packet_slot))
-            }
-        }
+        let slot = |memory: &PeerMemory, bytes: Option<usize>| {
+            let base = match place.whose {
+                Whose::Rank(owner) => Some(memory.address(owner)),
+                Whose::Group => memory.multicast(),
+            };
+            let problem = "goes through a switch, which these ranks' memory does not";
+            let base = base.ok_or_else(|| argument("call", "plan", problem))?;
+            Ok((Address::Fixed, base + (block * bytes.unwrap_or(0)) as u64))
+        };
+        let user = match (place.buffer, place.whose) {
+            (Buffer::Scratch, _) => return slot(&regions.scratch, self.bounds.scratch_slot),
+            (Buffer::Packets, _) => return slot(&regions.packets, self.bounds.packet_slot),
+            (Buffer::Input, Whose::Group) => Address::InputOfAll { block },
+            (Buffer::Output, Whose::Group) => Address::OutputOfAll { block },
+            _ if *announced => Address::Announced { block },
+            (Buffer::Input, _) => Address::Input { block },
+            (Buffer::Output, _) => Address::Output { block },
+        };
+        Ok((user, 0))
     }
 
     fn word(&mut self, at: usize, n: usize, value: u64) {
@@ -216,6 +228,8 @@ impl Loaded {
                 Address::Fixed => continue,
                 Address::Input { block: n } => buffers.input + block(n),
                 Address::Output { block: n } => buffers.output + block(n),
+                Address::InputOfAll { block: n } => buffers.input_of_all + block(n),
+                Address::OutputOfAll { block: n } => buffers.output_of_all + block(n),
                 Address::Announced { block: n } => block(n),
             };
         }

@@ -19,7 +19,7 @@ const STATE_BYTES: usize = 16 * MAX_BLOCKS;
 /// The most windows that kernels know at a time.
 pub(crate) const MAX_WINDOWS: usize = 1024;
 
-/// Memory of all ranks, mapped for this rank's GPU.
+/// Memory of all ranks, mapped for this rank's GPU, and where there is a switch, scratch and packets of all at one address.
 pub(crate) struct Regions {
     rank: usize,
     world: usize,
@@ -44,10 +44,15 @@ impl Regions {
         Ok(Self {
             rank,
             world,
-            scratch: gpu.share(node, scratch)?,
-            packets: gpu.share(node, packets)?,
+            scratch: gpu.share_multicast(node, scratch)?,
+            packets: gpu.share_multicast(node, packets)?,
             words: gpu.share(node, bytes)?,
         })
+    }
+
+    /// Whether scratch and packets have a multicast address. The same on all ranks.
+    pub(crate) fn multicast(&self) -> bool {
+        self.scratch.multicast().is_some() && self.packets.multicast().is_some()
     }
 
     /// Bytes that this rank holds.

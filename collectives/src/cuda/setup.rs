@@ -46,7 +46,7 @@ impl Communicator {
         let watch = Watch::start(node, control)
             .map_err(|e| argument("on_gpu", "thread", format!("cannot be started: {e}")))?;
         Ok(CudaCommunicator {
-            candidates: choose::candidates(self.world()),
+            candidates: choose::candidates(self.world(), regions.multicast()),
             host: self,
             gpu,
             regions,

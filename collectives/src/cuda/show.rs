@@ -1,7 +1,9 @@
 //! What the CUDA device does for a call, told without a GPU or a driver.
 #![forbid(unsafe_code)]
 
+use super::switch::AtHand;
 use super::{CudaCommunicator, choose, emit};
+use crate::algorithms;
 use crate::communicator::RawCall;
 use crate::error::{Error, argument};
 
@@ -35,8 +37,11 @@ pub fn cuda_kernel(
         return Err(argument("cuda_kernel", "rank", problem));
     }
     let query = choose::query(call, registered, false);
-    let candidates = choose::candidates(world);
-    let chosen = choose::choose(&candidates, &query, call.count, false, algorithm);
+    // Whether there is a switch nobody knows here; who names a plan that needs one has it.
+    let switched = |name| algorithms::MULTICAST.iter().any(|known| known.name == name);
+    let at_hand = at_hand(algorithm.is_some_and(switched), registered);
+    let candidates = choose::candidates(world, at_hand.memory);
+    let chosen = choose::choose(&candidates, &query, at_hand, call.count, false, algorithm);
     let Some(candidate) = chosen.map(|number| &candidates[number]) else {
         let condition = format!("{}, {}", call.dtype, query.op.name());
         return Err(Error::NoPlan { collective: call.collective, world, condition });
@@ -48,10 +53,19 @@ pub fn cuda_kernel(
     Ok(CudaKernel { plan: plan.name, name: kernel.name, source: kernel.source })
 }
 
+/// What calls have where there is multicast memory or not: registered buffers lie at the same place on all ranks.
+fn at_hand(multicast: bool, registered: bool) -> AtHand {
+    let user = multicast && registered;
+    AtHand { memory: multicast, input: user, output: user }
+}
+
 impl CudaCommunicator {
-    /// The name of the plan that a call takes; none if no plan can do it. The addresses in `call` are not looked at.
+    /// The name of the plan that a call takes; none if no plan can do it. The addresses in `call` are not looked at: registered
+    /// buffers are taken for symmetric ones. [`plan_of`](Self::plan_of) looks.
     pub fn plan(&self, call: &RawCall, registered: bool, in_place: bool) -> Option<&'static str> {
-        let number = self.choose(&choose::query(call, registered, in_place), call).ok()?;
+        let query = choose::query(call, registered, in_place);
+        let at_hand = at_hand(self.regions.multicast(), registered);
+        let number = self.choose(&query, at_hand, call.count).ok()?;
         Some(self.candidates[number].algorithm.name)
     }
 }

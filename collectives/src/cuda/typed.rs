@@ -14,7 +14,7 @@ use crate::op::ReduceOp;
 use crate::plan::Collective;
 
 /// GPU memory that peers reach, so that calls on it stage nothing; cudarc copies to it and from it as to a `CudaSlice`. Made by
-/// [`CudaCommunicator::alloc`]. Use it on one stream, or order streams yourself: cudarc records no events for it.
+/// [`CudaCommunicator::alloc`] or [`CudaCommunicator::alloc_symmetric`]. Use it on one stream, or order streams yourself: cudarc records no events for it.
 #[derive(Debug)]
 pub struct CudaBuffer<T> {
     bytes: CudaBytes,
@@ -72,10 +72,22 @@ impl CudaCommunicator {
         len: usize,
         stream: &Arc<CudaStream>,
     ) -> Result<CudaBuffer<T>, Error> {
-        let too_many = || argument("alloc", "len", format!("{len} elements are too many"));
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(too_many)?;
-        let (bytes, stream) = (self.alloc_bytes(bytes)?, stream.clone());
-        Ok(CudaBuffer { bytes, len, stream, _elements: PhantomData })
+        let bytes = self.alloc_bytes(size_of_elements::<T>(len)?)?;
+        Ok(CudaBuffer { bytes, len, stream: stream.clone(), _elements: PhantomData })
+    }
+
+    /// As [`alloc`](Self::alloc), for buffers that all ranks pass at the same offset, which a switch between the GPUs can reduce
+    /// where they are: see [`alloc_symmetric_bytes`](Self::alloc_symmetric_bytes).
+    ///
+    /// # Errors
+    /// As [`alloc`](Self::alloc).
+    pub fn alloc_symmetric<T: Element>(
+        &mut self,
+        len: usize,
+        stream: &Arc<CudaStream>,
+    ) -> Result<CudaBuffer<T>, Error> {
+        let bytes = self.alloc_symmetric_bytes(size_of_elements::<T>(len)?)?;
+        Ok(CudaBuffer { bytes, len, stream: stream.clone(), _elements: PhantomData })
     }
 
     /// Reduces `buffer` over all ranks, in place: everyone gets the result.
@@ -275,4 +287,9 @@ impl CudaCommunicator {
         // passed. The stream exists, for it is borrowed.
         unsafe { self.call(&call, stream.cu_stream()) }
     }
+}
+
+fn size_of_elements<T>(len: usize) -> Result<usize, Error> {
+    let too_many = || argument("alloc", "len", format!("{len} elements are too many"));
+    len.checked_mul(size_of::<T>()).ok_or_else(too_many)
 }

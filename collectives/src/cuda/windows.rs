@@ -16,6 +16,8 @@ use crate::error::{Error, argument};
 pub(crate) struct Place {
     pub(crate) window: usize,
     pub(crate) offset: u64,
+    /// The multicast address of this place in all ranks' windows, if there is one.
+    pub(crate) of_all: Option<u64>,
 }
 
 /// What keeps a window mapped.
@@ -40,6 +42,14 @@ impl Window {
         match self.keep {
             Keep::Own(_) => true,
             Keep::Foreign { id, .. } => id == info.id,
+        }
+    }
+
+    /// Where the windows of all ranks begin at once. Only memory that is used at the same places on all ranks has such an address.
+    fn multicast(&self) -> Option<u64> {
+        match &self.keep {
+            Keep::Own(memory) => memory.multicast(),
+            Keep::Foreign { .. } => None,
         }
     }
 }
@@ -106,7 +116,8 @@ impl Windows {
             let offset = address.checked_sub(window.start)?;
             let fits = offset.checked_add(bytes)? <= window.len;
             let good = fits && window.alive.strong_count() > 0 && window.is_still(info);
-            good.then_some(Place { window: window.number, offset })
+            let of_all = window.multicast().map(|start| start + offset);
+            good.then_some(Place { window: window.number, offset, of_all })
         })
     }
 

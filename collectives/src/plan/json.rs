@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn every_built_in_plan_survives_its_json() {
-        for algorithm in crate::algorithms::ALL {
+        for algorithm in crate::algorithms::all() {
             let plan = algorithm.plan(3, 1);
             assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
         }

@@ -292,8 +292,8 @@ pub struct Place {
 pub enum Whose {
     /// This rank's.
     Rank(usize),
-    /// The multicast group's: a load is the reduction over all ranks in rank order, a store goes
-    /// to all ranks.
+    /// The multicast group's: a load is the reduction over all ranks, in an order that is not
+    /// known; a store goes to all ranks.
     Group,
 }
 

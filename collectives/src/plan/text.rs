@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn every_built_in_plan_survives_its_text() {
-        for algorithm in crate::algorithms::ALL {
+        for algorithm in crate::algorithms::all() {
             let plan = algorithm.plan(4, 0);
             assert_eq!(Plan::from_text(&plan.to_text()), Ok(plan));
         }

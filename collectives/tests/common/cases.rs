@@ -118,8 +118,11 @@ pub struct Case {
     pub op: Op,
     pub count: usize,
     pub root: usize,
-    pub offset: usize,
+    /// Elements by which input and output are away from the beginning of their memory; in place the output's.
+    pub offsets: (usize, usize),
     pub registered: bool,
+    /// Registered memory that is used at the same places on all ranks. (On GPUs.)
+    pub symmetric: bool,
     pub in_place: bool,
     pub canonical: bool,
     pub algorithm: Option<&'static str>,
@@ -181,14 +184,15 @@ pub fn cases() -> impl Strategy<Value = Case> {
         1 => Just(Op::Avg), 1 => Just(Op::PreMulSum)
     ];
     let count = prop_oneof![0..40_usize, 0..3000_usize, 20_000..90_000_usize];
-    let flags = any::<[bool; 3]>();
-    let picks = (0..8_usize, 0..12_usize, any::<prop::sample::Index>(), 0..8_usize, 0..9_usize);
+    let flags = any::<[bool; 4]>();
+    let offsets = (0..9_usize, 0..9_usize);
+    let picks = (0..8_usize, 0..12_usize, any::<prop::sample::Index>(), 0..8_usize, offsets);
     (1..=8_usize, op, count, picks, flags).prop_map(|(world, op, count, picks, flags)| {
-        let (collective, dtype, algorithm, root, offset) = picks;
+        let (collective, dtype, algorithm, root, offsets) = picks;
         let collective = COLLECTIVES[collective];
         let names = names(collective);
         let algorithm = algorithm.index(names.len() + 1);
-        let [registered, in_place, canonical] = flags;
+        let [registered, symmetric, in_place, canonical] = flags;
         Case {
             world,
             collective,
@@ -196,8 +200,9 @@ pub fn cases() -> impl Strategy<Value = Case> {
             op,
             count,
             root: root % world,
-            offset,
+            offsets,
             registered,
+            symmetric,
             in_place,
             canonical,
             algorithm: names.get(algorithm).copied(),

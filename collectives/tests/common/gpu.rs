@@ -1,11 +1,14 @@
-//! Ranks on GPUs.
+//! Ranks on GPUs, and cases that they run.
 
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
+use warpmesh::DataType;
 use warpmesh::{Builder, Communicator, CudaBytes, CudaCommunicator, Element, Error, RawCall};
 use warpmesh_primitives::gpu::Gpu;
+
+use super::cases::{Case, Number, alias, by_type, reduce_op, result, value};
 
 /// The number of GPUs. `None`: there is no driver, which is said loudly, and is a failure if WARPMESH_NEEDS_GPU is set.
 pub fn count() -> Option<usize> {
@@ -34,7 +37,13 @@ pub fn ranks_with<R: Send>(
 
 /// A rank on GPU r, or as many as there are, with a stream.
 pub fn rank(comm: Communicator) -> Rank {
-    let context = CudaContext::new(comm.rank() % count().unwrap()).unwrap();
+    let device = comm.rank() % count().unwrap();
+    rank_on(comm, device)
+}
+
+/// A rank on a GPU, with a stream.
+pub fn rank_on(comm: Communicator, device: usize) -> Rank {
+    let context = CudaContext::new(device).unwrap();
     let stream = context.new_stream().unwrap();
     Rank { comm: comm.on_gpu(context).unwrap(), stream }
 }
@@ -94,10 +103,97 @@ impl Memory {
         Memory::Plain(slice, address)
     }
 
+    pub fn of_case(rank: &mut Rank, bytes: usize, case: Case) -> Memory {
+        match case.registered && case.symmetric {
+            true => Memory::Registered(rank.comm.alloc_symmetric_bytes(bytes).unwrap()),
+            false => Memory::new(rank, bytes, case.registered),
+        }
+    }
+
     pub fn address(&self) -> u64 {
         match self {
             Memory::Registered(bytes) => bytes.address(),
             Memory::Plain(_, address) => *address,
         }
     }
+}
+
+/// Runs cases of one world, algorithm and mode on one communicator.
+pub fn check(cases: &[Case]) {
+    check_with(cases, |_, _, _| ());
+}
+
+/// As [`check`], and has a look at every call before it is made.
+pub fn check_with(cases: &[Case], look: impl Fn(&Rank, Case, &RawCall) + Sync) {
+    let Some(first) = cases.first() else { return };
+    let mut builder = super::settings().canonical(first.canonical);
+    if let Some(name) = first.algorithm {
+        builder = builder.algorithm(name);
+    }
+    let problems = ranks_with(builder, first.world, |mut rank| {
+        let mut wrong = |case: &Case| by_type!(case.dtype, run(&mut rank, *case, &look));
+        cases.iter().find_map(|case| wrong(case).map(|problem| (*case, problem)))
+    });
+    for (rank, problem) in problems.into_iter().enumerate() {
+        assert!(problem.is_none(), "rank {rank}: {problem:?}");
+    }
+}
+
+/// Runs a case three times on one rank, without a pause between; returns what is wrong.
+fn run<T: Number>(
+    rank: &mut Rank,
+    case: Case,
+    look: &impl Fn(&Rank, Case, &RawCall),
+) -> Option<String> {
+    let Case { world, collective, count, root, offsets, in_place, op, .. } = case;
+    let me = rank.comm.rank();
+    let (inputs, outputs) = collective.blocks(world, root, me);
+    let space = offsets.0.max(offsets.1) + world * count + 8;
+    let guard = vec![T::of(3); space];
+    let input = Memory::of_case(rank, size_of_val(&guard[..]), case);
+    let output = Memory::of_case(rank, size_of_val(&guard[..]), case);
+    let place = if in_place { alias(collective, me, root, count) } else { None };
+    let (start_in, start_out) =
+        place.map_or(offsets, |(input, output)| (offsets.1 + input, offsets.1 + output));
+    let mut from = guard.clone();
+    for i in 0..inputs * count {
+        from[start_in + i] = T::of(value(op, me, i / count, i % count, world));
+    }
+    let base = if place.is_some() { &output } else { &input };
+    let call = RawCall {
+        collective,
+        dtype: T::DTYPE,
+        op: reduce_op::<T>(op, me),
+        root,
+        count,
+        input: (base.address() as usize + start_in * size_of::<T>()) as *const u8,
+        output: (output.address() as usize + start_out * size_of::<T>()) as *mut u8,
+    };
+    look(rank, case, &call);
+    let mut before = guard.clone();
+    for _ in 0..3 {
+        rank.upload(output.address(), &guard);
+        rank.upload(base.address(), &from);
+        before = if place.is_some() { from.clone() } else { guard.clone() };
+        if let Err(error) = rank.call(&call) {
+            return Some(error.to_string());
+        }
+    }
+    if let Err(error) = rank.synchronize() {
+        return Some(error.to_string());
+    }
+    let seen = rank.download::<T>(output.address(), space);
+    for (i, (seen, before)) in seen.iter().zip(&before).enumerate() {
+        let inside = i >= start_out && i < start_out + outputs * count;
+        let want = match inside {
+            true => result::<T>(case, me, (i - start_out) / count, (i - start_out) % count),
+            false => *before,
+        };
+        if bytemuck::bytes_of(seen) != bytemuck::bytes_of(&want) {
+            return Some(format!(
+                "element {i} (output from {start_out}) is {seen:?}, not {want:?}"
+            ));
+        }
+    }
+    None
 }

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use warpmesh::bootstrap::{TcpBootstrap, TcpRoot, UniqueId};
-use warpmesh::{Communicator, Error};
+use warpmesh::{Builder, Communicator, Error};
 
 const RANK: &str = "MP_TEST_RANK";
 const WORLD: &str = "MP_TEST_WORLD";
@@ -88,6 +88,11 @@ pub fn me() -> Option<(usize, usize, usize)> {
 
 /// Connects this process's rank.
 pub fn connect(timeout: Duration) -> Communicator {
+    connect_with(Communicator::builder().timeout(timeout))
+}
+
+/// As [`connect`], with other settings.
+pub fn connect_with(builder: Builder) -> Communicator {
     let (rank, world, _) = me().unwrap();
     let id: UniqueId = std::env::var(ID).unwrap().parse().unwrap();
     let wait = Duration::from_secs(20);
@@ -95,7 +100,7 @@ pub fn connect(timeout: Duration) -> Communicator {
         0 => TcpBootstrap::from_id_as_root(&id, world, wait).unwrap(),
         _ => TcpBootstrap::join(&id, rank, world, wait).unwrap(),
     };
-    Communicator::builder().timeout(timeout).connect(bootstrap).unwrap()
+    builder.connect(bootstrap).unwrap()
 }
 
 /// Prints an error as [`Ranks::report`] reads it.

@@ -4,7 +4,7 @@
 //! the same process its address is enough.
 
 use std::ffi::c_void;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use bytemuck::{Pod, Zeroable};
@@ -13,7 +13,7 @@ use cudarc::driver::sys::{
     self, CUdeviceptr, CUipcMemHandle, CUmemGenericAllocationHandle, CUmemorytype, CUresult,
 };
 
-use super::memory::{FILE, Mapped, Physical};
+use super::memory::{Mapped, Physical};
 use super::{CudaError, Gpu};
 use crate::error::Error;
 
@@ -213,7 +213,7 @@ impl Gpu {
             len,
             handle: [0; 64],
         };
-        if let Some(file) = file_of(info.start) {
+        if let Some(file) = file_of(&info) {
             range.way = Way::File as u32;
             return Ok(Export { range, file: Some(file) });
         }
@@ -236,7 +236,7 @@ impl Gpu {
         let offset = range.address - range.allocation;
         if let Some(file) = file.filter(|_| range.needs_file()) {
             let physical = Physical::import(file, range.allocation_len as usize)?;
-            let mapping = Mapped::new(self, &physical)?;
+            let mapping = Mapped::new(self, &physical, self.granularity)?;
             let address = mapping.base() + offset;
             return Ok(Import { address, _keep: Keep::Mapped { _mapping: mapping } });
         }
@@ -279,21 +279,13 @@ impl Gpu {
 }
 
 /// The file of an allocation of `cuMemCreate` that may have one; none for other memory.
-fn file_of(start: u64) -> Option<OwnedFd> {
+fn file_of(memory: &PointerInfo) -> Option<OwnedFd> {
     let mut handle: CUmemGenericAllocationHandle = 0;
     // SAFETY: `handle` is a local; the address is only looked up.
-    let code = unsafe { sys::cuMemRetainAllocationHandle(&mut handle, start as *mut c_void) };
+    let code =
+        unsafe { sys::cuMemRetainAllocationHandle(&mut handle, memory.start as *mut c_void) };
     if code != CUresult::CUDA_SUCCESS {
         return None;
     }
-    let mut fd: i32 = -1;
-    // SAFETY: for this handle type the driver writes an int. The handle was retained above.
-    let code = unsafe {
-        let code = sys::cuMemExportToShareableHandle((&raw mut fd).cast(), handle, FILE, 0);
-        let _ = sys::cuMemRelease(handle);
-        code
-    };
-    let exported = code == CUresult::CUDA_SUCCESS && fd >= 0;
-    // SAFETY: a new descriptor, which the driver gave to us.
-    exported.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    Physical::of_handle(handle, memory.len as usize).export().ok()
 }

@@ -12,6 +12,7 @@ use cudarc::driver::sys::{
     CUmemGenericAllocationHandle, CUmemLocation, CUmemLocationType,
 };
 
+use super::multicast::{self, Multicast};
 use super::{CudaError, Gpu};
 use crate::error::Error;
 use crate::node::Node;
@@ -43,7 +44,8 @@ pub(super) fn granularity(device: usize) -> Result<usize, CudaError> {
     Ok(granularity.max(1))
 }
 
-/// A physical allocation; its memory lives until the last mapping is gone too.
+/// A physical allocation, or a multicast object; it lives until the last mapping is gone too.
+#[derive(Debug)]
 pub(super) struct Physical {
     handle: CUmemGenericAllocationHandle,
     len: usize,
@@ -59,7 +61,20 @@ impl Physical {
         Ok(Self { handle, len })
     }
 
-    fn export(&self) -> Result<OwnedFd, CudaError> {
+    /// What a handle stands for: it is released with this.
+    pub(super) fn of_handle(handle: CUmemGenericAllocationHandle, len: usize) -> Self {
+        Self { handle, len }
+    }
+
+    pub(super) fn handle(&self) -> CUmemGenericAllocationHandle {
+        self.handle
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn export(&self) -> Result<OwnedFd, CudaError> {
         let mut fd: i32 = -1;
         // SAFETY: for this handle type the driver writes a file descriptor, an int.
         let code = unsafe {
@@ -90,7 +105,7 @@ impl Drop for Physical {
     }
 }
 
-/// A mapping of an allocation of some device, for one device to use.
+/// A mapping of an allocation of some device, or of a multicast object, for one device to use.
 #[derive(Debug)]
 pub(super) struct Mapped {
     context: Arc<CudaContext>,
@@ -99,11 +114,16 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
-    pub(super) fn new(gpu: &Gpu, physical: &Physical) -> Result<Self, CudaError> {
+    /// At an address that is a multiple of `granularity`.
+    pub(super) fn new(
+        gpu: &Gpu,
+        physical: &Physical,
+        granularity: usize,
+    ) -> Result<Self, CudaError> {
         let len = physical.len;
         let mut base = 0;
         // SAFETY: `base` is a local; the driver chooses the address.
-        let code = unsafe { sys::cuMemAddressReserve(&mut base, len, gpu.granularity, 0, 0) };
+        let code = unsafe { sys::cuMemAddressReserve(&mut base, len, granularity, 0, 0) };
         CudaError::check(code, "cuMemAddressReserve")?;
         // SAFETY: the range was reserved just now and nothing is mapped there.
         let code = unsafe { sys::cuMemMap(base, len, 0, physical.handle, 0) };
@@ -145,6 +165,8 @@ impl Drop for Mapped {
 #[derive(Clone, Debug)]
 pub struct PeerMemory {
     len: usize,
+    /// Before the memory behind it: fields are dropped in this order.
+    multicast: Option<Arc<Multicast>>,
     mappings: Arc<[Mapped]>,
 }
 
@@ -166,6 +188,12 @@ impl PeerMemory {
     pub fn address(&self, rank: usize) -> u64 {
         self.mappings[rank].base
     }
+
+    /// The multicast address of all ranks' ranges, for `multimem` instructions alone: on all ranks there is one, or on none. Only
+    /// memory of [`Gpu::share_multicast`] has one.
+    pub fn multicast(&self) -> Option<u64> {
+        self.multicast.as_ref().map(|multicast| multicast.address())
+    }
 }
 
 impl Gpu {
@@ -175,10 +203,36 @@ impl Gpu {
     /// # Errors
     /// The driver refuses, or a peer is gone.
     pub fn share(&self, node: &Arc<Node>, len: usize) -> Result<PeerMemory, Error> {
+        Ok(self.share_in_units(node, len, self.granularity)?.0)
+    }
+
+    /// As [`Gpu::share`], with a multicast address ([`PeerMemory::multicast`]) where the ranks have a GPU each and these and their
+    /// drivers can; without one where not, on all ranks alike.
+    ///
+    /// # Errors
+    /// As [`Gpu::share`].
+    pub fn share_multicast(&self, node: &Arc<Node>, len: usize) -> Result<PeerMemory, Error> {
         self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
-        let whole = len.max(1).next_multiple_of(self.granularity);
+        let Some(granularity) = multicast::granularity(self, node)? else {
+            return self.share(node, len);
+        };
+        let unit = granularity.max(self.granularity);
+        let (mut memory, physical) = self.share_in_units(node, len, unit)?;
+        let multicast = Multicast::new(self, node, &physical, unit)?;
+        memory.multicast = multicast.map(Arc::new);
+        Ok(memory)
+    }
+
+    fn share_in_units(
+        &self,
+        node: &Arc<Node>,
+        len: usize,
+        unit: usize,
+    ) -> Result<(PeerMemory, Physical), Error> {
+        self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
+        let whole = len.max(1).next_multiple_of(unit);
         let physical = Physical::create(self.context.ordinal(), whole)?;
-        let mine = Mapped::new(self, &physical)?;
+        let mine = Mapped::new(self, &physical, unit)?;
         // SAFETY: the range is mapped for this device and nobody else knows it yet.
         CudaError::check(unsafe { sys::cuMemsetD8_v2(mine.base, 0, whole) }, "cuMemsetD8")?;
         self.context.synchronize().map_err(CudaError::of("cuCtxSynchronize"))?;
@@ -188,13 +242,13 @@ impl Gpu {
             match (file, mine.take()) {
                 (Some(file), back) => {
                     mine = back;
-                    Mapped::new(self, &Physical::import(&file, whole)?)
+                    Mapped::new(self, &Physical::import(&file, whole)?, unit)
                 }
                 (None, own) => own.ok_or(CudaError::NoDriver),
             }
         };
         let mappings = files.into_iter().map(map).collect::<Result<_, _>>()?;
-        Ok(PeerMemory { len, mappings })
+        Ok((PeerMemory { len, multicast: None, mappings }, physical))
     }
 
     /// Host memory of `len` zero bytes that the device sees at the same address as the host.

@@ -7,6 +7,7 @@
 mod error;
 mod foreign;
 mod memory;
+mod multicast;
 
 use std::sync::Arc;
 

@@ -107,6 +107,38 @@ pub(super) unsafe fn slice<'a, T>(p: *const T, n: usize) -> Res<&'a [T]> {
     }
 }
 
+/// A function that fails on a device, so that a program's way to live with that can be tested.
+pub(super) struct Refusal {
+    function: String,
+    device: u32,
+}
+
+impl Refusal {
+    /// Reads VGPU_REFUSE: FUNCTION@DEVICE.
+    pub fn from_environment() -> Option<Self> {
+        let text = std::env::var("VGPU_REFUSE").ok()?;
+        let parsed = text.split_once('@').and_then(|(function, device)| {
+            Some(Self { function: function.to_owned(), device: device.parse().ok()? })
+        });
+        if parsed.is_none() {
+            eprintln!("vgpu: VGPU_REFUSE={text} is not FUNCTION@DEVICE; nothing is refused");
+        }
+        parsed
+    }
+}
+
+/// Fails if this function is refused on the calling thread's device.
+pub(super) fn allowed(function: &str) -> Res<()> {
+    let Some(driver) = DRIVER.get() else { return Ok(()) };
+    let Some(refusal) = driver.refusal.as_ref().filter(|r| r.function == function) else {
+        return Ok(());
+    };
+    match driver.contexts.get(current_handle()) {
+        Ok(context) if context.device == refusal.device => Err(Error::OutOfMemory),
+        _ => Ok(()),
+    }
+}
+
 /// Defines entry points: C functions whose bodies give a `Res<()>`.
 macro_rules! api {
     ($($name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => { $(
@@ -115,7 +147,8 @@ macro_rules! api {
             // SAFETY: the caller keeps the driver API's contract for its pointers.
             #[allow(unused_unsafe, reason = "some entry points take no pointers")]
             let body = || -> crate::driver::result::Res<()> { unsafe { $body } };
-            crate::driver::entry::code(body())
+            let result = crate::driver::entry::allowed(stringify!($name)).and_then(|()| body());
+            crate::driver::entry::code(result)
         }
     )* };
 }

@@ -91,6 +91,7 @@ impl<T> Handles<T> {
 struct Driver {
     machine: Arc<Machine>,
     arch: u32,
+    refusal: Option<entry::Refusal>,
     contexts: Handles<Context>,
     primary: Vec<Arc<Context>>,
     modules: Handles<Module>,
@@ -124,7 +125,8 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 impl Driver {
-    /// Reads the environment: VGPU_DEVICES, VGPU_SMS, VGPU_ARCH, VGPU_MODE (sc, weak or idle), VGPU_RACES, VGPU_SEED, VGPU_WATCHDOG.
+    /// Reads the environment: VGPU_DEVICES, VGPU_SMS, VGPU_ARCH, VGPU_MODE (sc, weak or idle), VGPU_RACES, VGPU_SEED, VGPU_WATCHDOG,
+    /// VGPU_REFUSE.
     fn new() -> std::io::Result<Driver> {
         let mode = std::env::var("VGPU_MODE").unwrap_or_default();
         let weak = mode == "weak";
@@ -157,6 +159,7 @@ impl Driver {
             vmm: vmm::Vmm::new(machine.space().clone()),
             machine,
             arch: number("VGPU_ARCH", 90) as u32,
+            refusal: entry::Refusal::from_environment(),
             contexts,
             primary,
             modules: Handles::default(),

@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
     }
 
     fn access(&self, at: u64, sem: Sem, scope: Scope) -> Access {
-        Access { granule: at / 16, mask: 0xff, sem, scope, line: 0, slot: 0 }
+        Access { granule: at / 16, mask: 0xff, element: 8, sem, scope, line: 0, slot: 0 }
     }
 
     /// The address that an operand names.

@@ -154,9 +154,9 @@ impl Model {
         let after = if self.config.weak { self.place(t, a, at, id) } else { Vec::new() };
         let extra = (!releases.is_empty() || !after.is_empty())
             .then(|| Box::new(Extra { releases, after, ..Extra::default() }));
-        let strong = a.strong();
+        let (strong, element) = (a.strong(), a.element);
         let plain = Write::plain(a.mask, data, t, clock, a.line);
-        self.history_mut(a).insert(at, Write { strong, atomic, id, extra, ..plain });
+        self.history_mut(a).insert(at, Write { strong, element, atomic, id, extra, ..plain });
     }
 
     /// Where a new write stands in the order that the model demands: returns what is before it, tells who is behind it.

@@ -23,6 +23,8 @@ pub(super) struct Release {
 #[derive(Clone, Debug)]
 pub(super) struct Write {
     pub(super) mask: u16,
+    /// Of a strong one: bytes of an element.
+    pub(super) element: u8,
     pub(super) data: [u8; 16],
     pub(super) who: Thread,
     pub(super) clock: u32,
@@ -53,6 +55,7 @@ impl Write {
     pub(super) fn plain(mask: u16, data: [u8; 16], who: Thread, clock: u32, line: u32) -> Self {
         Write {
             mask,
+            element: 0,
             data,
             who,
             clock,
@@ -108,6 +111,8 @@ impl Write {
 #[derive(Clone, Debug)]
 pub(super) struct Read {
     pub(super) mask: u16,
+    /// Of a strong one: bytes of an element.
+    pub(super) element: u8,
     pub(super) claim: Claim,
     pub(super) strong: Option<Scope>,
     pub(super) line: u32,

@@ -63,7 +63,9 @@ fn write_back(t: &mut Inner, p: *mut u8, at: u64) {
 
 fn access(i: &Inst, at: u64, bytes: usize) -> Access {
     let mask = (((1u32 << bytes) - 1) << (at & 15)) as u16;
-    Access { granule: at >> 4, mask, sem: i.mem.sem, scope: i.mem.scope, line: i.line, slot: 0 }
+    let element = i.mem.ty.bytes() as u8;
+    let (sem, scope) = (i.mem.sem, i.mem.scope);
+    Access { granule: at >> 4, mask, element, sem, scope, line: i.line, slot: 0 }
 }
 
 fn halves(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {

@@ -39,6 +39,8 @@ pub struct Access {
     pub granule: u64,
     /// Bytes of the granule.
     pub mask: u16,
+    /// Bytes of an element: a vector is so many accesses to the model.
+    pub element: u8,
     /// Order.
     pub sem: Sem,
     /// Scope.

@@ -57,9 +57,11 @@ impl Model {
         }
         let strong = a.strong();
         let history = self.history(a);
-        let apart = |mask: u16, who: Thread, when: u32, s: Option<Scope>| {
+        let apart = |(mask, element): (u16, u8), who: Thread, when: u32, s: Option<Scope>| {
             let ordered = || who == t || know.knows(who, when);
-            let fits = || mask == a.mask && self.morally_strong(t, strong, who, s);
+            // Elements of one size overlap wholly or not at all.
+            let whole = mask == a.mask || element == a.element;
+            let fits = || whole && self.morally_strong(t, strong, who, s);
             mask & a.mask != 0 && !ordered() && !fits()
         };
         let mut found = Vec::new();
@@ -67,7 +69,9 @@ impl Model {
             let first = Side { who, line, wrote };
             found.push((first, mask & a.mask, s.is_some() && strong.is_some()));
         };
-        for w in history.writes.iter().filter(|w| apart(w.mask, w.who, w.clock, w.strong)) {
+        for w in
+            history.writes.iter().filter(|w| apart((w.mask, w.element), w.who, w.clock, w.strong))
+        {
             race(w.who, w.line, true, w.mask, w.strong);
         }
         let over = &self.warps[t.warp as usize].over;
@@ -75,8 +79,9 @@ impl Model {
             let Claim { warp, lanes, clock } = r.claim;
             let mut threads =
                 (0..32).filter(|l| lanes >> l & 1 == 1).map(|lane| Thread { warp, lane });
-            let open =
-                |&who: &Thread| apart(r.mask, who, clock, r.strong) && !over.knows(who, clock);
+            let open = |&who: &Thread| {
+                apart((r.mask, r.element), who, clock, r.strong) && !over.knows(who, clock)
+            };
             if let Some(who) = threads.find(open) {
                 race(who, r.line, false, r.mask, r.strong);
             }
@@ -122,7 +127,8 @@ impl Model {
         let mut same = None;
         // This thread's last such read is forgotten; a read of other lanes with the same instruction is shared.
         for (n, r) in reads.iter_mut().enumerate() {
-            if r.claim.warp == t.warp && r.mask == a.mask && r.strong == strong {
+            let alike = strong.is_none() || r.element == a.element;
+            if r.claim.warp == t.warp && r.mask == a.mask && r.strong == strong && alike {
                 r.claim.lanes &= !t.bit();
                 if r.claim.clock == clock && r.line == a.line {
                     same = Some(n);
@@ -133,7 +139,8 @@ impl Model {
             Some(n) => reads[n].claim.lanes |= t.bit(),
             None => {
                 let claim = Claim { warp: t.warp, lanes: t.bit(), clock };
-                reads.push(Read { mask: a.mask, claim, strong, line: a.line });
+                let (mask, element) = (a.mask, a.element);
+                reads.push(Read { mask, element, claim, strong, line: a.line });
             }
         }
         reads.retain(|r| r.claim.lanes != 0);

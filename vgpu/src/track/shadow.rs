@@ -155,6 +155,7 @@ impl Cell {
             let Stamp { warp, clock, .. } = self.read;
             let read = |(lane, mask)| Read {
                 mask,
+                element: 0,
                 claim: Claim { warp, lanes: Thread { warp, lane }.bit(), clock },
                 strong: None,
                 line: self.read.line(),

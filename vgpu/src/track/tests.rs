@@ -32,7 +32,8 @@ impl World {
 
     fn access(&mut self, granule: u64, sem: Sem) -> Access {
         self.line += 1;
-        Access { granule, mask: 0xf, sem, scope: Scope::Gpu, line: self.line, slot: 0 }
+        let (scope, line) = (Scope::Gpu, self.line);
+        Access { granule, mask: 0xf, element: 4, sem, scope, line, slot: 0 }
     }
 
     fn store(&mut self, who: (usize, u8), granule: u64, sem: Sem, value: u8) {
@@ -81,6 +82,18 @@ fn judge(ordered: bool, warps: u64, f: impl Fn(&mut World) -> u8) {
 }
 
 const LOW: u32 = 0xffff;
+
+#[test]
+fn strong_vectors_and_scalars_of_their_elements_do_not_race() {
+    for (element, mask, races) in [(8, 0xff, 0), (8, 0xff00, 0), (4, 0xff, 1), (4, 0xf, 1)] {
+        let mut w = World::new(1, 2);
+        let vector = Access { mask: 0xffff, element: 8, ..w.access(1, Sem::Relaxed) };
+        let scalar = Access { mask, element, ..w.access(1, Sem::Relaxed) };
+        w.model.store(w.thread((0, 0)), scalar, [1; 16], &[0; 16]);
+        let _ = w.model.load(w.thread((1, 0)), vector, &[0; 16], false);
+        assert_eq!(w.model.take_races().len(), races, "{element} bytes, {mask:x}");
+    }
+}
 
 #[test]
 fn a_warp_sends_through_its_lane_0_only_after_bar_warp_sync() {
@@ -247,6 +260,7 @@ fn part(i: Whole, n: usize, off: usize, len: usize) -> Access {
     Access {
         granule: i.granule + n as u64,
         mask,
+        element: 4,
         sem: Sem::Weak,
         scope: Scope::Cta,
         line: i.line,

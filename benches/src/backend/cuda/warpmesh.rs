@@ -104,7 +104,8 @@ impl Backend for WarpmeshCuda {
     }
 
     fn alloc(&mut self, bytes: usize) -> Result<Option<Buffer>> {
-        let memory = self.comm.alloc_bytes(bytes).context("allocating registered GPU memory")?;
+        let memory =
+            self.comm.alloc_symmetric_bytes(bytes).context("allocating registered GPU memory")?;
         // SAFETY: the memory of this rank's GPU lives as long as `memory`.
         Ok(Some(unsafe { self.device.owned(memory.address(), bytes, memory) }?))
     }

@@ -409,6 +409,7 @@ impl<'a> Run<'a> {
             }
         }
         let value = if reduce {
+            self.switch(from, &mut loaded);
             let sum = self.values.fold(&loaded, self.world);
             sum.map_err(|problem| instruction_defect(at, problem))?
         } else {
@@ -431,6 +432,17 @@ impl<'a> Run<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Replaces what was loaded from all ranks by the switch's sum of it.
+    fn switch(&mut self, from: &[Place], loaded: &mut Vec<(ValueId, bool)>) {
+        for (at, place) in from.iter().enumerate() {
+            if place.whose == Whose::Group && self.world > 1 {
+                let terms = loaded[at..at + self.world].iter().map(|(value, _)| *value).collect();
+                let sum = (self.values.switched(terms), true);
+                loaded.splice(at..at + self.world, [sum]);
+            }
+        }
     }
 
     /// The clock that goes with packets, if any of the destinations is one.

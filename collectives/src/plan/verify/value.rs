@@ -14,6 +14,8 @@ pub(super) enum Value {
     Input { call: usize, round: usize, rank: usize, block: usize, part: usize },
     /// A left fold, in the accumulation type.
     Sum(Vec<ValueId>),
+    /// A sum of the switch's, in an order of its own: another load of the same may give other bits. Which load it is.
+    Switched(Vec<ValueId>, usize),
     /// A sum rounded to the element type.
     Finished(ValueId),
 }
@@ -64,7 +66,7 @@ impl Values {
         let extent = match &value {
             Value::Input { .. } => (1, 0),
             Value::Finished(inner) => self.extent(*inner),
-            Value::Sum(terms) => {
+            Value::Sum(terms) | Value::Switched(terms, _) => {
                 self.terms += terms.len();
                 let extents = terms.iter().map(|term| self.extent(*term));
                 extents.fold((0, 0), |all, one| (all.0 + one.0, all.1.max(one.1 + 1)))
@@ -113,12 +115,20 @@ impl Values {
         Ok(self.intern(Value::Sum(terms)))
     }
 
+    /// What the switch makes of all ranks' elements in a load that no other is like.
+    pub(super) fn switched(&mut self, terms: Vec<ValueId>) -> ValueId {
+        let load = self.all.len();
+        self.intern(Value::Switched(terms, load))
+    }
+
     /// Whether a finished sum enters this one as if it were a contribution.
     fn contains_finished(&self, id: ValueId) -> bool {
         match self.get(id) {
             Value::Input { .. } => false,
             Value::Finished(_) => true,
-            Value::Sum(terms) => terms.iter().any(|term| self.contains_finished(*term)),
+            Value::Sum(terms) | Value::Switched(terms, _) => {
+                terms.iter().any(|term| self.contains_finished(*term))
+            }
         }
     }
 
@@ -134,7 +144,9 @@ impl Values {
         match self.get(id) {
             Value::Input { .. } => into.push(id),
             Value::Finished(inner) => self.leaves(*inner, into),
-            Value::Sum(terms) => terms.iter().for_each(|term| self.leaves(*term, into)),
+            Value::Sum(terms) | Value::Switched(terms, _) => {
+                terms.iter().for_each(|term| self.leaves(*term, into));
+            }
         }
     }
 
@@ -180,7 +192,7 @@ impl Values {
                 format!("rank {rank}'s in[{block}].{part} of call {call} round {round}")
             }
             Value::Finished(inner) => self.show(*inner),
-            Value::Sum(terms) => {
+            Value::Sum(terms) | Value::Switched(terms, _) => {
                 let terms: Vec<_> = terms.iter().map(|term| self.show(*term)).collect();
                 format!("({})", terms.join(" + "))
             }
