@@ -46,6 +46,8 @@ pub use communicator::{
     AbortHandle, Buffer, Builder, Communicator, Group, RawCall, Registration, SharedBytes,
 };
 pub use cost::Machine;
+#[doc(hidden)]
+pub use cuda::source as cuda_source;
 pub use cuda::{CudaBytes, CudaCommunicator, EmitError};
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;

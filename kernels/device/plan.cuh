@@ -47,7 +47,8 @@ struct Call {
 };
 static_assert(sizeof(Call) == 144, "as in collectives/src/cuda/params.rs");
 
-// Operands of plans that announce: how their addresses are found.
+// Operands of plans that announce: how their addresses are found, in the lowest two bits of a byte. Above these stands with which of the
+// plan's meetings they are, from 1; 0: at once, nobody has to be met.
 enum Announced : u8 {
   NOT,     // the address is in the table
   INPUT,   // the table has the window's address for the block, the peer tells where in the window its input begins
@@ -68,7 +69,7 @@ struct Params {
 
 // What a block has learned of its peers: addresses of all operands, and the factors of their ranks. In shared memory.
 template <int PLACES>
-struct Learned {
+struct alignas(16) Learned {
   u64 at[PLACES ? PLACES : 1];
   u64 factor[PLACES ? PLACES : 1];
 };
@@ -85,17 +86,18 @@ constexpr u32 MISMATCH = 1u << 16;
 template <bool SYNCHRONISED>
 struct Worker {
   const Call& call;
-  u64 before;   // epochs of this block before the call
-  u32 rounds;   // that are done
-  bool failed;  // of this thread, until the next signal, wait or round makes it the block's
+  u64 epoch;   // of this round, over all calls of this block
+  u32 rounds;  // that are done
+  u32 failed;  // of this thread, until the next signal, wait or round makes it the block's
 
   WARPMESH_DEVICE explicit Worker(const Call& call)
-      : call(call), before(load(&call.state->block[blockIdx.x].epoch)), rounds(0), failed(false) {}
+      : call(call), epoch(load(&call.state->block[blockIdx.x].epoch)), rounds(0), failed(0) {}
 
   // On to the next round, when all threads are done with this one; false after the last.
   WARPMESH_DEVICE bool next(u32& round) {
     failed = __syncthreads_or(failed);
     rounds = ++round;
+    ++epoch;
     return round < call.rounds && !failed;
   }
 
@@ -103,9 +105,9 @@ struct Worker {
   // a plan that synchronises that is known, else each peer says when it begins.
   template <int COUNT>
   WARPMESH_DEVICE void guard(const u64* words, const u8* peers, u32 place) {
-    const bool open = rounds > 0 ? !SYNCHRONISED : load(&call.state->block[blockIdx.x].open) != 0;
+    const bool open = rounds > 0 ? !SYNCHRONISED : static_cast<u32>(load(&call.state->block[blockIdx.x].open));
     if (threadIdx.x < COUNT && open && !failed) {
-      failed = !word(words[threadIdx.x]).wait(begun(before + rounds), patience(), peers[threadIdx.x], place);
+      failed = !word(words[threadIdx.x]).wait(begun(epoch), patience(), peers[threadIdx.x], place);
     }
     failed = __syncthreads_or(failed);
   }
@@ -113,38 +115,44 @@ struct Worker {
   // Tells COUNT peers that this epoch is begun, and so the one before is finished.
   template <int COUNT>
   WARPMESH_DEVICE void begin(const u64* words) {
-    if (threadIdx.x < COUNT && !failed) word(words[threadIdx.x]).signal(begun(before + rounds + 1));
+    if (threadIdx.x < COUNT && !failed) word(words[threadIdx.x]).signal(begun(epoch + 1));
   }
 
   // All blocks' words are kept in step, also of blocks that this launch does not have.
   WARPMESH_DEVICE void finish() const {
     for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < MAX_BLOCKS; b += blockDim.x * gridDim.x) {
-      store(&call.state->block[b].epoch, before + rounds);
+      store(&call.state->block[b].epoch, epoch);
       store(&call.state->block[b].open, SYNCHRONISED ? 0 : 1);
     }
   }
 
   // Tells COUNT peers where this rank's buffers are. The next signal to a peer publishes it.
   template <int COUNT, class P>
-  WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) {
-    const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
-    if (threadIdx.x < COUNT) call.mine.write(p.board[threadIdx.x] + half + blockIdx.x * sizeof(Board));
+  WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) const {
+    if (threadIdx.x < COUNT) call.mine.write(p.board[threadIdx.x] + half_boards() + blockIdx.x * sizeof(Board));
     for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += blockDim.x) {
-      const bool own = p.peer[P::PEER_COUNT + n] == call.rank;
-      if (p.announced[n] == NOT) learned.at[n] = p.place[n];
-      if (own) learn(p, learned, n, call.mine);
+      if (p.announced[n] < 4) learn(p, learned, n, call.mine.input, call.mine.output, call.mine.factor);
     }
   }
 
-  // Waits for COUNT peers, and takes in what they announced.
-  template <int COUNT, class P>
+  // Waits for COUNT peers, and takes in what they announced. MEETING: the number of this wait among those that do so, from 1.
+  template <int COUNT, int MEETING, class P>
   WARPMESH_DEVICE void meet(const P& p, Learned<P::PLACE_COUNT>& learned, int first, u32 nth, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
       const u32 peer = p.peer[first + threadIdx.x];
       failed = !word(p.semaphore[first + threadIdx.x]).wait(value(nth), patience(), peer, place);
-      if (!failed) take_in(p, learned, peer);
+      if (!failed && Board::digest_at(board(peer)) != call.mine.digest) {
+        store_relaxed_sys(&call.control->failed, MISMATCH + peer);
+        failed = 1;
+      }
     }
     failed = __syncthreads_or(failed);
+    for (u32 n = threadIdx.x; n < P::PLACE_COUNT && !failed; n += blockDim.x) {
+      if (p.announced[n] >> 2 != MEETING) continue;
+      const Board theirs = Board::read(board(p.peer[P::PEER_COUNT + n]));
+      learn(p, learned, n, theirs.input, theirs.output, theirs.factor);
+    }
+    __syncthreads();
   }
 
   // Signals COUNT peers: everything that this block wrote before is visible to whoever waits for it. If the block has given up, they
@@ -168,7 +176,6 @@ struct Worker {
   template <class M, int GROUP>
   WARPMESH_DEVICE void move(const u64* from, const u64* to, const u64* factor, const u8* peers, const u32* parts, u32 place) {
     if (failed) return;
-    const u64 epoch = before + rounds;
     const bool odd = static_cast<u32>(epoch) & 1;
     const MoveContext c{patience(), odd ? call.half_scratch : 0, odd ? call.half_packets : 0, flag_of(epoch), call.rank,
                         call.world, place};
@@ -187,31 +194,24 @@ struct Worker {
 
  private:
   template <class P>
-  WARPMESH_DEVICE void take_in(const P& p, Learned<P::PLACE_COUNT>& learned, u32 peer) {
-    const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
-    const Board board = Board::read(call.boards + half + (peer * MAX_BLOCKS + blockIdx.x) * sizeof(Board));
-    if (board.digest != call.mine.digest) {
-      store_relaxed_sys(&call.control->failed, MISMATCH + peer);
-      failed = true;
-      return;
-    }
-#pragma unroll 1
-    for (int n = 0; n < P::PLACE_COUNT; ++n) {
-      if (p.peer[P::PEER_COUNT + n] == peer) learn(p, learned, n, board);
-    }
+  static WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u64 input, u64 output, u64 factor) {
+    const u32 how = p.announced[n] & 3;
+    learned.at[n] = p.place[n] + (how == NOT ? 0 : how == INPUT ? input : output);
+    learned.factor[n] = factor;
   }
 
-  template <class P>
-  static WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, const Board& board) {
-    learned.factor[n] = board.factor;
-    if (p.announced[n] != NOT) learned.at[n] = p.place[n] + (p.announced[n] == INPUT ? board.input : board.output);
+  WARPMESH_DEVICE u64 half_boards() const { return epoch & 1 ? call.half_boards : 0; }
+
+  // What a peer announced to this block.
+  WARPMESH_DEVICE u64 board(u32 peer) const {
+    return call.boards + half_boards() + (peer * MAX_BLOCKS + blockIdx.x) * sizeof(Board);
   }
 
   // The guard's word of a rank that has begun an epoch, which are counted from 1 here.
   static WARPMESH_DEVICE u64 begun(u64 epoch) { return epoch << 8; }
 
   // The value of the n-th signal of this epoch over a semaphore.
-  WARPMESH_DEVICE u64 value(u32 nth) const { return (before + rounds + 1) << 8 | nth; }
+  WARPMESH_DEVICE u64 value(u32 nth) const { return (epoch + 1) << 8 | nth; }
 
   WARPMESH_DEVICE Patience patience() const { return {call.control, call.timeout, call.sequence}; }
 

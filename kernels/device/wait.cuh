@@ -29,11 +29,16 @@ struct alignas(8) Control {
 };
 static_assert(sizeof(Control) == 64 + 32 * MAX_BLOCKS, "as in primitives/src/gpu.rs");
 
+// Times are counted in units of 2^20 nanoseconds, in 32 bits.
+constexpr int TICK = 20;
+
 // Bounds of a wait.
 struct Patience {
   Control* control;
   u64 timeout;   // nanoseconds
   u64 sequence;  // the call's number
+
+  WARPMESH_DEVICE u32 ticks() const { return static_cast<u32>(least<u64>(timeout >> TICK, ~0u)); }
 };
 
 // What a wait says of itself when it takes long.
@@ -48,8 +53,6 @@ namespace detail {
 
 // Between two looks at the clock and at the host's memory, which is far away.
 constexpr int POLLS = 256;
-// Times are counted in units of 2^20 nanoseconds, in 32 bits.
-constexpr int TICK = 20;
 constexpr u32 GIVEN_UP = ~0u;
 
 // When the wait began (0: now), or GIVEN_UP. Not inlined, and with few arguments, all by value: so the poll loop stays a few
@@ -80,13 +83,13 @@ template <class Reached, class What>
 WARPMESH_DEVICE bool persist(const Patience& patience, Reached reached, What what) {
   u32 since = 0;
   for (;;) {
+    u32 done = 0;
 #pragma unroll 1
-    for (int polls = 0; polls < detail::POLLS; ++polls) {
-      if (reached()) return true;
-    }
+    for (int polls = 0; polls < detail::POLLS && !done; ++polls) done = reached();
+    // Opaque, so that all ways out of the loop lead here: else each would have to leave the region that the call below begins.
+    if (opaque(done)) return true;
     const WaitingFor w = what();
-    const u32 timeout = static_cast<u32>(least<u64>(patience.timeout >> detail::TICK, ~0u));
-    since = detail::look_around(patience.control, patience.sequence, timeout, since, w.peer, w.place, w.expected, w.seen);
+    since = detail::look_around(patience.control, patience.sequence, patience.ticks(), since, w.peer, w.place, w.expected, w.seen);
     if (since == detail::GIVEN_UP) return false;
   }
 }

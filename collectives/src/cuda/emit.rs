@@ -48,6 +48,8 @@ pub(crate) struct Operand {
     pub(crate) place: Place,
     /// Whether it is found by what its rank announced: a place in a window, this rank's own included.
     pub(crate) announced: bool,
+    /// With which of the plan's meetings address and factor are known, from 1; 0: from the beginning.
+    pub(crate) meeting: u8,
 }
 
 /// A semaphore between this rank and a peer.
@@ -98,7 +100,7 @@ pub(crate) fn emit(
         tables: Tables::default(),
         signalled: Vec::new(),
         awaited: Vec::new(),
-        met: Vec::new(),
+        meetings: Vec::new(),
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -128,8 +130,8 @@ struct Writer {
     /// How often a semaphore of a peer has been signalled so far, and awaited.
     signalled: Vec<(usize, usize, u32)>,
     awaited: Vec<(usize, usize, u32)>,
-    /// Peers that were waited for.
-    met: Vec<usize>,
+    /// For each meeting, the peers that were waited for.
+    meetings: Vec<Vec<usize>>,
 }
 
 impl Writer {
@@ -164,7 +166,7 @@ impl Writer {
                 return Ok(group);
             }
             Instruction::Signal { semaphore, to } => self.signal(*semaphore, to),
-            Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number),
+            Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number)?,
             Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
         }
         Ok(1)
@@ -178,21 +180,50 @@ impl Writer {
         }
     }
 
-    fn wait(&mut self, semaphore: usize, from: &[usize], number: usize) {
+    fn wait(
+        &mut self,
+        semaphore: usize,
+        from: &[usize],
+        number: usize,
+    ) -> Result<(), &'static str> {
         for (nth, peers) in by_turn(&mut self.awaited, semaphore, from) {
             let first = self.semaphores(semaphore, &peers, true);
             let count = peers.len();
             // What a peer has announced is learned with the first wait for it.
-            let new = peers.iter().any(|peer| !self.met.contains(peer));
+            let new = peers.iter().any(|peer| self.meeting(*peer) == 0);
             if self.tables.announces && new {
-                self.met.extend(&peers);
-                self.line(&format!("w.meet<{count}>(p, learned, {first}, {nth}, {number});"));
+                self.meetings.push(peers);
+                let meeting = self.meetings.len();
+                if meeting > MOST_MEETINGS {
+                    return Err("waits for more than 63 different groups of peers");
+                }
+                self.line(&format!(
+                    "w.meet<{count}, {meeting}>(p, learned, {first}, {nth}, {number});"
+                ));
             } else {
                 self.line(&format!(
                     "w.wait<{count}>(p.semaphore + {first}, p.peer + {first}, {nth}, {number});"
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// The meeting with a peer, or 0.
+    fn meeting(&self, peer: usize) -> usize {
+        self.meetings.iter().position(|peers| peers.contains(&peer)).map_or(0, |at| at + 1)
+    }
+
+    /// The operands as they stand in the tables.
+    fn operands(&self, places: &[Place]) -> Vec<Operand> {
+        let reaches = reaches(places, self.rank);
+        let operand = |&place: &Place| {
+            let announced = reaches && place.is_user();
+            let needed = announced || self.op == OpKind::PreMulSum;
+            let meeting = if needed { self.meeting(place.peer(self.rank)) as u8 } else { 0 };
+            Operand { place, announced, meeting }
+        };
+        places.iter().map(operand).collect()
     }
 
     /// Where these semaphores stand in the table; they are added if they do not yet.
@@ -213,7 +244,8 @@ impl Writer {
         let sources = self.tables.places.len();
         let part = self.tables.parts.len();
         for instruction in group {
-            self.tables.places.extend(announced(operands(instruction).0, self.rank));
+            let operands = self.operands(operands(instruction).0);
+            self.tables.places.extend(operands);
             self.tables.parts.push(match instruction {
                 Instruction::Move { part, .. } => *part as u32,
                 _ => unreachable!("a group is of moves"),
@@ -221,7 +253,8 @@ impl Writer {
         }
         let destinations = self.tables.places.len();
         for instruction in group {
-            self.tables.places.extend(announced(operands(instruction).1, self.rank));
+            let operands = self.operands(operands(instruction).1);
+            self.tables.places.extend(operands);
         }
         let (peers, count) = (format!("p.peer + PEERS + {sources}"), group.len());
         let (at, factor) = if self.tables.announces {
@@ -249,7 +282,8 @@ impl Writer {
         let op = if reduce { op_name(self.op) } else { "Copy" };
         let to = kinds(to)?;
         let ty = type_name(self.dtype);
-        Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&sources), kinds_name(&to)))
+        let tables = if self.tables.announces { ", SHARED" } else { "" };
+        Ok(format!("Move<{ty}, {op}, {}, {}{tables}>", kinds_name(&sources), kinds_name(&to)))
     }
 
     fn line(&mut self, text: &str) {
@@ -295,6 +329,9 @@ impl Writer {
 
 /// The step that a rank reports while it waits for peers to begin the last epoch.
 const AT_GUARD: u32 = u32::MAX - 4;
+
+/// Meetings that the table's bytes have room for.
+const MOST_MEETINGS: usize = 63;
 
 /// The most threads of a block.
 pub(crate) const THREADS: usize = 512;
@@ -388,11 +425,6 @@ fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static s
 /// Whether a list of operands reaches into a peer's buffers: then all of them are found by what their ranks announced.
 fn reaches(places: &[Place], rank: usize) -> bool {
     places.iter().any(|place| place.is_user() && !place.is_of(rank))
-}
-
-fn announced(places: &[Place], rank: usize) -> impl Iterator<Item = Operand> + use<'_> {
-    let reaches = reaches(places, rank);
-    places.iter().map(move |&place| Operand { place, announced: reaches && place.is_user() })
 }
 
 /// The kinds of a list of operands.
@@ -492,8 +524,8 @@ mod tests {
     fn a_barrier_is_one_signal_and_one_wait() {
         let kernel = kernel("direct", "all_reduce", 2);
         assert!(kernel.source.contains("w.signal<3>(p.semaphore + 3, 0);"), "{}", kernel.source);
-        assert!(kernel.source.contains("w.meet<3>(p, learned, 6, 0, 1);"), "{}", kernel.source);
+        assert!(kernel.source.contains("w.meet<3, 1>(p, learned, 6, 0, 1);"), "{}", kernel.source);
         assert!(kernel.source.contains("w.wait<3>(p.semaphore + 12, p.peer + 12, 0, 4);"));
-        assert!(kernel.source.contains("Sum, Repeated<4, USER>, Repeated<4, USER>>"));
+        assert!(kernel.source.contains("Sum, Repeated<4, USER>, Repeated<4, USER>, SHARED>"));
     }
 }

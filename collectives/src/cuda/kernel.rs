@@ -158,18 +158,14 @@ impl Loaded {
             bytes[parts + 4 * n..][..4].copy_from_slice(&part.to_le_bytes());
         }
         let semaphores = tables.semaphores.iter().map(|semaphore| semaphore.peer);
-        let places =
-            tables.places.iter().map(|Operand { place, .. }| match (place.writer, place.whose) {
-                (Some(writer), _) => writer,
-                (None, Whose::Rank(owner)) => owner,
-                (None, Whose::Group) => rank,
-            });
+        let places = tables.places.iter().map(|operand| operand.place.peer(rank));
         for (to, operand) in bytes[announced..].iter_mut().zip(&tables.places) {
-            *to = match (operand.announced, operand.place.buffer) {
+            let how = match (operand.announced, operand.place.buffer) {
                 (true, Buffer::Input) => 1,
                 (true, Buffer::Output) => 2,
                 _ => 0,
             };
+            *to = how | operand.meeting << 2;
         }
         for (to, peer) in bytes[peers..].iter_mut().zip(semaphores.chain(places)) {
             *to = peer as u8;
@@ -177,7 +173,7 @@ impl Loaded {
     }
 
     fn resolve(&self, operand: &Operand, regions: &Regions, rank: usize) -> (Address, u64) {
-        let Operand { place, announced } = operand;
+        let Operand { place, announced, .. } = operand;
         let owner = match place.whose {
             Whose::Rank(owner) => owner,
             Whose::Group => rank,

@@ -11,6 +11,7 @@ mod geometry;
 mod kernel;
 pub(crate) mod params;
 mod regions;
+mod source;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,6 +26,8 @@ use warpmesh_primitives::gpu::{CudaError, Gpu, PeerMemory};
 
 use self::choose::Candidate;
 pub use self::emit::EmitError;
+#[doc(hidden)]
+pub use self::source::source;
 use self::geometry::Geometry;
 use self::kernel::{Buffers, Loaded};
 use self::params::{Board, Call};
