@@ -18,11 +18,22 @@ fn compile_all() {
     for algorithm in algorithms::ALL {
         for (role, rank) in roles(algorithm) {
             for dtype in types(algorithm) {
-                let (source, name) =
-                    match cuda_source(algorithm, rank, WORLD, dtype, ReduceOp::Sum) { Ok(x) => x, Err(e) => { println!("{e}"); continue } };
+                let (source, name) = match cuda_source(algorithm, rank, WORLD, dtype, ReduceOp::Sum)
+                {
+                    Ok(x) => x,
+                    Err(e) => {
+                        println!("{e}");
+                        continue;
+                    }
+                };
                 for arch in archs.split(',').map(|a| a.parse().unwrap()) {
-                    let stem = format!("{arch}.{}.{}.{role}.{dtype}", algorithm.collective, algorithm.name);
-                    if !stem.contains(&only) { continue; }
+                    let stem = format!(
+                        "{arch}.{}.{}.{role}.{dtype}",
+                        algorithm.collective, algorithm.name
+                    );
+                    if !stem.contains(&only) {
+                        continue;
+                    }
                     let since = Instant::now();
                     let compiled = warpmesh_kernels::compile(&source, &name, arch).unwrap();
                     println!("{stem} {:.0} ms", since.elapsed().as_secs_f64() * 1e3);
@@ -36,7 +47,11 @@ fn compile_all() {
 }
 
 fn roles(algorithm: &Algorithm) -> Vec<(&'static str, usize)> {
-    if algorithm.collective.is_rooted() { vec![("root", 0), ("others", 1)] } else { vec![("all", 0)] }
+    if algorithm.collective.is_rooted() {
+        vec![("root", 0), ("others", 1)]
+    } else {
+        vec![("all", 0)]
+    }
 }
 
 fn types(algorithm: &Algorithm) -> Vec<DataType> {

@@ -60,7 +60,7 @@ struct Extent {
 
 // What all moves of a round have in common.
 struct MoveContext {
-  Patience patience;
+  const Patience& patience;
   u64 half_scratch, half_packets;  // bytes to this epoch's half
   u32 flag;
   u32 own;    // this rank
@@ -297,29 +297,31 @@ struct Move {
       Sums sum[UNROLL];
 #pragma unroll
       for (int first = 0; first < From::N; first += BATCH) {
+        const int end = first + BATCH < From::N ? first + BATCH : From::N;
         Quad got[UNROLL][BATCH];
-        if (!arrive(got, first, k, units)) return false;
+        if (!arrive(got, first, end - SKIPS_OWN, k, units)) return false;
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
           const u32 n = u == 0 ? k : k + u * 32;
           if (u > 0 && n >= units) break;
           const At here = at(n, BYTES);
-          take(sum[u], got[u], first, here, n < whole);
-          if (first + BATCH >= From::N) write(finished(sum[u]), here, 0, n < whole);
+          take(sum[u], got[u], first, end, here, n < whole);
+          if (end == From::N) write(finished(sum[u]), here, 0, n < whole);
         }
       }
     }
     return true;
   }
 
-  // Waits for the packets of a batch of sources. Data and flags are loaded together, again and again, until all flags are this epoch's.
-  WARPMESH_DEVICE bool arrive(Quad (&got)[UNROLL][BATCH], int first, u32 k, u32 units) const {
+  // Waits for the packets of sources `first` to `end - 1`. Data and flags are loaded together, again and again, until all flags are this
+  // epoch's.
+  WARPMESH_DEVICE bool arrive(Quad (&got)[UNROLL][BATCH], int first, int end, u32 k, u32 units) const {
     auto arrived = [&] {
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
         const u32 n = u == 0 ? k : least(k + u * 32, units - 1);
 #pragma unroll
-        for (int s = first; s < From::N && s < first + BATCH; ++s) {
+        for (int s = first; s < end; ++s) {
           if (awaits(s)) got[u][s - first] = Line::read(line(ops.from[sender(s)], n));
         }
       }
@@ -327,7 +329,7 @@ struct Move {
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
-        for (int s = first; s < From::N && s < first + BATCH; ++s) all &= !awaits(s) || Line::is_of(got[u][s - first], c.flag);
+        for (int s = first; s < end; ++s) all &= !awaits(s) || Line::is_of(got[u][s - first], c.flag);
       }
       return all;
     };
@@ -336,9 +338,7 @@ struct Move {
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
-        for (int s = first; s < From::N && s < first + BATCH; ++s) {
-          if (awaits(s) && !Line::is_of(got[u][s - first], c.flag)) missing = sender(s);
-        }
+        for (int s = first; s < end; ++s) missing = awaits(s) && !Line::is_of(got[u][s - first], c.flag) ? sender(s) : missing;
       }
       return WaitingFor{ops.peer[missing], c.place, c.flag, 0};
     };
@@ -347,27 +347,31 @@ struct Move {
 
   static WARPMESH_DEVICE constexpr bool awaits(int s) { return From::at(s) == PACKETS || From::at(s) == OWN; }
 
-  // The source whose packets are looked at for source s: for the own one, which sends none, those of a neighbour.
-  WARPMESH_DEVICE int sender(int s) const {
-    if (!From::has(OWN)) return s;
-    const int neighbour = (s ^ 1) < From::N ? s ^ 1 : s - 1;
-    return s == static_cast<int>(c.own) ? neighbour : s;
+  // Where the sources are all ranks' contributions, there are no packets of the own one. One batch: the others are numbered without it.
+  // Several: a neighbour's packets are looked at instead of its own, so that each batch has its sources' numbers.
+  static constexpr bool SKIPS_OWN = From::has(OWN) && From::N <= BATCH;
+  WARPMESH_DEVICE int sender(int n) const {
+    const int own = static_cast<int>(c.own);
+    if (SKIPS_OWN) return n >= own ? n + 1 : n;
+    return From::has(OWN) && n == own ? ((n ^ 1) < From::N ? n ^ 1 : n - 1) : n;
   }
 
-  // Adds a batch of sources to a unit's sums: packets that have arrived, and what is no packet.
-  WARPMESH_DEVICE void take(Sums& sum, const Quad (&got)[BATCH], int first, const At& here, bool whole) const {
+  // Adds sources `first` to `end - 1` to a unit's sums: packets that have arrived, and what is no packet.
+  WARPMESH_DEVICE void take(Sums& sum, const Quad (&got)[BATCH], int first, int end, const At& here, bool whole) const {
     Unit mine;
     // Only now: registers are short while packets are awaited, and what this rank has sent before is still in its cache.
     if constexpr (From::has(OWN)) mine = read(ops.from[c.own] + here.user, here.k, whole);
+    const int own = static_cast<int>(c.own);
 #pragma unroll
-    for (int s = first; s < From::N && s < first + BATCH; ++s) {
-      const Quad& line = got[s - first];
+    for (int s = first; s < end; ++s) {
       Unit in;
       if (From::at(s) == OWN) {
-        const bool own = s == static_cast<int>(c.own);
-        in = {own ? mine.word[0] : line.x, own ? mine.word[1] : line.z};
+        // Selects, not an index: else the array would have to lie in memory.
+        const int n = s - first;
+        const Quad above = got[SKIPS_OWN && n > 0 ? n - 1 : n], below = got[SKIPS_OWN && s == From::N - 1 ? n - 1 : n];
+        in = {s < own ? below.x : s == own ? mine.word[0] : above.x, s < own ? below.z : s == own ? mine.word[1] : above.z};
       } else if (From::at(s) == PACKETS) {
-        in = {line.x, line.z};
+        in = {got[s - first].x, got[s - first].z};
       } else {
         in = read(source(s, here), here.k, whole);
       }

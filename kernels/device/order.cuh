@@ -26,24 +26,17 @@ WARPMESH_DEVICE u64 load_acquire_sys(const u64* at) {
   return value;
 }
 
-// Looks at a word until it has reached a value, four times at most; what it saw last. With `acquire_polled_sys` behind the look that at last
-// showed the value it is an acquire: so the loop need not acquire each time. Predicates instead of branches: a look is then a load and
-// the two halves of a comparison. (Before sm_90 such a fence would be a full one, and the looks acquire by themselves.)
+// For polling: with `acquire_polled_sys` behind the load that at last showed what was awaited it is an acquire. So the loop need not acquire
+// each time. (Before sm_90 such a fence would be a full one, and the loads acquire by themselves.)
+WARPMESH_DEVICE u64 load_polled_sys(const u64* at) {
 #if __CUDA_ARCH__ >= 900
-#define WARPMESH_LOOK "ld.relaxed.sys.global.u64 %0, [%1];"
+  u64 value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(global(at)) : "memory");
+  return value;
 #else
-#define WARPMESH_LOOK "ld.acquire.sys.global.u64 %0, [%1];"
+  return load_acquire_sys(at);
 #endif
-WARPMESH_DEVICE u64 poll_sys(const u64* at, u64 value) {
-  u64 seen;
-  asm volatile("{.reg .pred less;" WARPMESH_LOOK "setp.lt.u64 less, %0, %2; @less " WARPMESH_LOOK "@less setp.lt.u64 less, %0, %2; @less "
-               WARPMESH_LOOK "@less setp.lt.u64 less, %0, %2; @less " WARPMESH_LOOK "}"
-               : "=l"(seen)
-               : "l"(global(at)), "l"(value)
-               : "memory");
-  return seen;
 }
-#undef WARPMESH_LOOK
 
 WARPMESH_DEVICE void acquire_polled_sys() {
 #if __CUDA_ARCH__ >= 900

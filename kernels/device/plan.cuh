@@ -37,11 +37,9 @@ struct Call {
   u32 reserved;
   u64 half_scratch;   // bytes to the second half
   u64 half_packets;
-  u64 sequence;       // the call's number
-  u64 timeout;        // nanoseconds
-  Board mine;         // what this rank tells its peers
+  Patience patience;
   State* state;
-  Control* control;
+  Board mine;         // what this rank tells its peers
   u64 boards;         // what peers tell this rank: by half, peer, block
   u64 half_boards;    // bytes to the second half
 };
@@ -82,8 +80,10 @@ constexpr u32 MISMATCH = 1u << 16;
 
 // SYNCHRONISED: whoever has finished an epoch of this plan knows that all ranks have begun it.
 //
+// THREADS: of a block, if that is known when it is compiled.
+//
 // Its state is small, so that moves have the registers: what can be computed from the round is.
-template <bool SYNCHRONISED>
+template <bool SYNCHRONISED, u32 THREADS = 0>
 struct Worker {
   const Call& call;
   u64 epoch;   // of this round, over all calls of this block
@@ -107,7 +107,7 @@ struct Worker {
   WARPMESH_DEVICE void guard(const u64* words, const u8* peers, u32 place) {
     const bool open = rounds > 0 ? !SYNCHRONISED : static_cast<u32>(load(&call.state->block[blockIdx.x].open));
     if (threadIdx.x < COUNT && open && !failed) {
-      failed = !word(words[threadIdx.x]).wait(begun(epoch), patience(), peers[threadIdx.x], place);
+      failed = !word(words[threadIdx.x]).wait(begun(epoch), call.patience, peers[threadIdx.x], place);
     }
     failed = __syncthreads_or(failed);
   }
@@ -120,7 +120,8 @@ struct Worker {
 
   // All blocks' words are kept in step, also of blocks that this launch does not have.
   WARPMESH_DEVICE void finish() const {
-    for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < MAX_BLOCKS; b += blockDim.x * gridDim.x) {
+#pragma unroll 1
+    for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < MAX_BLOCKS; b += threads() * gridDim.x) {
       store(&call.state->block[b].epoch, epoch);
       store(&call.state->block[b].open, SYNCHRONISED ? 0 : 1);
     }
@@ -130,7 +131,8 @@ struct Worker {
   template <int COUNT, class P>
   WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) const {
     if (threadIdx.x < COUNT) call.mine.write(p.board[threadIdx.x] + half_boards() + blockIdx.x * sizeof(Board));
-    for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += blockDim.x) {
+#pragma unroll 1
+    for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += threads()) {
       if (p.announced[n] < 4) learn(p, learned, n, call.mine.input, call.mine.output, call.mine.factor);
     }
   }
@@ -140,14 +142,14 @@ struct Worker {
   WARPMESH_DEVICE void meet(const P& p, Learned<P::PLACE_COUNT>& learned, int first, u32 nth, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
       const u32 peer = p.peer[first + threadIdx.x];
-      failed = !word(p.semaphore[first + threadIdx.x]).wait(value(nth), patience(), peer, place);
+      failed = !word(p.semaphore[first + threadIdx.x]).wait(value(nth), call.patience, peer, place);
       if (!failed && Board::digest_at(board(peer)) != call.mine.digest) {
-        store_relaxed_sys(&call.control->failed, MISMATCH + peer);
+        store_relaxed_sys(&call.patience.control->failed, MISMATCH + peer);
         failed = 1;
       }
     }
     failed = __syncthreads_or(failed);
-    for (u32 n = threadIdx.x; n < P::PLACE_COUNT && !failed; n += blockDim.x) {
+    for (u32 n = threadIdx.x; n < P::PLACE_COUNT && !failed; n += threads()) {
       if (p.announced[n] >> 2 != MEETING) continue;
       const Board theirs = Board::read(board(p.peer[P::PEER_COUNT + n]));
       learn(p, learned, n, theirs.input, theirs.output, theirs.factor);
@@ -167,7 +169,7 @@ struct Worker {
   template <int COUNT>
   WARPMESH_DEVICE void wait(const u64* words, const u8* peers, u32 nth, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
-      failed = !word(words[threadIdx.x]).wait(value(nth), patience(), peers[threadIdx.x], place);
+      failed = !word(words[threadIdx.x]).wait(value(nth), call.patience, peers[threadIdx.x], place);
     }
     failed = __syncthreads_or(failed);
   }
@@ -177,13 +179,15 @@ struct Worker {
   WARPMESH_DEVICE void move(const u64* from, const u64* to, const u64* factor, const u8* peers, const u32* parts, u32 place) {
     if (failed) return;
     const bool odd = static_cast<u32>(epoch) & 1;
-    const MoveContext c{patience(), odd ? call.half_scratch : 0, odd ? call.half_packets : 0, flag_of(epoch), call.rank,
+    const MoveContext c{call.patience, odd ? call.half_scratch : 0, odd ? call.half_packets : 0, flag_of(epoch), call.rank,
                         call.world, place};
-    const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    // Opaque: computed here, and not kept in registers from the kernel's beginning.
+    const u32 warp = opaque(threadIdx.x) / 32, warps = threads() / 32;
     if constexpr (GROUP == 1) {
       failed = !M::slice(Operands{from, to, factor, peers}, extent(parts[0]), c, warp, warps);
     } else {
       // Warps are dealt out in turn: move g has warps g, g + GROUP, ..., or where there are too few, a warp has several moves.
+#pragma unroll 1
       for (u32 g = warp % GROUP; g < GROUP; g += warps) {
         const Operands ops{from + g * M::SOURCES, to + g * M::DESTINATIONS, factor + g * M::SOURCES, peers + g * M::SOURCES};
         const u32 shared = warps > g ? (warps - g + GROUP - 1) / GROUP : 1;
@@ -193,6 +197,8 @@ struct Worker {
   }
 
  private:
+  static WARPMESH_DEVICE u32 threads() { return THREADS ? THREADS : blockDim.x; }
+
   template <class P>
   static WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u64 input, u64 output, u64 factor) {
     const u32 how = p.announced[n] & 3;
@@ -212,8 +218,6 @@ struct Worker {
 
   // The value of the n-th signal of this epoch over a semaphore.
   WARPMESH_DEVICE u64 value(u32 nth) const { return (epoch + 1) << 8 | nth; }
-
-  WARPMESH_DEVICE Patience patience() const { return {call.control, call.timeout, call.sequence}; }
 
   WARPMESH_DEVICE Semaphore word(u64 at) const {
     return Semaphore{reinterpret_cast<u64*>(at + blockIdx.x * SEMAPHORE_STRIDE)};

@@ -28,8 +28,8 @@ struct Semaphore {
   // Until the value is reached. False if given up.
   WARPMESH_DEVICE bool wait(u64 value, const Patience& patience, u32 peer, u32 place) const {
     u64 seen = 0;
-    const bool reached = persist(
-        patience, [&] { return (seen = poll_sys(word, value)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
+    const bool reached = persist<6>(
+        patience, [&] { return (seen = load_polled_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
     acquire_polled_sys();
     return reached;
   }

@@ -312,7 +312,7 @@ impl Writer {
              extern \"C\" __global__ void __launch_bounds__({THREADS}, 2)\n\
              {name}(const __grid_constant__ P p) {{\n  \
 {learned}  \
-               Worker<{synchronises}> w(p.call);\n  \
+               Worker<{synchronises}, {THREADS}> w(p.call);\n  \
                u32 round = 0;\n  \
                do {{\n{body}  \
                }} while (w.next(round));\n  \

@@ -26,12 +26,12 @@ use warpmesh_primitives::gpu::{CudaError, Gpu, PeerMemory};
 
 use self::choose::Candidate;
 pub use self::emit::EmitError;
-#[doc(hidden)]
-pub use self::source::source;
 use self::geometry::Geometry;
 use self::kernel::{Buffers, Loaded};
 use self::params::{Board, Call};
 use self::regions::{MAX_BLOCKS, Regions};
+#[doc(hidden)]
+pub use self::source::source;
 use crate::communicator::plans::Query;
 use crate::communicator::{Communicator, RawCall};
 use crate::dtype::DataType;
