@@ -46,9 +46,7 @@ pub use communicator::{
     AbortHandle, Buffer, Builder, Communicator, Group, RawCall, Registration, SharedBytes,
 };
 pub use cost::Machine;
-#[doc(hidden)]
-pub use cuda::source as cuda_source;
-pub use cuda::{CudaBytes, CudaCommunicator, EmitError};
+pub use cuda::{CudaBytes, CudaCommunicator, CudaKernel, CudaRegistration, EmitError, cuda_kernel};
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;
 pub use op::{ReduceOp, Scalar};

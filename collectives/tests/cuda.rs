@@ -1,115 +1,140 @@
-//! vgpu: collectives on (virtual) GPUs, through the driver API and kernels that NVRTC compiles.
+//! Collectives on GPUs: every collective, type, operator, size, offset and placement against an oracle, by every plan that
+//! has a kernel. Needs a CUDA driver and NVRTC; `cargo xtask test` runs it on virtual GPUs.
 
-use std::ffi::c_void;
-use std::time::Duration;
+mod common;
 
-use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
+use common::cases::{Case, Number, Op, alias, by_type, cases, reduce_op, result, value};
+use common::gpu::{self, Memory, Rank};
+use proptest::prelude::*;
 use warpmesh::plan::Collective;
-use warpmesh::{Communicator, DataType, RawCall, ReduceOp};
+use warpmesh::{DataType, RawCall};
 
-fn ranks(world: usize, body: impl Fn(Communicator) + Sync) {
-    let all = Communicator::builder().timeout(Duration::from_secs(20)).local(world).unwrap();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = all.into_iter().map(|c| scope.spawn(|| body(c))).collect();
-        for t in threads {
-            t.join().unwrap();
-        }
+/// Runs cases of one world, algorithm and mode on one communicator.
+fn check(cases: &[Case]) {
+    let Some(first) = cases.first() else { return };
+    let mut builder = common::settings().canonical(first.canonical);
+    if let Some(name) = first.algorithm {
+        builder = builder.algorithm(name);
+    }
+    let problems = gpu::ranks_with(builder, first.world, |mut rank| {
+        let mut wrong = |case: &Case| by_type!(case.dtype, run(&mut rank, *case));
+        cases.iter().find_map(|case| wrong(case).map(|problem| (*case, problem)))
     });
+    for (rank, problem) in problems.into_iter().enumerate() {
+        assert!(problem.is_none(), "rank {rank}: {problem:?}");
+    }
+}
+
+/// Runs a case three times on one rank, without a pause between; returns what is wrong.
+fn run<T: Number>(rank: &mut Rank, case: Case) -> Option<String> {
+    let Case { world, collective, count, root, offset, in_place, op, .. } = case;
+    let me = rank.comm.rank();
+    let (inputs, outputs) = collective.blocks(world, root, me);
+    let space = offset + world * count + 8;
+    let guard = vec![T::of(3); space];
+    let input = Memory::new(rank, size_of_val(&guard[..]), case.registered);
+    let output = Memory::new(rank, size_of_val(&guard[..]), case.registered);
+    let place = if in_place { alias(collective, me, root, count) } else { None };
+    let (start_in, start_out) = place.map_or((offset, offset), |(i, o)| (offset + i, offset + o));
+    let mut from = guard.clone();
+    for i in 0..inputs * count {
+        from[start_in + i] = T::of(value(op, me, i / count, i % count, world));
+    }
+    let base = if place.is_some() { &output } else { &input };
+    let call = RawCall {
+        collective,
+        dtype: T::DTYPE,
+        op: reduce_op::<T>(op, me),
+        root,
+        count,
+        input: (base.address() as usize + start_in * size_of::<T>()) as *const u8,
+        output: (output.address() as usize + start_out * size_of::<T>()) as *mut u8,
+    };
+    let mut before = guard.clone();
+    for _ in 0..3 {
+        rank.upload(output.address(), &guard);
+        rank.upload(base.address(), &from);
+        before = if place.is_some() { from.clone() } else { guard.clone() };
+        if let Err(error) = rank.call(&call) {
+            return Some(error.to_string());
+        }
+    }
+    if let Err(error) = rank.synchronize() {
+        return Some(error.to_string());
+    }
+    let seen = rank.download::<T>(output.address(), space);
+    for (i, (seen, before)) in seen.iter().zip(&before).enumerate() {
+        let inside = i >= start_out && i < start_out + outputs * count;
+        let want = match inside {
+            true => result::<T>(case, me, (i - start_out) / count, (i - start_out) % count),
+            false => *before,
+        };
+        if bytemuck::bytes_of(seen) != bytemuck::bytes_of(&want) {
+            return Some(format!(
+                "element {i} (output from {start_out}) is {seen:?}, not {want:?}"
+            ));
+        }
+    }
+    None
+}
+
+/// A call of the algorithm's collective.
+fn case(algorithm: &warpmesh::algorithms::Algorithm, world: usize, count: usize) -> Case {
+    Case {
+        world,
+        collective: algorithm.collective,
+        dtype: DataType::F32,
+        op: Op::Sum,
+        count,
+        root: world / 2,
+        offset: 0,
+        registered: true,
+        in_place: false,
+        canonical: false,
+        algorithm: Some(algorithm.name),
+    }
+}
+
+fn algorithms() -> impl Iterator<Item = &'static warpmesh::algorithms::Algorithm> {
+    let data = |a: &&warpmesh::algorithms::Algorithm| a.collective != Collective::Barrier;
+    warpmesh::algorithms::ALL.iter().copied().filter(data)
 }
 
 #[test]
-#[ignore = "needs a driver"]
-fn all_reduce() {
-    for name in ["one_shot_packet", "two_shot_packet", "staged", "one_shot_staged"] {
-        let world = 4;
-        let all = Communicator::builder()
-            .timeout(Duration::from_secs(20))
-            .algorithm(name)
-            .local(world)
-            .unwrap();
-        std::thread::scope(|scope| {
-            for comm in all {
-                scope.spawn(move || {
-                    let rank = comm.rank();
-                    let ctx = CudaContext::new(rank).unwrap();
-                    let stream = ctx.new_stream().unwrap();
-                    let mut comm = comm.on_gpu(ctx.clone()).unwrap();
-                    for count in [1usize, 7, 1000, 5000] {
-                        let input: Vec<f32> =
-                            (0..count).map(|k| (k % 50 + rank * 3) as f32).collect();
-                        let from = stream.clone_htod(&input).unwrap();
-                        let mut to = stream.alloc_zeros::<f32>(count).unwrap();
-                        {
-                            let (a, _ga) = from.device_ptr(&stream);
-                            let (b, _gb) = to.device_ptr_mut(&stream);
-                            let call = RawCall {
-                                collective: Collective::AllReduce,
-                                dtype: DataType::F32,
-                                op: ReduceOp::Sum,
-                                root: 0,
-                                count,
-                                input: a as *const u8,
-                                output: b as *mut u8,
-                            };
-                            for _ in 0..3 {
-                                unsafe { comm.call(&call, stream.cu_stream()) }.unwrap();
-                            }
-                            unsafe { comm.synchronize(stream.cu_stream()) }.unwrap();
-                        }
-                        let got = stream.clone_dtoh(&to).unwrap();
-                        for (k, x) in got.iter().enumerate() {
-                            let want: usize = (0..world).map(|r| k % 50 + r * 3).sum();
-                            assert_eq!(*x, want as f32, "{name} rank {rank} count {count} [{k}]");
-                        }
-                    }
-                });
-            }
-        });
-        println!("{name} ok");
+fn every_algorithm_for_every_number_of_ranks() {
+    let Some(gpus) = gpu::count() else { return };
+    for algorithm in algorithms() {
+        for world in [1, 2, 3, 4, 5, 8].into_iter().filter(|world| *world <= gpus.max(4)) {
+            let counts = [1, 2 * world + 1, 1000];
+            check(&counts.map(|count| case(algorithm, world, count)));
+        }
     }
 }
 
 #[test]
-#[ignore = "needs a driver"]
-fn direct() {
-    ranks(4, |comm| {
-        let (rank, world) = (comm.rank(), comm.world());
-        let ctx = CudaContext::new(rank).unwrap();
-        let stream = ctx.new_stream().unwrap();
-        let mut comm = comm.on_gpu(ctx.clone()).unwrap();
-        let bytes = comm.alloc_bytes(1 << 20).unwrap();
-        let count = 30_000;
-        let input: Vec<f32> = (0..count).map(|k| (k % 50 + rank * 3) as f32).collect();
-        // Other offsets on every rank.
-        let (a, b) = (bytes.address() + 16 * rank as u64, bytes.address() + (512 << 10));
-        let s = stream.cu_stream();
-        unsafe {
-            cudarc::driver::sys::cuMemcpyHtoD_v2(a, input.as_ptr() as *const c_void, count * 4)
-                .result()
-                .unwrap();
+fn every_type_and_operator() {
+    if gpu::count().is_none() {
+        return;
+    }
+    for algorithm in algorithms().filter(|a| a.collective == Collective::AllReduce) {
+        let mut cases = Vec::new();
+        for dtype in DataType::ALL {
+            for op in [Op::Sum, Op::Prod, Op::Min, Op::Max, Op::Avg, Op::PreMulSum] {
+                let (offset, in_place) = (1, true);
+                cases.push(Case { dtype, op, offset, in_place, ..case(algorithm, 3, 1001) });
+            }
         }
-        let call = RawCall {
-            collective: Collective::AllReduce,
-            dtype: DataType::F32,
-            op: ReduceOp::Sum,
-            root: 0,
-            count,
-            input: a as *const u8,
-            output: b as *mut u8,
-        };
-        unsafe {
-            comm.call(&call, s).unwrap();
-            comm.synchronize(s).unwrap();
+        check(&cases);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_call_is_exact(case in cases()) {
+        if gpu::count().is_some() {
+            check(&[case]);
         }
-        let mut got = vec![0f32; count];
-        unsafe {
-            cudarc::driver::sys::cuMemcpyDtoH_v2(got.as_mut_ptr() as *mut c_void, b, count * 4)
-                .result()
-                .unwrap();
-        }
-        for (k, x) in got.iter().enumerate() {
-            let want: usize = (0..world).map(|r| k % 50 + r * 3).sum();
-            assert_eq!(*x, want as f32, "rank {rank} [{k}]");
-        }
-    });
+    }
 }

@@ -12,8 +12,11 @@
 
 namespace warpmesh {
 
+// Above where a buffer lies in a window stands the window's number, which is the same on all ranks.
+constexpr int WINDOW_SHIFT = 48;
+
 struct alignas(16) Board {
-  u64 input;   // from the beginning of the window that the input lies in
+  u64 input;   // which window it lies in, and where
   u64 output;
   u64 factor;  // PreMulSum: what its contributions are multiplied by
   u64 digest;  // of all that has to be equal on all ranks

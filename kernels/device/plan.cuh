@@ -42,14 +42,16 @@ struct Call {
   Board mine;         // what this rank tells its peers
   u64 boards;         // what peers tell this rank: by half, peer, block
   u64 half_boards;    // bytes to the second half
+  const u64* windows; // where memory that was registered begins here: by its number, rank
+  u64 unused;
 };
-static_assert(sizeof(Call) == 144, "as in collectives/src/cuda/params.rs");
+static_assert(sizeof(Call) == 160, "as in collectives/src/cuda/params.rs");
 
 // Operands of plans that announce: how their addresses are found, in the lowest two bits of a byte. Above these stands with which of the
 // plan's meetings they are, from 1; 0: at once, nobody has to be met.
 enum Announced : u8 {
   NOT,     // the address is in the table
-  INPUT,   // the table has the window's address for the block, the peer tells where in the window its input begins
+  INPUT,   // the peer tells where its input begins, the table has how far from there the block lies
   OUTPUT,  // the same for its output
 };
 
@@ -135,6 +137,7 @@ struct Worker {
     for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += threads()) {
       if (p.announced[n] < 4) learn(p, learned, n, call.mine.input, call.mine.output, call.mine.factor);
     }
+    __syncthreads();
   }
 
   // Waits for COUNT peers, and takes in what they announced. MEETING: the number of this wait among those that do so, from 1.
@@ -200,9 +203,15 @@ struct Worker {
   static WARPMESH_DEVICE u32 threads() { return THREADS ? THREADS : blockDim.x; }
 
   template <class P>
-  static WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u64 input, u64 output, u64 factor) {
+  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u64 input, u64 output, u64 factor) const {
     const u32 how = p.announced[n] & 3;
-    learned.at[n] = p.place[n] + (how == NOT ? 0 : how == INPUT ? input : output);
+    u64 begin = 0;
+    if (how != NOT) {
+      const u64 at = how == INPUT ? input : output;
+      const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + p.peer[P::PEER_COUNT + n]]);
+      begin = window + (at & ((1ull << WINDOW_SHIFT) - 1));
+    }
+    learned.at[n] = begin + p.place[n];
     learned.factor[n] = factor;
   }
 

@@ -12,7 +12,7 @@ constexpr int MAX_BLOCKS = 64;
 // What a block that waits for long tells the host. Its threads write it, relaxed: each word is right by itself, and peer and place
 // are of the same wait. `sequence` is written last.
 struct alignas(8) Record {
-  u64 sequence;  // the call's number
+  u64 sequence;  // the call's number, above 16 bits that differ whenever the record is written
   u64 expected;  // what the word has to reach
   u64 seen;      // what it held
   u32 peer;      // whose signal or packet it is
@@ -64,7 +64,7 @@ static __device__ __noinline__ u32 look_around(Control* control, u64 sequence, u
     store_relaxed_sys(&record->expected, expected);
     store_relaxed_sys(&record->seen, seen);
     store_relaxed_sys(reinterpret_cast<Pair*>(&record->peer), {peer, place});
-    store_relaxed_sys(&record->sequence, sequence);
+    store_relaxed_sys(&record->sequence, sequence << 16 | (time & 0xFFFFu));
   }
   const bool late = waited > timeout >> TICK;
   if (late) store_relaxed_sys(&control->failed, 1);

@@ -223,14 +223,10 @@ impl Node {
     /// A look around in a long wait: publishes the progress record, then asks whether someone
     /// posted a failure, whether peers are gone that have not finished this call, whether a peer's
     /// call differs, and whether the time is over.
-    pub(crate) fn look_around(
-        &self,
-        on: WaitingFor,
-        seen: u64,
-        waited: Duration,
-    ) -> Option<Failure> {
+    pub fn look_around(&self, on: WaitingFor, seen: u64, waited: Duration) -> Option<Failure> {
         self.me().set_progress(&patience::waiting(on, seen));
-        let failure = self.failure().or_else(|| self.gone(on)).or_else(|| self.mismatch(on));
+        let failure =
+            self.failure().or_else(|| self.gone(on)).or_else(|| self.mismatch(on.sequence));
         if failure.is_some() || waited < self.policy.timeout {
             return failure;
         }
@@ -257,10 +253,11 @@ impl Node {
             || (peer != self.rank && self.control(peer).progress().state == State::Left)
     }
 
-    fn mismatch(&self, on: WaitingFor) -> Option<Failure> {
-        let mine = self.me().call(on.sequence)?;
+    /// Whether a peer has announced another call of this number than this rank, as far as can be seen now.
+    pub fn mismatch(&self, sequence: u64) -> Option<Failure> {
+        let mine = self.me().call(sequence)?;
         let differs = |peer: &usize| {
-            self.control(*peer).call(on.sequence).is_some_and(|theirs| theirs.tag != mine.tag)
+            self.control(*peer).call(sequence).is_some_and(|theirs| theirs.tag != mine.tag)
         };
         let culprit = (0..self.world()).find(differs)?;
         Some(Failure { kind: FailureKind::Mismatch, by: self.rank, culprit: Some(culprit) })

@@ -105,7 +105,7 @@ fn check_one(file: &PathBuf) -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     let module = vgpu::LoadedModule::parse(&text, false)?;
     let loaded = start.elapsed();
-    let space = vgpu::mem::space::AddressSpace::new()?;
+    let space = std::sync::Arc::new(vgpu::mem::space::AddressSpace::new()?);
     let (mut kernels, mut instructions) = (0, 0);
     for f in module.module().functions.values().filter(|f| f.is_kernel) {
         instructions += module.kernel(&space, 0, &f.name)?.code.len();

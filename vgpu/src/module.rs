@@ -1,7 +1,7 @@
 //! A loaded module: text once, variables and kernels per device.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::LoadError;
 use crate::isa::Spec;
@@ -16,6 +16,19 @@ pub struct LoadedModule {
     tracked: bool,
     symbols: Mutex<HashMap<u32, Arc<Symbols>>>,
     kernels: Mutex<HashMap<(u32, String), Arc<Kernel>>>,
+    /// Memory of variables that this module has placed.
+    placed: Mutex<Vec<(Arc<AddressSpace>, u64)>>,
+}
+
+/// Variables of at most so many bytes share a page of 64 KiB; others have their own, so that running over the end is an error.
+const SMALL: u64 = 64;
+
+impl Drop for LoadedModule {
+    fn drop(&mut self) {
+        for (space, at) in self.placed.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            space.free(at);
+        }
+    }
 }
 
 impl LoadedModule {
@@ -33,7 +46,13 @@ impl LoadedModule {
             }
             Ok(())
         })?;
-        Ok(LoadedModule { module, tracked, symbols: Mutex::default(), kernels: Mutex::default() })
+        Ok(LoadedModule {
+            module,
+            tracked,
+            symbols: Mutex::default(),
+            kernels: Mutex::default(),
+            placed: Mutex::default(),
+        })
     }
 
     /// The parsed text.
@@ -42,7 +61,7 @@ impl LoadedModule {
     }
 
     /// Places the module's variables on a device, once.
-    fn symbols(&self, space: &AddressSpace, device: u32) -> std::io::Result<Arc<Symbols>> {
+    fn symbols(&self, space: &Arc<AddressSpace>, device: u32) -> std::io::Result<Arc<Symbols>> {
         let mut all = self.symbols.lock().unwrap();
         if let Some(s) = all.get(&device) {
             return Ok(s.clone());
@@ -54,11 +73,20 @@ impl LoadedModule {
             .iter()
             .filter(|v| matches!(v.space, Space::Global | Space::Const))
             .collect();
+        let alloc = |bytes| -> std::io::Result<u64> {
+            let at = space.alloc(device, Kind::Device, bytes)?;
+            self.placed.lock().unwrap().push((space.clone(), at));
+            Ok(at)
+        };
+        let is_small = |v: &&&ptx::Variable| v.size <= SMALL;
+        let mut next = match placed.iter().filter(is_small).count() as u64 {
+            0 => 0,
+            count => alloc(count * SMALL)?,
+        };
         for v in &placed {
-            symbols.insert(
-                v.name.clone(),
-                (Space::Global, space.alloc(device, Kind::Device, v.size)?),
-            );
+            let at = if is_small(&v) { next } else { alloc(v.size)? };
+            next += if is_small(&v) { SMALL } else { 0 };
+            symbols.insert(v.name.clone(), (Space::Global, at));
         }
         for v in &placed {
             let base = symbols[&v.name].1;
@@ -84,7 +112,7 @@ impl LoadedModule {
     }
 
     /// Address and size of a variable on a device.
-    pub fn global(&self, space: &AddressSpace, device: u32, name: &str) -> Option<(u64, u64)> {
+    pub fn global(&self, space: &Arc<AddressSpace>, device: u32, name: &str) -> Option<(u64, u64)> {
         let size = self.module.variables.iter().find(|v| v.name == name)?.size;
         Some((self.symbols(space, device).ok()?.get(name)?.1, size))
     }
@@ -92,7 +120,7 @@ impl LoadedModule {
     /// A kernel for a device; decoded the first time.
     pub fn kernel(
         &self,
-        space: &AddressSpace,
+        space: &Arc<AddressSpace>,
         device: u32,
         name: &str,
     ) -> Result<Arc<Kernel>, LoadError> {

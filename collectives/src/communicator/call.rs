@@ -147,6 +147,30 @@ pub(crate) struct Board {
 }
 
 impl Board {
+    /// What a rank says of a call by this plan.
+    #[inline]
+    pub(crate) fn of(
+        call: &RawCall,
+        op: OpKind,
+        plan: usize,
+        (input, output): (Option<Address>, Option<Address>),
+    ) -> Self {
+        Self {
+            collective: call.collective,
+            dtype: call.dtype,
+            op,
+            root: call.root,
+            count: call.count,
+            input,
+            output,
+            plan,
+            scale: match call.op {
+                ReduceOp::PreMulSum(scalar) => scalar.bits(),
+                _ => 0,
+            },
+        }
+    }
+
     /// As words, with a digest of everything that has to be equal on all ranks.
     #[inline]
     pub(crate) fn write(&self, sequence: u64) -> (Call, u32) {

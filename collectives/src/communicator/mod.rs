@@ -172,20 +172,7 @@ impl Communicator {
         };
         let plan = self.plans.choose(&query, call.root, call.count);
         let plan = plan.ok_or_else(|| self.no_plan(&query))?;
-        let board = Board {
-            collective: call.collective,
-            dtype: call.dtype,
-            op,
-            root: call.root,
-            count: call.count,
-            input,
-            output,
-            plan,
-            scale: match call.op {
-                ReduceOp::PreMulSum(scalar) => scalar.bits(),
-                _ => 0,
-            },
-        };
+        let board = Board::of(call, op, plan, (input, output));
         self.sequence += 1;
         let (description, tag) = board.write(self.sequence);
         self.node.me().announce(&description);

@@ -5,6 +5,7 @@ use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::node::{AT_SHARE, Node};
 
 use super::call::Board;
+use crate::cuda::emit::AT_GUARD;
 use crate::host::{AT_OTHER, AT_RECEIVE, AT_SEND};
 
 /// Ranks that are described besides the two concerned.
@@ -62,6 +63,7 @@ fn waiting(progress: &Progress) -> String {
         (AT_RECEIVE, _) => format!(", receives from rank {peer}, which does not send"),
         (AT_SHARE, _) => format!(", waits for rank {peer} to share memory"),
         (u32::MAX, _) => format!(", waits for rank {peer} to finish epoch {expected} (at {seen})"),
+        (AT_GUARD, _) => format!(", waits for rank {peer} to come to its next call"),
         (step, _) => {
             format!(", waits for rank {peer} at step {step} (needs {expected}, has {seen})")
         }

@@ -4,13 +4,16 @@
 use crate::algorithms::{self, Algorithm};
 use crate::communicator::plans::{Query, serves};
 use crate::cost::{Machine, Work};
-use crate::plan::Shape;
+use crate::op::OpKind;
+use crate::plan::{Instruction, Program, Shape};
 
 /// A plan, and what it costs.
 pub(crate) struct Candidate {
     pub(crate) algorithm: &'static Algorithm,
     /// Whether it reaches into peers' buffers.
     pub(crate) registered: bool,
+    /// Whether it passes unfinished sums on, which kernels keep as elements.
+    partial: bool,
     work: Work,
 }
 
@@ -37,6 +40,7 @@ pub(crate) fn candidates(world: usize) -> Vec<Candidate> {
         Candidate {
             algorithm,
             registered: reaches(0) || reaches(1 % world),
+            partial: programs.iter().any(has_partial),
             work: work(0).max(work(1 % world)),
         }
     };
@@ -55,8 +59,9 @@ pub(crate) fn choose(
     let able = |candidate: &Candidate| {
         candidate.algorithm.collective == query.collective
             && serves(&candidate.algorithm.claims, query, candidate.registered, canonical)
+            && (!candidate.partial || sums_are_elements(query))
             // A contribution's factor is known only after a wait for its rank.
-            && (query.op != crate::op::OpKind::PreMulSum || (candidate.algorithm.packets)(2) == 0)
+            && (query.op != OpKind::PreMulSum || (candidate.algorithm.packets)(2) == 0)
     };
     let mut numbers: Vec<_> = (0..candidates.len()).filter(|n| able(&candidates[*n])).collect();
     let named = |n: &usize| Some(candidates[*n].algorithm.name) == only;
@@ -66,4 +71,17 @@ pub(crate) fn choose(
     let bytes = count * query.dtype.size();
     let time = |n: &usize| NVLINK.predict(&candidates[*n].work, bytes, 1, 1.0);
     numbers.into_iter().min_by(|a, b| time(a).total_cmp(&time(b)))
+}
+
+fn has_partial(program: &Program) -> bool {
+    let partial = |instruction: &Instruction| match instruction {
+        Instruction::Move { to, from, .. } => to.iter().chain(from).any(|place| place.partial),
+        _ => false,
+    };
+    program.workers.iter().flatten().any(partial)
+}
+
+/// Whether an unfinished sum is what a finished one would be.
+fn sums_are_elements(query: &Query) -> bool {
+    !query.dtype.is_narrow_float() && !matches!(query.op, OpKind::Avg | OpKind::PreMulSum)
 }

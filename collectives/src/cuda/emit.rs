@@ -215,13 +215,16 @@ impl Writer {
     }
 
     /// The operands as they stand in the tables.
-    fn operands(&self, places: &[Place]) -> Vec<Operand> {
+    fn operands(&self, places: &[Place]) -> Result<Vec<Operand>, &'static str> {
         let reaches = reaches(places, self.rank);
         let operand = |&place: &Place| {
-            let announced = reaches && place.is_user();
+            let (announced, peer) = (reaches && place.is_user(), place.peer(self.rank));
             let needed = announced || self.op == OpKind::PreMulSum;
-            let meeting = if needed { self.meeting(place.peer(self.rank)) as u8 } else { 0 };
-            Operand { place, announced, meeting }
+            let meeting = if needed { self.meeting(peer) as u8 } else { 0 };
+            if announced && peer != self.rank && meeting == 0 {
+                return Err("a peer's buffer before the first wait for the peer");
+            }
+            Ok(Operand { place, announced, meeting })
         };
         places.iter().map(operand).collect()
     }
@@ -244,7 +247,7 @@ impl Writer {
         let sources = self.tables.places.len();
         let part = self.tables.parts.len();
         for instruction in group {
-            let operands = self.operands(operands(instruction).0);
+            let operands = self.operands(operands(instruction).0)?;
             self.tables.places.extend(operands);
             self.tables.parts.push(match instruction {
                 Instruction::Move { part, .. } => *part as u32,
@@ -253,7 +256,7 @@ impl Writer {
         }
         let destinations = self.tables.places.len();
         for instruction in group {
-            let operands = self.operands(operands(instruction).1);
+            let operands = self.operands(operands(instruction).1)?;
             self.tables.places.extend(operands);
         }
         let (peers, count) = (format!("p.peer + PEERS + {sources}"), group.len());
@@ -328,7 +331,7 @@ impl Writer {
 }
 
 /// The step that a rank reports while it waits for peers to begin the last epoch.
-const AT_GUARD: u32 = u32::MAX - 4;
+pub(crate) const AT_GUARD: u32 = u32::MAX - 4;
 
 /// Meetings that the table's bytes have room for.
 const MOST_MEETINGS: usize = 63;

@@ -70,13 +70,8 @@ enum Address {
     Output {
         block: usize,
     },
-    /// A block of a rank's buffer in the window that this rank's input or output lies in.
-    InInputWindow {
-        rank: usize,
-        block: usize,
-    },
-    InOutputWindow {
-        rank: usize,
+    /// A block of a buffer that its rank announces.
+    Announced {
         block: usize,
     },
     /// A slot, which does not depend on the call.
@@ -97,14 +92,11 @@ pub(crate) struct Loaded {
 unsafe impl Send for Loaded {}
 
 /// What a call adds to a kernel's parameter.
-pub(crate) struct Buffers<'a> {
+pub(crate) struct Buffers {
     pub(crate) input: u64,
     pub(crate) output: u64,
     /// Bytes of a block.
     pub(crate) block: u64,
-    /// Where the windows of the input and of the output begin, for this rank's GPU, by rank.
-    pub(crate) input_window: &'a dyn Fn(usize) -> u64,
-    pub(crate) output_window: &'a dyn Fn(usize) -> u64,
 }
 
 impl Loaded {
@@ -182,9 +174,8 @@ impl Loaded {
         let slot = |base: u64, bytes: Option<usize>| base + (block * bytes.unwrap_or(0)) as u64;
         match place.buffer {
             Buffer::Input if !announced => (Address::Input { block }, 0),
-            Buffer::Input => (Address::InInputWindow { rank: owner, block }, 0),
             Buffer::Output if !announced => (Address::Output { block }, 0),
-            Buffer::Output => (Address::InOutputWindow { rank: owner, block }, 0),
+            Buffer::Input | Buffer::Output => (Address::Announced { block }, 0),
             Buffer::Scratch => {
                 let base = regions.scratch.address(owner);
                 (Address::Fixed, slot(base, self.bounds.scratch_slot))
@@ -208,7 +199,7 @@ impl Loaded {
     pub(crate) unsafe fn launch(
         &mut self,
         call: &Call,
-        buffers: &Buffers<'_>,
+        buffers: &Buffers,
         blocks: usize,
         stream: CUstream,
     ) -> Result<(), CudaError> {
@@ -221,12 +212,7 @@ impl Loaded {
                 Address::Fixed => continue,
                 Address::Input { block: n } => buffers.input + block(n),
                 Address::Output { block: n } => buffers.output + block(n),
-                Address::InInputWindow { rank, block: n } => {
-                    (buffers.input_window)(rank) + block(n)
-                }
-                Address::InOutputWindow { rank, block: n } => {
-                    (buffers.output_window)(rank) + block(n)
-                }
+                Address::Announced { block: n } => block(n),
             };
         }
         let mut arguments: [*mut c_void; 1] = [self.parameter.as_mut_ptr().cast()];

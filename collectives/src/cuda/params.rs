@@ -32,15 +32,18 @@ pub(crate) struct Call {
     pub(crate) boards: u64,
     /// Bytes to the boards of the other half.
     pub(crate) half_boards: u64,
+    /// Device address of the table of windows.
+    pub(crate) windows: u64,
+    pub(crate) unused: u64,
 }
 
-const _: () = assert!(size_of::<Call>() == 144);
+const _: () = assert!(size_of::<Call>() == 160);
 
 /// `Board` of plan.cuh.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Board {
-    /// Where the buffers lie in the windows of memory that peers have mapped.
+    /// In which windows of memory that peers have mapped the buffers lie, and where: [`Board::at`].
     pub(crate) input: u64,
     pub(crate) output: u64,
     /// PreMulSum's factor, its bits.
@@ -50,6 +53,15 @@ pub(crate) struct Board {
 }
 
 const _: () = assert!(size_of::<Board>() == 32);
+
+impl Board {
+    const WINDOW_SHIFT: u32 = 48;
+
+    /// A place in a window.
+    pub(crate) fn at(window: usize, offset: u64) -> u64 {
+        (window as u64) << Self::WINDOW_SHIFT | offset
+    }
+}
 
 /// Where the tables lie in the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

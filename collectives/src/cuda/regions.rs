@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use warpmesh_primitives::control::SEMAPHORES;
-use warpmesh_primitives::gpu::{Gpu, HostMemory, PeerMemory};
+use warpmesh_primitives::gpu::{Gpu, PeerMemory};
 use warpmesh_primitives::node::Node;
 
 use super::emit::{GUARD, SemaphoreOf};
@@ -13,9 +13,11 @@ use crate::error::Error;
 /// The most thread blocks of a kernel: `MAX_BLOCKS` of wait.cuh.
 pub(crate) const MAX_BLOCKS: usize = 64;
 /// `Control` of wait.cuh: two words, padding, and a record for each block.
-const CONTROL_BYTES: usize = 64 + 32 * MAX_BLOCKS;
+pub(crate) const CONTROL_BYTES: usize = 64 + 32 * MAX_BLOCKS;
 /// `State` of plan.cuh: two words for each block.
 const STATE_BYTES: usize = 16 * MAX_BLOCKS;
+/// The most windows that kernels know at a time.
+pub(crate) const MAX_WINDOWS: usize = 1024;
 
 /// Memory of all ranks, mapped for this rank's GPU.
 pub(crate) struct Regions {
@@ -25,10 +27,8 @@ pub(crate) struct Regions {
     pub(crate) scratch: PeerMemory,
     /// Two halves of slots of packets.
     pub(crate) packets: PeerMemory,
-    /// Semaphores, then boards in two halves, then the state.
+    /// Semaphores, then boards in two halves, then the state, then the table of windows.
     words: PeerMemory,
-    /// What the device tells the host, and is told.
-    pub(crate) control: HostMemory,
 }
 
 impl Regions {
@@ -40,20 +40,19 @@ impl Regions {
         packets: usize,
     ) -> Result<Self, Error> {
         let (rank, world) = (node.rank(), node.world());
-        let bytes = Self::state_at(world) + STATE_BYTES;
+        let bytes = Self::windows_at(world) + MAX_WINDOWS * world * size_of::<u64>();
         Ok(Self {
             rank,
             world,
             scratch: gpu.share(node, scratch)?,
             packets: gpu.share(node, packets)?,
             words: gpu.share(node, bytes)?,
-            control: gpu.host_memory(CONTROL_BYTES).map_err(warpmesh_primitives::Error::from)?,
         })
     }
 
     /// Bytes that this rank holds.
     pub(crate) fn bytes(&self) -> usize {
-        self.scratch.len() + self.packets.len() + self.words.len() + self.control.len()
+        self.scratch.len() + self.packets.len() + self.words.len()
     }
 
     /// The word of block 0 of a semaphore: a signaller's in the peer's memory, a waiter's in its own.
@@ -82,6 +81,20 @@ impl Regions {
     /// This rank's state.
     pub(crate) fn state(&self) -> u64 {
         self.words.address(self.rank) + Self::state_at(self.world) as u64
+    }
+
+    /// The table of windows: for each, where it begins at each rank.
+    pub(crate) fn windows(&self) -> u64 {
+        self.words.address(self.rank) + Self::windows_at(self.world) as u64
+    }
+
+    /// A window's row of the table.
+    pub(crate) fn window_row(&self, window: usize) -> u64 {
+        self.windows() + (window * self.world * size_of::<u64>()) as u64
+    }
+
+    fn windows_at(world: usize) -> usize {
+        Self::state_at(world) + STATE_BYTES
     }
 
     fn boards_at(world: usize) -> usize {

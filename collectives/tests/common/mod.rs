@@ -1,6 +1,10 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod cases;
+pub mod gpu;
+pub mod processes;
+
 use std::time::Duration;
 
 use warpmesh::{Builder, Communicator};

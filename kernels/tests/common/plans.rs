@@ -254,7 +254,7 @@ impl<'a> World<'a> {
             .u64s(&[self.control[rank], shape.timeout, self.calls])
             .u64s(&[self.state[rank]])
             .u64s(&NOTHING_ANNOUNCED)
-            .u64s(&[0, 0])
+            .u64s(&[0, 0, 0, 0])
             .u64s(&place)
             .u64s(&signalled.chain(awaited).collect::<Vec<_>>())
             .u64s(&NO_BOARDS)

@@ -24,6 +24,34 @@ pub enum CudaError {
         what: &'static str,
     },
 
+    /// An address is not memory of the GPU that it should be of.
+    #[error("{address:#x} is not memory of CUDA device {device}")]
+    NotOfDevice {
+        /// The address.
+        address: u64,
+        /// The device.
+        device: usize,
+    },
+
+    /// A range is longer than the memory that it begins in.
+    #[error("the range at {address:#x} ends {beyond} bytes outside its allocation")]
+    EndsOutside {
+        /// Its beginning.
+        address: u64,
+        /// Bytes.
+        beyond: u64,
+    },
+
+    /// Memory that other processes cannot map.
+    #[error(
+        "the memory at {address:#x} cannot be shared with other processes: it was allocated from a memory pool (cuMemAllocAsync) or \
+         without a handle type; allocate it with cuMemAlloc, with cuMemCreate for file descriptors, or by this library"
+    )]
+    CannotBeShared {
+        /// The address.
+        address: u64,
+    },
+
     /// No CUDA driver.
     #[error("no CUDA driver on this machine (libcuda.so.1 is not found)")]
     NoDriver,

@@ -16,7 +16,7 @@ use super::{CudaError, Gpu};
 use crate::error::Error;
 use crate::node::Node;
 
-const FILE: CUmemAllocationHandleType =
+pub(super) const FILE: CUmemAllocationHandleType =
     CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 fn location(device: usize) -> CUmemLocation {
@@ -44,7 +44,7 @@ pub(super) fn granularity(device: usize) -> Result<usize, CudaError> {
 }
 
 /// A physical allocation; its memory lives until the last mapping is gone too.
-struct Physical {
+pub(super) struct Physical {
     handle: CUmemGenericAllocationHandle,
     len: usize,
 }
@@ -70,7 +70,7 @@ impl Physical {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    fn import(fd: &OwnedFd, len: usize) -> Result<Self, CudaError> {
+    pub(super) fn import(fd: &OwnedFd, len: usize) -> Result<Self, CudaError> {
         let mut handle = 0;
         // SAFETY: for this handle type the driver takes the descriptor's number for a pointer; it does not
         // take the descriptor away.
@@ -92,14 +92,14 @@ impl Drop for Physical {
 
 /// A mapping of an allocation of some device, for one device to use.
 #[derive(Debug)]
-struct Mapped {
+pub(super) struct Mapped {
     context: Arc<CudaContext>,
     base: CUdeviceptr,
     len: usize,
 }
 
 impl Mapped {
-    fn new(gpu: &Gpu, physical: &Physical) -> Result<Self, CudaError> {
+    pub(super) fn new(gpu: &Gpu, physical: &Physical) -> Result<Self, CudaError> {
         let len = physical.len;
         let mut base = 0;
         // SAFETY: `base` is a local; the driver chooses the address.
@@ -120,6 +120,11 @@ impl Mapped {
         // SAFETY: the range is mapped; `access` is one description.
         CudaError::check(unsafe { sys::cuMemSetAccess(base, len, &access, 1) }, "cuMemSetAccess")?;
         Ok(mapped)
+    }
+
+    /// Where it begins.
+    pub(super) fn base(&self) -> u64 {
+        self.base
     }
 }
 

@@ -5,6 +5,7 @@
 //! the host's shared memory, and mapped by each of them.
 
 mod error;
+mod foreign;
 mod memory;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 
 pub use self::error::CudaError;
+pub use self::foreign::{Export, Exported, Import, PointerInfo, Way};
 pub use self::memory::{HostMemory, PeerMemory};
 use crate::error::Error;
 

@@ -4,6 +4,7 @@
 //! directly or by a wrapper that points to it.
 
 use std::ffi::{CStr, c_void};
+use std::sync::Once;
 
 use super::result::{Error, Res};
 
@@ -52,10 +53,14 @@ fn text(bytes: &[u8]) -> Res<String> {
 }
 
 fn no_ptx(why: &str) -> Error {
-    eprintln!(
-        "vgpu: {why}; the virtual GPU needs PTX: compile with \
-         `nvcc --no-compress -gencode arch=compute_90,code=compute_90`"
-    );
+    // Once: a program may have PTX for those who do not take its machine code, for each of many kernels.
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        eprintln!(
+            "vgpu: {why}; the virtual GPU needs PTX: compile with \
+             `nvcc --no-compress -gencode arch=compute_90,code=compute_90`"
+        );
+    });
     Error::NoBinaryForGpu
 }
 

@@ -1,0 +1,111 @@
+//! What the CUDA device does for a call, told without a GPU or a driver.
+#![forbid(unsafe_code)]
+
+use super::{CudaCommunicator, choose, emit};
+use crate::communicator::RawCall;
+use crate::communicator::plans::Query;
+use crate::error::{Error, argument};
+use crate::op::OpKind;
+
+/// The kernel of a call on GPUs: made by [`cuda_kernel`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaKernel {
+    /// The plan's name.
+    pub plan: &'static str,
+    /// The entry point's name.
+    pub name: String,
+    /// CUDA C++; the headers that it includes are those of `warpmesh-kernels`.
+    pub source: String,
+}
+
+/// The kernel that `rank` of `world` runs for a call out of place. Needs neither a GPU nor a driver.
+///
+/// The addresses in `call` are not looked at: `registered` says whether both buffers lie in memory of
+/// [`CudaCommunicator::alloc_bytes`]. `algorithm` is taken where it can do the call, as by
+/// [`Builder::algorithm`](crate::Builder::algorithm).
+///
+/// # Errors
+/// There are no such ranks, no plan can do the call, or the plan has no kernel.
+pub fn cuda_kernel(
+    call: &RawCall,
+    (rank, world): (usize, usize),
+    registered: bool,
+    algorithm: Option<&str>,
+) -> Result<CudaKernel, Error> {
+    if rank >= world || call.root >= world {
+        let problem = format!("{rank} and root {}: there are {world}", call.root);
+        return Err(argument("cuda_kernel", "rank", problem));
+    }
+    let query = query(call, registered, false);
+    let candidates = choose::candidates(world);
+    let chosen = choose::choose(&candidates, &query, call.count, false, algorithm);
+    let Some(candidate) = chosen.map(|number| &candidates[number]) else {
+        let condition = format!("{}, {}", call.dtype, query.op.name());
+        return Err(Error::NoPlan { collective: call.collective, world, condition });
+    };
+    let plan = candidate.algorithm;
+    let (shape, program) = (plan.shape(world, call.root), plan.program(rank, world, call.root));
+    let announces = candidate.registered;
+    let kernel = emit::emit(&shape, &program, &plan.claims, announces, rank, call.dtype, query.op)?;
+    Ok(CudaKernel { plan: plan.name, name: kernel.name, source: kernel.source })
+}
+
+fn query(call: &RawCall, registered: bool, in_place: bool) -> Query {
+    let op = if call.collective.reduces() { call.op.kind() } else { OpKind::Sum };
+    let RawCall { collective, dtype, .. } = *call;
+    Query { collective, registered, in_place, dtype, op, uneven: false }
+}
+
+impl CudaCommunicator {
+    /// The name of the plan that a call takes; none if no plan can do it. The addresses in `call` are not looked at.
+    pub fn plan(&self, call: &RawCall, registered: bool, in_place: bool) -> Option<&'static str> {
+        let number = self.choose(&query(call, registered, in_place), call).ok()?;
+        Some(self.candidates[number].algorithm.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Collective;
+    use crate::{DataType, ReduceOp};
+
+    fn call(collective: Collective, count: usize) -> RawCall {
+        RawCall {
+            collective,
+            dtype: DataType::Bf16,
+            op: ReduceOp::Sum,
+            root: 0,
+            count,
+            input: std::ptr::null(),
+            output: std::ptr::null_mut(),
+        }
+    }
+
+    #[test]
+    fn a_named_plan_is_shown_with_its_entry_point() {
+        let small = call(Collective::AllReduce, 8);
+        let kernel = cuda_kernel(&small, (1, 4), false, Some("two_shot_packet")).unwrap();
+        assert_eq!(kernel.plan, "two_shot_packet");
+        assert!(kernel.source.contains(&format!("\n{}(", kernel.name)), "{}", kernel.source);
+        assert!(kernel.source.contains("__global__"), "{}", kernel.source);
+    }
+
+    #[test]
+    fn the_choice_depends_on_size_and_registration() {
+        let plan = |count, registered| {
+            let call = call(Collective::AllReduce, count);
+            cuda_kernel(&call, (0, 8), registered, None).unwrap().plan
+        };
+        assert!(plan(8, true).contains("packet"), "{}", plan(8, true));
+        assert_ne!(plan(1 << 24, true), plan(8, true));
+        assert_ne!(plan(1 << 24, true), plan(1 << 24, false));
+    }
+
+    #[test]
+    fn ranks_that_are_not_there_are_refused() {
+        let all = call(Collective::AllGather, 8);
+        let error = cuda_kernel(&all, (4, 4), false, None).unwrap_err();
+        assert!(error.to_string().contains("there are 4"), "{error}");
+    }
+}
