@@ -177,6 +177,9 @@ struct Worker {
     failed = __syncthreads_or(failed);
   }
 
+  // What this block's threads did before is done before what they do next.
+  WARPMESH_DEVICE void sync() { failed = __syncthreads_or(failed); }
+
   // GROUP moves of the same form that do not depend on each other, the warps dealt out among them.
   template <class M, int GROUP>
   WARPMESH_DEVICE void move(const u64* from, const u64* to, const u64* factor, const u8* peers, const u32* parts, u32 place) {

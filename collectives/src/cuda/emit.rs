@@ -101,6 +101,7 @@ pub(crate) fn emit(
         signalled: Vec::new(),
         awaited: Vec::new(),
         meetings: Vec::new(),
+        unordered: Vec::new(),
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -132,6 +133,8 @@ struct Writer {
     awaited: Vec<(usize, usize, u32)>,
     /// For each meeting, the peers that were waited for.
     meetings: Vec<Vec<usize>>,
+    /// Moves since the last barrier of the thread block: another thread may still be at one of them.
+    unordered: Vec<Instruction>,
 }
 
 impl Writer {
@@ -162,6 +165,11 @@ impl Writer {
         match &list[0] {
             Instruction::Move { .. } => {
                 let group = group(list, self.rank, self.world);
+                if list[..group].iter().any(|later| depends(&self.unordered, later)) {
+                    self.line("w.sync();");
+                    self.unordered.clear();
+                }
+                self.unordered.extend_from_slice(&list[..group]);
                 self.moves(&list[..group], number)?;
                 return Ok(group);
             }
@@ -169,6 +177,8 @@ impl Writer {
             Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number)?,
             Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
         }
+        // Both have a barrier of the thread block.
+        self.unordered.clear();
         Ok(1)
     }
 
@@ -371,33 +381,34 @@ fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
     };
     let first = form(&list[0]);
     let mut count = 1;
-    while count < list.len() && form(&list[count]) == first {
-        let (from, to, _) = operands(&list[count]);
-        let written = list[..count].iter().flat_map(|earlier| operands(earlier).1);
-        let read = list[..count].iter().flat_map(|earlier| operands(earlier).0);
-        // The same place in another part is another place, but that is for the plan to say: parts
-        // of one block do not overlap.
-        let part = |instruction: &Instruction| match instruction {
-            Instruction::Move { part, .. } => *part,
-            _ => usize::MAX,
-        };
-        let same_part = list[..count].iter().any(|earlier| part(earlier) == part(&list[count]));
-        let depends = same_part
-            && (written.clone().any(|place| from.contains(place) || to.contains(place))
-                || read.clone().any(|place| to.contains(place)));
-        // Input and output may be the same memory.
-        let user = |places: &[Place]| places.iter().any(|place| place.is_user());
-        let in_place = same_part && {
-            let mut written = written;
-            let mut read = read;
-            (user(to) && read.any(Place::is_user)) || (user(from) && written.any(Place::is_user))
-        };
-        if depends || in_place {
-            break;
-        }
+    while count < list.len()
+        && form(&list[count]) == first
+        && !depends(&list[..count], &list[count])
+    {
         count += 1;
     }
     count
+}
+
+/// Whether a move touches what an earlier one of a list writes, or writes what one reads.
+fn depends(earlier: &[Instruction], later: &Instruction) -> bool {
+    let (from, to, _) = operands(later);
+    // The same place in another part is another place, but that is for the plan to say: parts of one
+    // block do not overlap.
+    let part = |instruction: &Instruction| match instruction {
+        Instruction::Move { part, .. } => *part,
+        _ => usize::MAX,
+    };
+    if !earlier.iter().any(|earlier| part(earlier) == part(later)) {
+        return false;
+    }
+    let mut written = earlier.iter().flat_map(|earlier| operands(earlier).1);
+    let mut read = earlier.iter().flat_map(|earlier| operands(earlier).0);
+    // Input and output may be the same memory.
+    let user = |places: &[Place]| places.iter().any(|place| place.is_user());
+    let (reads, writes) = (user(from), user(to));
+    written.any(|p| from.contains(p) || to.contains(p) || reads && p.is_user())
+        || read.any(|p| to.contains(p) || writes && p.is_user())
 }
 
 fn operands(instruction: &Instruction) -> (&[Place], &[Place], bool) {
@@ -521,6 +532,15 @@ mod tests {
         assert!(body[1].contains("Repeated<4, OWN>, Kinds<PACKETS, PACKETS, PACKETS, USER>>, 1>"));
         assert!(body[2].contains("Move<Half, Copy, Kinds<PACKETS>, Kinds<USER>>, 3>"));
         assert_eq!(kernel.tables.parts, [2, 3, 0, 1, 2, 3, 0]);
+    }
+
+    /// In place the sum goes where the contribution is sent from, by other threads.
+    #[test]
+    fn a_block_waits_before_it_writes_what_other_threads_may_still_read() {
+        let source = kernel("one_shot_packet", "all_reduce", 0).source;
+        let of_body = |line: &&str| line.contains("w.move") || line.contains("w.sync");
+        let lines: Vec<_> = source.lines().filter(of_body).map(|line| &line.trim()[..6]).collect();
+        assert_eq!(lines, ["w.move", "w.sync", "w.move"], "{source}");
     }
 
     #[test]
