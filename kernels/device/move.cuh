@@ -291,7 +291,8 @@ struct Move {
   // Units with packets among their sources, UNROLL at a time; false if they do not come. (A unit that is not there looks at the last
   // one's packets, which is cheaper than not to look.)
   WARPMESH_DEVICE bool receive(u32 warp, u32 warps) const {
-    const u32 whole = aligned_units(), units = (count + EACH - 1) / EACH;
+    const bool aligned = aligned_units() > 0;
+    const u32 units = (count + EACH - 1) / EACH;
 #pragma unroll 1
     for (u32 k = warp * 32 * UNROLL + threadIdx.x % 32; k < units; k += warps * 32 * UNROLL) {
       Sums sum[UNROLL];
@@ -305,8 +306,8 @@ struct Move {
           const u32 n = u == 0 ? k : k + u * 32;
           if (u > 0 && n >= units) break;
           const At here = at(n, BYTES);
-          take(sum[u], got[u], first, end, here, n < whole);
-          if (end == From::N) write(finished(sum[u]), here, 0, n < whole);
+          take(sum[u], got[u], first, end, here, aligned && n < count / EACH);
+          if (end == From::N) write(finished(sum[u]), here, 0, aligned && n < count / EACH);
         }
       }
     }
@@ -319,7 +320,8 @@ struct Move {
     auto arrived = [&] {
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
-        const u32 n = u == 0 ? k : least(k + u * 32, units - 1);
+        // Opaque: else the addresses of all lines would take up registers around the loop.
+        const u32 n = u == 0 ? opaque(k) : least(k + u * 32, units - 1);
 #pragma unroll
         for (int s = first; s < end; ++s) {
           if (awaits(s)) got[u][s - first] = Line::read(line(ops.from[sender(s)], n));

@@ -28,7 +28,7 @@ struct Semaphore {
   // Until the value is reached. False if given up.
   WARPMESH_DEVICE bool wait(u64 value, const Patience& patience, u32 peer, u32 place) const {
     u64 seen = 0;
-    const bool reached = persist<6>(
+    const bool reached = persist<8>(
         patience, [&] { return (seen = load_polled_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
     acquire_polled_sys();
     return reached;

@@ -1,6 +1,7 @@
 //! `cargo xtask`: what developers and CI run.
 
 mod cuda;
+mod kernels;
 mod peers;
 mod steps;
 mod system;
@@ -18,6 +19,8 @@ cargo xtask COMMAND
                 ARGS go to the comparison (see `cargo xtask peers --help`)
   cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
   vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md
+  kernels       writes docs/cuda-kernels.md and docs/cuda-costs.md: what kernels are made of and what they move;
+                with --check it only compares
   help          this text
 ";
 
@@ -32,6 +35,7 @@ fn main() -> Result<()> {
         "peers" => peers::run(&rest),
         "cuda" => cuda::ensure(),
         "vgpu" => tables::write(),
+        "kernels" => kernels::run(&rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())
