@@ -9,10 +9,11 @@ use common::gpu::{self, Memory};
 use warpmesh::algorithms::{self, Algorithm};
 use warpmesh::plan::Collective;
 use warpmesh::{CudaKernel, DataType, RawCall, ReduceOp, cuda_kernel};
+use warpmesh_kernels::cache;
 
 const WORLD: usize = 8;
 
-/// Compiles every built-in plan for the architectures in `$WARPMESH_ARCHS` and leaves the code in `$WARPMESH_KERNELS`.
+/// Compiles every built-in plan for the architectures in `$WARPMESH_ARCHS` and leaves the code in `$WARPMESH_KERNELS`, a folder.
 #[test]
 #[ignore = "for `cargo xtask kernels`, which says where"]
 fn compile_all() {
@@ -105,10 +106,17 @@ fn waits_are_counted() {
     assert_eq!(["one_shot_packet", "two_shot_packet", "direct"].map(count), [1, 2, 2]);
 }
 
+/// Compiles a kernel, takes it out of the cache again, and says how long both took.
 fn compile(kernel: &CudaKernel, arch: u32, file: &Path) {
-    let since = Instant::now();
-    let compiled = warpmesh_kernels::compile(&kernel.source, &kernel.name, arch).unwrap();
-    println!("{} {} ms", file.display(), since.elapsed().as_millis());
+    let cache = file.with_file_name("cache");
+    let take = || {
+        let since = Instant::now();
+        let taken = cache::kernel(&kernel.source, &kernel.name, arch, Some(&cache)).unwrap();
+        (taken, since.elapsed().as_secs_f64() * 1e3)
+    };
+    let ((compiled, cold), (kept, warm)) = (take(), take());
+    assert_eq!(compiled, kept);
+    println!("{}: {cold:.0} ms, from the cache {warm:.2} ms", file.display());
     std::fs::write(format!("{}.cubin", file.display()), compiled.cubin).unwrap();
 }
 

@@ -320,20 +320,20 @@ struct Move {
     auto arrived = [&] {
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
-        // Opaque: else the addresses of all lines would take up registers around the loop.
-        const u32 n = u == 0 ? opaque(k) : least(k + u * 32, units - 1);
+        // Opaque: else the addresses of many sources' lines would take up registers around the loop.
+        const u32 n = UNROLL == 1 ? opaque(k) : u == 0 ? k : least(k + u * 32, units - 1);
 #pragma unroll
         for (int s = first; s < end; ++s) {
           if (awaits(s)) got[u][s - first] = Line::read(line(ops.from[sender(s)], n));
         }
       }
-      bool all = true;
+      u32 differs = 0;
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
-        for (int s = first; s < end; ++s) all &= !awaits(s) || Line::is_of(got[u][s - first], c.flag);
+        for (int s = first; s < end; ++s) differs |= awaits(s) ? Line::differs(got[u][s - first], c.flag) : 0;
       }
-      return all;
+      return differs == 0;
     };
     auto what = [&] {
       int missing = sender(first);

@@ -90,14 +90,12 @@ fn run() -> Result<(String, String)> {
     let counters = folder.path().join("counters");
     println!("==> run the kernels of all plans");
     // Cargo runs the test's binary by way of the virtual GPU.
-    let runner = format!(
-        "{} run --devices {RANKS} --sms 1 --counters {} --",
-        root().join("target/release/vgpu").display(),
-        counters.display()
-    );
-    let mut command = cargo(&["test", "--release", "-p", "warpmesh", "--test", "kernels", "--"]);
+    let vgpu = root().join("target/release/vgpu").display().to_string();
+    let (devices, file) = (RANKS.to_string(), counters.display().to_string());
+    let runner = [&vgpu, "run", "--devices", &devices, "--sms", "1", "--counters", &file, "--"];
+    let mut command = cargo(&["test", "--release", "-p", "warpmesh", "--test", "kernels"]);
+    command.args(["--config", &format!("target.'cfg(all())'.runner = {runner:?}"), "--"]);
     command.args(["--ignored", "--nocapture", "--test-threads=1", "call_all"]);
-    command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner);
     command
         .env("LD_LIBRARY_PATH", root().join("target/cuda/nvidia/cu13/lib"))
         .env("WARPMESH_NEEDS_GPU", "1");
