@@ -3,7 +3,8 @@
 //   signaller                                 waiter
 //   writes data
 //   bar.sync (takes in the block's writes)
-//   st.release.sys word = value  ──────────►  ld.acquire.sys word >= value
+//   st.release.sys word = value  ──────────►  ld.relaxed.sys word >= value, then fence.acquire.sys
+//                                             (before sm_90: ld.acquire.sys)
 //                                             bar.sync (hands it to the block)
 //                                             reads data
 //
