@@ -4,6 +4,7 @@
 //! begins with a digest of the rest: a file that was cut off or changed is not used, and is written anew.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -32,7 +33,14 @@ pub fn kernel(
     let version = version()?;
     let file =
         folder.map(|folder| folder.join(format!("{}.bin", key(source, name, arch, version))));
-    if let Some(kept) = file.as_ref().and_then(|file| read(file)) {
+    let kept = || file.as_ref().and_then(|file| read(file));
+    if let Some(kept) = kept() {
+        return Ok(kept);
+    }
+    // Ranks that are threads come with the same text at the same time: the first compiles it for all.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kept) = kept() {
         return Ok(kept);
     }
     let compiled = compile(source, name, arch)?;
