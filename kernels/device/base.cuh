@@ -41,6 +41,11 @@ WARPMESH_DEVICE u64 opaque(u64 x) {
   return x;
 }
 
+WARPMESH_DEVICE u32 opaque(u32 x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
 template <class T>
 WARPMESH_DEVICE T least(T a, T b) {
   return b < a ? b : a;

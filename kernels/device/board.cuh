@@ -23,16 +23,18 @@ struct alignas(16) Board {
 
   WARPMESH_DEVICE void write(u64 at) const {
     const u32 words[8] = {low(input), high(input), low(output), high(output), low(factor), high(factor), low(digest), high(digest)};
-    store<16, 4>(at, true, words);
-    store<16, 4>(at + 16, true, words + 4);
+    store<16>(at, words);
+    store<16>(at + 16, words + 4);
   }
 
   static WARPMESH_DEVICE Board read(u64 at) {
     u32 words[8];
-    load<16, 4>(at, true, words);
-    load<16, 4>(at + 16, true, words + 4);
+    load<16>(at, words);
+    load<16>(at + 16, words + 4);
     return {both(words[0], words[1]), both(words[2], words[3]), both(words[4], words[5]), both(words[6], words[7])};
   }
+
+  static WARPMESH_DEVICE u64 digest_at(u64 at) { return load(reinterpret_cast<const u64*>(at + 24)); }
 
  private:
   static WARPMESH_DEVICE u32 low(u64 x) { return static_cast<u32>(x); }

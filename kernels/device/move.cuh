@@ -1,8 +1,8 @@
 // The Move instruction: for each element, load it from every source, combine in the order listed, store it to every destination.
 // Copy, put, get, broadcast, reduce, packet send and packet receive are all this one template.
 //
-// Work is cut into units (16 bytes, or 8 where packets are involved), units into tasks of a warp. All loads of a task are issued
-// before the first is used. A unit that is not whole, or not aligned, goes element by element.
+// Work is cut into units: 16 bytes, or 8 where packets are involved. A thread issues the loads of up to 8 sources, or of several units of
+// fewer, before it uses the first. What is no whole unit, or not aligned, goes element by element.
 #ifndef WARPMESH_MOVE_CUH
 #define WARPMESH_MOVE_CUH
 
@@ -60,7 +60,7 @@ struct Extent {
 
 // What all moves of a round have in common.
 struct MoveContext {
-  Patience patience;
+  const Patience& patience;
   u64 half_scratch, half_packets;  // bytes to this epoch's half
   u32 flag;
   u32 own;    // this rank
@@ -76,8 +76,38 @@ struct Operands {
   const u8* peer;     // who writes each source, if it is packets
 };
 
+namespace detail {
+
+// Up to 8 bytes, in elements of SIZE bytes one by one: what is not whole or not aligned. Not inlined: it is rare.
+template <int SIZE>
+static __device__ __noinline__ u64 load_some(u64 at, u32 bytes) {
+  u64 all = 0;
+#pragma unroll 1
+  for (u32 k = 0; k < bytes; k += SIZE) {
+    u32 word[2] = {0, 0};
+    load_element<SIZE>(at + k, word);
+    all |= (word[0] | static_cast<u64>(word[1]) << 32) << 8 * k;
+  }
+  return all;
+}
+
+template <int SIZE>
+static __device__ __noinline__ void store_some(u64 at, u32 bytes, u64 all) {
+#pragma unroll 1
+  for (u32 k = 0; k < bytes; k += SIZE) {
+    const u64 rest = all >> 8 * k;
+    const u32 word[2] = {static_cast<u32>(rest), static_cast<u32>(rest >> 32)};
+    store_element<SIZE>(at + k, word);
+  }
+}
+
+}  // namespace detail
+
+// Where the tables of operands are: in the kernel's parameters, or in shared memory.
+enum Tables : int { CONSTANT, SHARED };
+
 // A move of a type by an operator (or Copy).
-template <class T, class Op, class From, class To>
+template <class T, class Op, class From, class To, Tables TABLES = CONSTANT>
 struct Move {
   using Bits = typename T::Bits;
   using Acc = typename T::Acc;
@@ -89,13 +119,17 @@ struct Move {
   static constexpr int SIZE = sizeof(Bits);
   static constexpr int BYTES = PACKETED ? LINE_DATA : 16;
   static constexpr int EACH = BYTES / SIZE;
-  // So that at least 4 loads of a thread are in flight.
+  // At least 4 loads of a thread are in flight, and at most BATCH: registers are short.
   static constexpr int WIDEST = PACKETED && To::N > From::N ? To::N : From::N;
   static constexpr int UNROLL = (4 + WIDEST - 1) / WIDEST;
+  static constexpr int BATCH = From::N < 8 ? From::N : 8;
 
   // A slice, by all warps of the block or by some of them: `warp` of `warps`. False if a packet did not come.
   static WARPMESH_DEVICE bool slice(const Operands& ops, const Extent& extent, const MoveContext& c, u32 warp, u32 warps) {
-    return Move(ops, c, extent).all(warp * 32 * UNROLL + threadIdx.x % 32, warps * 32 * UNROLL);
+    const Move move(ops, c, extent);
+    if constexpr (AWAITS) return move.receive(warp, warps);
+    move.all(warp, warps);
+    return true;
   }
 
  private:
@@ -116,31 +150,43 @@ struct Move {
     u32 word[BYTES / 4];
   };
 
-  // What a thread handles at a time: a whole unit, or a single element (or, with packets, the elements of a unit one by one).
-  struct Task {
-    u64 offset;  // bytes from the slice's first
-    bool is, whole;
+  // The sums of a unit's elements; of a copy, its bits.
+  struct Sums {
+    Acc of[COPIES ? 1 : EACH];
+    Unit copy;
   };
 
-  WARPMESH_DEVICE bool all(u32 first, u32 step) const {
-    const bool aligned = is_aligned();
-    const u32 whole = aligned ? count / EACH : 0;
-    const u32 tasks = PACKETED ? (count + EACH - 1) / EACH : count - whole * (EACH - 1);
-#pragma unroll 1
-    for (; first < tasks; first += step) {
-      if constexpr (AWAITS) {
-        if (!awaited(first, tasks, whole)) return false;
-      } else {
-        Unit in[UNROLL][From::N];
-        load_all(in, first, tasks, whole);
-        finish_all(in, first, tasks, whole);
-      }
-    }
-    return true;
+  // Where a thread is: the k-th unit of the slice or the k-th element, and bytes from operands' addresses to it.
+  struct At {
+    u32 k;
+    u64 user, slot;
+    u32 table;
+  };
+  // Opaque, because else the sums of all addresses would be made before the loop, and take up registers in it. So would the addresses
+  // from shared memory, were it known where in the tables they are: at their beginnings.
+  WARPMESH_DEVICE At at(u32 k, int size) const {
+    const u64 bytes = static_cast<u64>(k) * size;
+    return {k, opaque(user + bytes), opaque(slot + bytes), TABLES == SHARED ? opaque(0u) * 2 : 0};
   }
 
-  // Whether all operands that need not be aligned allow accesses of whole units.
-  WARPMESH_DEVICE bool is_aligned() const {
+  // First whole units, UNROLL of them at a time; then what is left of these, 32 x UNROLL being too many; then elements.
+  WARPMESH_DEVICE void all(u32 warp, u32 warps) const {
+    const u32 whole = aligned_units(), units = PACKETED ? (count + EACH - 1) / EACH : whole;
+    const u32 batched = UNROLL == 1 ? 0 : whole / (32 * UNROLL) * (32 * UNROLL), thread = warp * 32 + threadIdx.x % 32;
+    if constexpr (UNROLL > 1) {
+#pragma unroll 1
+      for (u32 k = warp * 32 * UNROLL + threadIdx.x % 32; k < batched; k += warps * 32 * UNROLL) move<UNROLL>(k, true);
+    }
+#pragma unroll 1
+    for (u32 k = batched + thread; k < units; k += warps * 32) move<1>(k, !PACKETED || k < whole);
+    if constexpr (!PACKETED) {
+#pragma unroll 1
+      for (u32 k = whole * EACH + thread; k < count; k += warps * 32) element(k);
+    }
+  }
+
+  // The units that can be accessed whole: none if addresses are not aligned.
+  WARPMESH_DEVICE u32 aligned_units() const {
     u32 low = static_cast<u32>(user) | static_cast<u32>(slot);
     if constexpr (From::has(OWN)) low |= static_cast<u32>(ops.from[c.own]);
 #pragma unroll
@@ -151,207 +197,235 @@ struct Move {
     for (int d = 0; d < To::N; ++d) {
       if (To::at(d) != PACKETS) low |= static_cast<u32>(ops.to[d]);
     }
-    return low % BYTES == 0;
+    return low % BYTES == 0 ? count / EACH : 0;
   }
 
-  // The u-th of the tasks from `first` on. If there is none, its offset is the last one's.
-  WARPMESH_DEVICE Task task(u32 first, int u, u32 tasks, u32 whole) const {
-    const u32 k = u == 0 ? first : least(first + u * 32, tasks - 1);
-    const bool is_whole = k < whole;
-    const u64 offset = PACKETED || is_whole ? static_cast<u64>(k) * BYTES
-                                            : static_cast<u64>(k) * SIZE + static_cast<u64>(whole) * (BYTES - SIZE);
-    return {offset, u == 0 || first + u * 32 < tasks, is_whole};
+  WARPMESH_DEVICE u64 source(int s, const At& at) const {
+    const u64 base = ops.from[at.table + s];
+    if (From::at(s) == OWN_SLOT) return base + (s == static_cast<int>(c.own) ? at.user : at.slot);
+    return base + (From::at(s) == USER ? at.user : at.slot);
   }
 
-  // Where a task finds its elements of a source.
-  WARPMESH_DEVICE u64 source(int s, const Task& t) const {
-    if (From::at(s) == OWN_SLOT) {
-      // Opaque, because else the sums of all addresses would be made before the loop, and take up registers in it.
-      const u64 in_user = opaque(user + t.offset), in_slot = opaque(slot + t.offset);
-      return ops.from[s] + (s == static_cast<int>(c.own) ? in_user : in_slot);
-    }
-    return ops.from[s] + (From::at(s) == USER ? user + t.offset : slot + t.offset);
-  }
+  WARPMESH_DEVICE u64 line(u64 base, u32 k) const { return base + (lines + static_cast<u64>(k) * LINE_BYTES); }
 
-  WARPMESH_DEVICE u64 destination(int d, const Task& t) const {
-    return ops.to[d] + (To::at(d) == USER ? user + t.offset : slot + t.offset);
-  }
-
-  WARPMESH_DEVICE u64 line(u64 base, u64 offset) const { return base + (lines + offset * (LINE_BYTES / LINE_DATA)); }
-
-  // Issues the loads of all sources that are no packets.
-  WARPMESH_DEVICE void load_all(Unit (&in)[UNROLL][From::N], u32 first, u32 tasks, u32 whole) const {
+  // COUNT units, 32 apart.
+  template <int COUNT>
+  WARPMESH_DEVICE void move(u32 k, bool whole) const {
+    const At here = at(k, BYTES);
+    Sums sum[COUNT];
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-      const Task t = task(first, u, tasks, whole);
-      if (!t.is) break;
+    for (int first = 0; first < From::N; first += BATCH) {
+      Unit in[COUNT][BATCH];
+      u64 from[BATCH];
 #pragma unroll
-      for (int s = 0; s < From::N; ++s) {
-        if (From::at(s) != PACKETS && From::at(s) != OWN) read(source(s, t), t, in[u][s]);
+      for (int s = first; s < From::N && s < first + BATCH; ++s) from[s - first] = source(s, here);
+#pragma unroll
+      for (int u = 0; u < COUNT; ++u) {
+#pragma unroll
+        for (int s = first; s < From::N && s < first + BATCH; ++s) in[u][s - first] = read(from[s - first] + u * 32 * BYTES, k, whole);
+      }
+#pragma unroll
+      for (int u = 0; u < COUNT; ++u) {
+#pragma unroll
+        for (int s = first; s < From::N && s < first + BATCH; ++s) add(sum[u], in[u][s - first], s);
       }
     }
+#pragma unroll
+    for (int u = 0; u < COUNT; ++u) write(finished(sum[u]), here, u, whole);
   }
 
-  // Combines what is loaded and stores it everywhere.
-  WARPMESH_DEVICE void finish_all(const Unit (&in)[UNROLL][From::N], u32 first, u32 tasks, u32 whole) const {
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-      const Task t = task(first, u, tasks, whole);
-      if (!t.is) break;
-      const Unit out = combined(in[u]);
-#pragma unroll
-      for (int d = 0; d < To::N; ++d) {
-        if (To::at(d) == PACKETS) {
-          Line::write(line(ops.to[d], t.offset), out.word, c.flag);
-        } else {
-          write(destination(d, t), t, out);
-        }
-      }
-    }
-  }
-
-  WARPMESH_DEVICE void read(u64 at, const Task& t, Unit& unit) const {
-    if constexpr (!PACKETED || EACH == 1) {
-      load<BYTES, SIZE>(at, t.whole, unit.word);
-    } else if (t.whole) {
-      load<BYTES, SIZE>(at, true, unit.word);
+  // A unit at an address: the k-th of the slice.
+  WARPMESH_DEVICE Unit read(u64 at, u32 k, bool whole) const {
+    Unit unit;
+    if (!PACKETED || whole) {
+      load<BYTES>(at, unit.word);
     } else {
-      unit = {};
-      const u32 elements = there(t);
+      const u64 some = detail::load_some<SIZE>(at, there(k));
+      unit.word[0] = static_cast<u32>(some);
+      unit.word[1] = static_cast<u32>(some >> 32);
+    }
+    return unit;
+  }
+
+  // Stores a unit everywhere: the u-th after `here`, 32 apart.
+  WARPMESH_DEVICE void write(const Unit& unit, const At& here, int u, bool whole) const {
 #pragma unroll
-      for (u32 k = 0; k < EACH; ++k) {
-        u32 word[2];
-        if (k < elements) {
-          load<BYTES, SIZE>(at + k * SIZE, false, word);
-          unit.word[k * SIZE / 4] |= word[0] << 8 * (k * SIZE % 4);
-        }
+    for (int d = 0; d < To::N; ++d) {
+      const u64 base = ops.to[here.table + d], to = base + (To::at(d) == USER ? here.user : here.slot) + u * 32 * BYTES;
+      if (To::at(d) == PACKETS) {
+        Line::write(line(base, here.k + u * 32), unit.word, c.flag);
+      } else if (!PACKETED || whole) {
+        store<BYTES>(to, unit.word);
+      } else {
+        detail::store_some<SIZE>(to, there(here.k + u * 32), unit.word[0] | static_cast<u64>(unit.word[1]) << 32);
       }
     }
   }
 
-  WARPMESH_DEVICE void write(u64 at, const Task& t, const Unit& unit) const {
-    if constexpr (!PACKETED || EACH == 1) {
-      store<BYTES, SIZE>(at, t.whole, unit.word);
-    } else if (t.whole) {
-      store<BYTES, SIZE>(at, true, unit.word);
-    } else {
-      const u32 elements = there(t);
+  // Bytes of the k-th unit that are there.
+  WARPMESH_DEVICE u32 there(u32 k) const { return least<u32>((count - k * EACH) * SIZE, BYTES); }
+
+  // An element alone.
+  WARPMESH_DEVICE void element(u32 k) const {
+    const At here = at(k, SIZE);
+    Acc sum[T::CELL];
+    u32 cell[SIZE == 8 ? 2 : 1];
 #pragma unroll
-      for (u32 k = 0; k < EACH; ++k) {
-        const u32 word[2] = {unit.word[k * SIZE / 4] >> 8 * (k * SIZE % 4), 0};
-        if (k < elements) store<BYTES, SIZE>(at + k * SIZE, false, word);
+    for (int first = 0; first < From::N; first += BATCH) {
+      u32 in[BATCH][SIZE == 8 ? 2 : 1];
+#pragma unroll
+      for (int s = first; s < From::N && s < first + BATCH; ++s) load_element<SIZE>(source(s, here), in[s - first]);
+      if constexpr (COPIES) {
+        cell[0] = in[0][0];
+        if constexpr (SIZE == 8) cell[1] = in[0][1];
+      } else {
+#pragma unroll
+        for (int s = first; s < From::N && s < first + BATCH; ++s) add_cell(sum, in[s - first], s);
       }
     }
+    if constexpr (!COPIES) finish_cell(sum, cell);
+#pragma unroll
+    for (int d = 0; d < To::N; ++d) store_element<SIZE>(ops.to[here.table + d] + (To::at(d) == USER ? here.user : here.slot), cell);
   }
 
-  // Elements of a unit of 8 bytes that is not whole.
-  WARPMESH_DEVICE u32 there(const Task& t) const { return least<u32>(count - static_cast<u32>(t.offset / SIZE), EACH); }
-
-  // A batch with packets among its sources. Data and flags are loaded together, again and again, until all flags are this epoch's.
-  // (A task that is not there looks at the last one's packets, which is cheaper than not to look.)
-  WARPMESH_DEVICE bool awaited(u32 first, u32 tasks, u32 whole) const {
-    Quad got[UNROLL][From::N];
-    auto arrived = [&] {
+  // Units with packets among their sources, UNROLL at a time; false if they do not come. (A unit that is not there looks at the last
+  // one's packets, which is cheaper than not to look.)
+  WARPMESH_DEVICE bool receive(u32 warp, u32 warps) const {
+    const bool aligned = aligned_units() > 0;
+    const u32 units = (count + EACH - 1) / EACH;
+#pragma unroll 1
+    for (u32 k = warp * 32 * UNROLL + threadIdx.x % 32; k < units; k += warps * 32 * UNROLL) {
+      Sums sum[UNROLL];
 #pragma unroll
-      for (int u = 0; u < UNROLL; ++u) {
-        const u64 offset = task(first, u, tasks, whole).offset;
+      for (int first = 0; first < From::N; first += BATCH) {
+        const int end = first + BATCH < From::N ? first + BATCH : From::N;
+        Quad got[UNROLL][BATCH];
+        if (!arrive(got, first, end - SKIPS_OWN, k, units)) return false;
 #pragma unroll
-        for (int n = 0; n < From::N; ++n) {
-          if (awaits(n)) got[u][n] = Line::read(line(ops.from[number(n)], offset));
+        for (int u = 0; u < UNROLL; ++u) {
+          const u32 n = u == 0 ? k : k + u * 32;
+          if (u > 0 && n >= units) break;
+          const At here = at(n, BYTES);
+          take(sum[u], got[u], first, end, here, aligned && n < count / EACH);
+          if (end == From::N) write(finished(sum[u]), here, 0, aligned && n < count / EACH);
         }
       }
-      bool all = true;
-#pragma unroll
-      for (int u = 0; u < UNROLL; ++u) {
-#pragma unroll
-        for (int n = 0; n < From::N; ++n) all &= !awaits(n) || Line::is_of(got[u][n], c.flag);
-      }
-      return all;
-    };
-    auto what = [&] { return WaitingFor{ops.peer[missing(got)], c.place, c.flag, 0}; };
-    if (!persist(c.patience, arrived, what)) return false;
-    // Only now: registers are short in the loop, and what this rank has sent before is still in its cache.
-    Unit in[UNROLL][From::N];
-    load_all(in, first, tasks, whole);
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) arrange(got[u], in[u], task(first, u, tasks, whole));
-    finish_all(in, first, tasks, whole);
+    }
     return true;
   }
 
-  // Packets are awaited from the sources that are packets; where these are all but the own one, the n-th of the others.
-  static WARPMESH_DEVICE bool awaits(int n) { return From::has(OWN) ? n < From::N - 1 : From::at(n) == PACKETS; }
-  WARPMESH_DEVICE int number(int n) const { return From::has(OWN) && n >= static_cast<int>(c.own) ? n + 1 : n; }
+  // Waits for the packets of sources `first` to `end - 1`. Data and flags are loaded together, again and again, until all flags are this
+  // epoch's.
+  WARPMESH_DEVICE bool arrive(Quad (&got)[UNROLL][BATCH], int first, int end, u32 k, u32 units) const {
+    auto arrived = [&] {
+#pragma unroll
+      for (int u = 0; u < UNROLL; ++u) {
+        // Opaque: else the addresses of many sources' lines would take up registers around the loop.
+        const u32 n = UNROLL == 1 ? opaque(k) : u == 0 ? k : least(k + u * 32, units - 1);
+#pragma unroll
+        for (int s = first; s < end; ++s) {
+          if (awaits(s)) got[u][s - first] = Line::read(line(ops.from[sender(s)], n));
+        }
+      }
+      u32 differs = 0;
+#pragma unroll
+      for (int u = 0; u < UNROLL; ++u) {
+#pragma unroll
+        for (int s = first; s < end; ++s) differs |= awaits(s) ? Line::differs(got[u][s - first], c.flag) : 0;
+      }
+      return differs == 0;
+    };
+    auto what = [&] {
+      int missing = sender(first);
+#pragma unroll
+      for (int u = 0; u < UNROLL; ++u) {
+#pragma unroll
+        for (int s = first; s < end; ++s) missing = awaits(s) && !Line::is_of(got[u][s - first], c.flag) ? sender(s) : missing;
+      }
+      return WaitingFor{ops.peer[missing], c.place, c.flag, 0};
+    };
+    return persist(c.patience, arrived, what);
+  }
 
-  // Puts the packets' data where their sources stand.
-  WARPMESH_DEVICE void arrange(const Quad (&got)[From::N], Unit (&in)[From::N], const Task& t) const {
-    if constexpr (From::has(OWN)) {
-      Unit mine;
-      if (t.is) read(ops.from[c.own] + user + t.offset, t, mine);
-      // Selects, not a store to in[own], for which the array would have to lie in memory.
-      const int own = static_cast<int>(c.own);
+  static WARPMESH_DEVICE constexpr bool awaits(int s) { return From::at(s) == PACKETS || From::at(s) == OWN; }
+
+  // Where the sources are all ranks' contributions, there are no packets of the own one. One batch: the others are numbered without it.
+  // Several: a neighbour's packets are looked at instead of its own, so that each batch has its sources' numbers.
+  static constexpr bool SKIPS_OWN = From::has(OWN) && From::N <= BATCH;
+  WARPMESH_DEVICE int sender(int n) const {
+    const int own = static_cast<int>(c.own);
+    if (SKIPS_OWN) return n >= own ? n + 1 : n;
+    return From::has(OWN) && n == own ? ((n ^ 1) < From::N ? n ^ 1 : n - 1) : n;
+  }
+
+  // Adds sources `first` to `end - 1` to a unit's sums: packets that have arrived, and what is no packet.
+  WARPMESH_DEVICE void take(Sums& sum, const Quad (&got)[BATCH], int first, int end, const At& here, bool whole) const {
+    Unit mine;
+    // Only now: registers are short while packets are awaited, and what this rank has sent before is still in its cache.
+    if constexpr (From::has(OWN)) mine = read(ops.from[c.own] + here.user, here.k, whole);
+    const int own = static_cast<int>(c.own);
 #pragma unroll
-      for (int s = 0; s < From::N; ++s) {
-        const Quad below = got[s < From::N - 1 ? s : From::N - 2], above = got[s > 0 ? s - 1 : 0];
-        in[s].word[0] = s < own ? below.x : s == own ? mine.word[0] : above.x;
-        in[s].word[1] = s < own ? below.z : s == own ? mine.word[1] : above.z;
+    for (int s = first; s < end; ++s) {
+      Unit in;
+      if (From::at(s) == OWN) {
+        // Selects, not an index: else the array would have to lie in memory.
+        const int n = s - first;
+        const Quad above = got[SKIPS_OWN && n > 0 ? n - 1 : n], below = got[SKIPS_OWN && s == From::N - 1 ? n - 1 : n];
+        in = {s < own ? below.x : s == own ? mine.word[0] : above.x, s < own ? below.z : s == own ? mine.word[1] : above.z};
+      } else if (From::at(s) == PACKETS) {
+        in = {got[s - first].x, got[s - first].z};
+      } else {
+        in = read(source(s, here), here.k, whole);
       }
-    } else {
-#pragma unroll
-      for (int s = 0; s < From::N; ++s) {
-        if (From::at(s) == PACKETS) in[s] = {got[s].x, got[s].z};
-      }
+      add(sum, in, s);
     }
   }
 
-  // A source whose packets are not there.
-  WARPMESH_DEVICE int missing(const Quad (&got)[UNROLL][From::N]) const {
-    int missing = 0;
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-#pragma unroll
-      for (int n = 0; n < From::N; ++n) missing = !awaits(n) || Line::is_of(got[u][n], c.flag) ? missing : n;
-    }
-    return number(missing);
-  }
+  // Elements that are converted together, and the words that they fill (or a part of one).
+  static constexpr int CELL = T::CELL, WORDS = SIZE == 8 ? 2 : 1;
 
-  // The sources of a unit, combined in order and rounded once.
-  WARPMESH_DEVICE Unit combined(const Unit (&in)[From::N]) const {
+  // Adds a source's contribution, in the sources' order.
+  WARPMESH_DEVICE void add(Sums& sum, const Unit& in, int s) const {
     if constexpr (COPIES) {
-      return in[0];
+      sum.copy = in;
     } else {
-      constexpr int CELL = T::CELL, WORDS = CELL * SIZE / 4;
+#pragma unroll
+      for (int w = 0; w < BYTES / 4; w += WORDS) add_cell(&sum.of[w / WORDS * CELL], &in.word[w], s);
+    }
+  }
+
+  WARPMESH_DEVICE void add_cell(Acc* sum, const u32* in, int s) const {
+    Acc wide[CELL];
+    T::widen(in, wide);
+    if constexpr (Op::SCALED) {
+      const u32 bits[2] = {static_cast<u32>(ops.factor[s]), static_cast<u32>(ops.factor[s] >> 32)};
+      Acc factor[CELL];
+      T::widen(bits, factor);
+#pragma unroll
+      for (int k = 0; k < CELL; ++k) wide[k] = times(wide[k], factor[0]);
+    }
+#pragma unroll
+    for (int k = 0; k < CELL; ++k) sum[k] = s == 0 ? wide[k] : Op::combine(sum[k], wide[k]);
+  }
+
+  // The result, rounded once.
+  WARPMESH_DEVICE Unit finished(Sums& sum) const {
+    if constexpr (COPIES) {
+      return sum.copy;
+    } else {
       Unit out;
 #pragma unroll
-      for (int w = 0; w < BYTES / 4; w += WORDS) {
-        Acc sum[CELL];
-        contribution(in[0], w, 0, sum);
-#pragma unroll
-        for (int s = 1; s < From::N; ++s) {
-          Acc next[CELL];
-          contribution(in[s], w, s, next);
-#pragma unroll
-          for (int k = 0; k < CELL; ++k) sum[k] = Op::combine(sum[k], next[k]);
-        }
-        if constexpr (Op::AVERAGED) {
-#pragma unroll
-          for (int k = 0; k < CELL; ++k) sum[k] = over(sum[k], c.world);
-        }
-        T::narrow(sum, &out.word[w]);
-      }
+      for (int w = 0; w < BYTES / 4; w += WORDS) finish_cell(&sum.of[w / WORDS * CELL], &out.word[w]);
       return out;
     }
   }
 
-  WARPMESH_DEVICE void contribution(const Unit& in, int w, int s, Acc* wide) const {
-    T::widen(&in.word[w], wide);
-    if constexpr (Op::SCALED) {
-      const u32 bits[2] = {static_cast<u32>(ops.factor[s]), static_cast<u32>(ops.factor[s] >> 32)};
-      Acc factor[T::CELL];
-      T::widen(bits, factor);
+  WARPMESH_DEVICE void finish_cell(Acc* sum, u32* out) const {
+    if constexpr (Op::AVERAGED) {
 #pragma unroll
-      for (int k = 0; k < T::CELL; ++k) wide[k] = times(wide[k], factor[0]);
+      for (int k = 0; k < CELL; ++k) sum[k] = over(sum[k], c.world);
     }
+    T::narrow(sum, out);
   }
 };
 

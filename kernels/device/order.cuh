@@ -26,6 +26,24 @@ WARPMESH_DEVICE u64 load_acquire_sys(const u64* at) {
   return value;
 }
 
+// For polling: with `acquire_polled_sys` behind the load that at last showed what was awaited it is an acquire. So the loop need not acquire
+// each time. (Before sm_90 such a fence would be a full one, and the loads acquire by themselves.)
+WARPMESH_DEVICE u64 load_polled_sys(const u64* at) {
+#if __CUDA_ARCH__ >= 900
+  u64 value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(global(at)) : "memory");
+  return value;
+#else
+  return load_acquire_sys(at);
+#endif
+}
+
+WARPMESH_DEVICE void acquire_polled_sys() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.acquire.sys;" ::: "memory");
+#endif
+}
+
 WARPMESH_DEVICE u64 load_relaxed_sys(const u64* at) {
   u64 value;
   asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(global(at)) : "memory");
@@ -100,61 +118,54 @@ WARPMESH_DEVICE void store_release_gpu(u64* at, u64 value) {
   asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
 }
 
-// Data: plain accesses, which signals and waits order. A unit of BYTES bytes (8 or 16) in words or, where it is not whole, its first
-// element alone, of SIZE bytes in the low bits; the other bits are then anything. Both ways in one place, so that they share address
-// and branch.
-template <int BYTES, int SIZE>
-WARPMESH_DEVICE void load(u64 at, bool whole, u32* word) {
-#define WARPMESH_LOAD(ELEMENT)                                                                                            \
-  if constexpr (BYTES == 16) {                                                                                            \
-    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %5, 0; @whole ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; @!whole "  \
-                 ELEMENT ", [%4];}"                                                                                       \
-                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])                                             \
-                 : "l"(at), "r"(static_cast<u32>(whole))                                                                  \
-                 : "memory");                                                                                             \
-  } else {                                                                                                                \
-    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %3, 0; @whole ld.global.v2.u32 {%0, %1}, [%2]; @!whole " ELEMENT  \
-                 ", [%2];}"                                                                                               \
-                 : "=r"(word[0]), "=r"(word[1])                                                                           \
-                 : "l"(at), "r"(static_cast<u32>(whole))                                                                  \
-                 : "memory");                                                                                             \
-  }
-  if constexpr (SIZE == 1) {
-    WARPMESH_LOAD("ld.global.u8 %0")
-  } else if constexpr (SIZE == 2) {
-    WARPMESH_LOAD("ld.global.u16 %0")
-  } else if constexpr (SIZE == 4) {
-    WARPMESH_LOAD("ld.global.u32 %0")
+// Data: plain accesses, which signals and waits order. BYTES is 8 or 16.
+template <int BYTES>
+WARPMESH_DEVICE void load(u64 at, u32* word) {
+  if constexpr (BYTES == 16) {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "l"(at)
+                 : "memory");
   } else {
-    WARPMESH_LOAD("ld.global.v2.u32 {%0, %1}")
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(at) : "memory");
   }
-#undef WARPMESH_LOAD
 }
 
-template <int BYTES, int SIZE>
-WARPMESH_DEVICE void store(u64 at, bool whole, const u32* word) {
-#define WARPMESH_STORE(TYPE, ELEMENT)                                                                                     \
-  if constexpr (BYTES == 16) {                                                                                            \
-    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %5, 0; @whole st.global.v4.u32 [%4], {%0, %1, %2, %3}; @!whole "  \
-                 "st.global." TYPE " [%4], " ELEMENT ";}" ::"r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]),       \
-                 "l"(at), "r"(static_cast<u32>(whole))                                                                    \
-                 : "memory");                                                                                             \
-  } else {                                                                                                                \
-    asm volatile("{.reg .pred whole; setp.ne.u32 whole, %3, 0; @whole st.global.v2.u32 [%2], {%0, %1}; @!whole "          \
-                 "st.global." TYPE " [%2], " ELEMENT ";}" ::"r"(word[0]), "r"(word[1]), "l"(at),                          \
-                 "r"(static_cast<u32>(whole))                                                                             \
-                 : "memory");                                                                                             \
-  }
-  if constexpr (SIZE == 1) {
-    WARPMESH_STORE("u8", "%0")
-  } else if constexpr (SIZE == 2) {
-    WARPMESH_STORE("u16", "%0")
-  } else if constexpr (SIZE == 4) {
-    WARPMESH_STORE("u32", "%0")
+template <int BYTES>
+WARPMESH_DEVICE void store(u64 at, const u32* word) {
+  if constexpr (BYTES == 16) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+                 : "memory");
   } else {
-    WARPMESH_STORE("v2.u32", "{%0, %1}")
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(at), "r"(word[0]), "r"(word[1]) : "memory");
   }
-#undef WARPMESH_STORE
+}
+
+// One element of SIZE bytes; of fewer than 4, in the word's low bits, the others being 0.
+template <int SIZE>
+WARPMESH_DEVICE void load_element(u64 at, u32* word) {
+  if constexpr (SIZE == 8) {
+    load<8>(at, word);
+  } else if constexpr (SIZE == 4) {
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(at) : "memory");
+  } else if constexpr (SIZE == 2) {
+    asm volatile("ld.global.u16 %0, [%1];" : "=r"(word[0]) : "l"(at) : "memory");
+  } else {
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(word[0]) : "l"(at) : "memory");
+  }
+}
+
+template <int SIZE>
+WARPMESH_DEVICE void store_element(u64 at, const u32* word) {
+  if constexpr (SIZE == 8) {
+    store<8>(at, word);
+  } else if constexpr (SIZE == 4) {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(at), "r"(word[0]) : "memory");
+  } else if constexpr (SIZE == 2) {
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(at), "r"(word[0]) : "memory");
+  } else {
+    asm volatile("st.global.u8 [%0], %1;" ::"l"(at), "r"(word[0]) : "memory");
+  }
 }
 
 // Data of one thread's own: a word of 8 bytes.

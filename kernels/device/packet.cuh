@@ -36,8 +36,10 @@ struct Line {
   // What is there, whether it has arrived or not.
   static WARPMESH_DEVICE Quad read(u64 at) { return load_relaxed_sys(reinterpret_cast<const Quad*>(at)); }
 
-  // Whether both halves of what was read are of this epoch.
-  static WARPMESH_DEVICE bool is_of(const Quad& line, u32 flag) { return line.y == flag && line.w == flag; }
+  // 0 if both halves of what was read are of this epoch. For many lines at once: one instruction a half.
+  static WARPMESH_DEVICE u32 differs(const Quad& line, u32 flag) { return (line.y ^ flag) | (line.w ^ flag); }
+
+  static WARPMESH_DEVICE bool is_of(const Quad& line, u32 flag) { return differs(line, flag) == 0; }
 };
 
 struct Line8 {

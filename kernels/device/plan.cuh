@@ -37,11 +37,9 @@ struct Call {
   u32 reserved;
   u64 half_scratch;   // bytes to the second half
   u64 half_packets;
-  u64 sequence;       // the call's number
-  u64 timeout;        // nanoseconds
-  Board mine;         // what this rank tells its peers
+  Patience patience;
   State* state;
-  Control* control;
+  Board mine;         // what this rank tells its peers
   u64 boards;         // what peers tell this rank: by half, peer, block
   u64 half_boards;    // bytes to the second half
   const u64* windows; // where memory that was registered begins here: by its number, rank
@@ -49,7 +47,8 @@ struct Call {
 };
 static_assert(sizeof(Call) == 160, "as in collectives/src/cuda/params.rs");
 
-// Operands of plans that announce: how their addresses are found.
+// Operands of plans that announce: how their addresses are found, in the lowest two bits of a byte. Above these stands with which of the
+// plan's meetings they are, from 1; 0: at once, nobody has to be met.
 enum Announced : u8 {
   NOT,     // the address is in the table
   INPUT,   // the peer tells where its input begins, the table has how far from there the block lies
@@ -70,7 +69,7 @@ struct Params {
 
 // What a block has learned of its peers: addresses of all operands, and the factors of their ranks. In shared memory.
 template <int PLACES>
-struct Learned {
+struct alignas(16) Learned {
   u64 at[PLACES ? PLACES : 1];
   u64 factor[PLACES ? PLACES : 1];
 };
@@ -83,21 +82,24 @@ constexpr u32 MISMATCH = 1u << 16;
 
 // SYNCHRONISED: whoever has finished an epoch of this plan knows that all ranks have begun it.
 //
+// THREADS: of a block, if that is known when it is compiled.
+//
 // Its state is small, so that moves have the registers: what can be computed from the round is.
-template <bool SYNCHRONISED>
+template <bool SYNCHRONISED, u32 THREADS = 0>
 struct Worker {
   const Call& call;
-  u64 before;   // epochs of this block before the call
-  u32 rounds;   // that are done
-  bool failed;  // of this thread, until the next signal, wait or round makes it the block's
+  u64 epoch;   // of this round, over all calls of this block
+  u32 rounds;  // that are done
+  u32 failed;  // of this thread, until the next signal, wait or round makes it the block's
 
   WARPMESH_DEVICE explicit Worker(const Call& call)
-      : call(call), before(load(&call.state->block[blockIdx.x].epoch)), rounds(0), failed(false) {}
+      : call(call), epoch(load(&call.state->block[blockIdx.x].epoch)), rounds(0), failed(0) {}
 
   // On to the next round, when all threads are done with this one; false after the last.
   WARPMESH_DEVICE bool next(u32& round) {
     failed = __syncthreads_or(failed);
     rounds = ++round;
+    ++epoch;
     return round < call.rounds && !failed;
   }
 
@@ -105,9 +107,9 @@ struct Worker {
   // a plan that synchronises that is known, else each peer says when it begins.
   template <int COUNT>
   WARPMESH_DEVICE void guard(const u64* words, const u8* peers, u32 place) {
-    const bool open = rounds > 0 ? !SYNCHRONISED : load(&call.state->block[blockIdx.x].open) != 0;
+    const bool open = rounds > 0 ? !SYNCHRONISED : static_cast<u32>(load(&call.state->block[blockIdx.x].open));
     if (threadIdx.x < COUNT && open && !failed) {
-      failed = !word(words[threadIdx.x]).wait(begun(before + rounds), patience(), peers[threadIdx.x], place);
+      failed = !word(words[threadIdx.x]).wait(begun(epoch), call.patience, peers[threadIdx.x], place);
     }
     failed = __syncthreads_or(failed);
   }
@@ -115,13 +117,14 @@ struct Worker {
   // Tells COUNT peers that this epoch is begun, and so the one before is finished.
   template <int COUNT>
   WARPMESH_DEVICE void begin(const u64* words) {
-    if (threadIdx.x < COUNT && !failed) word(words[threadIdx.x]).signal(begun(before + rounds + 1));
+    if (threadIdx.x < COUNT && !failed) word(words[threadIdx.x]).signal(begun(epoch + 1));
   }
 
   // All blocks' words are kept in step, also of blocks that this launch does not have.
   WARPMESH_DEVICE void finish() const {
-    for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < MAX_BLOCKS; b += blockDim.x * gridDim.x) {
-      store(&call.state->block[b].epoch, before + rounds);
+#pragma unroll 1
+    for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < MAX_BLOCKS; b += threads() * gridDim.x) {
+      store(&call.state->block[b].epoch, epoch);
       store(&call.state->block[b].open, SYNCHRONISED ? 0 : 1);
     }
   }
@@ -129,25 +132,32 @@ struct Worker {
   // Tells COUNT peers where this rank's buffers are: the next signal to a peer publishes it. What is learned of operands is for all
   // threads after the next barrier, of a signal, a wait or `sync`.
   template <int COUNT, class P>
-  WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) {
-    const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
-    if (threadIdx.x < COUNT) call.mine.write(p.board[threadIdx.x] + half + blockIdx.x * sizeof(Board));
-    for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += blockDim.x) {
-      const bool own = p.peer[P::PEER_COUNT + n] == call.rank;
-      if (p.announced[n] == NOT) learned.at[n] = p.place[n];
-      if (own) learn(p, learned, n, call.rank, call.mine);
+  WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) const {
+    if (threadIdx.x < COUNT) call.mine.write(p.board[threadIdx.x] + half_boards() + blockIdx.x * sizeof(Board));
+#pragma unroll 1
+    for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += threads()) {
+      if (p.announced[n] < 4) learn(p, learned, n, call.mine.input, call.mine.output, call.mine.factor);
     }
   }
 
-  // Waits for COUNT peers, and takes in what they announced.
-  template <int COUNT, class P>
+  // Waits for COUNT peers, and takes in what they announced. MEETING: the number of this wait among those that do so, from 1.
+  template <int COUNT, int MEETING, class P>
   WARPMESH_DEVICE void meet(const P& p, Learned<P::PLACE_COUNT>& learned, int first, u32 nth, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
       const u32 peer = p.peer[first + threadIdx.x];
-      failed = !word(p.semaphore[first + threadIdx.x]).wait(value(nth), patience(), peer, place);
-      if (!failed) take_in(p, learned, peer);
+      failed = !word(p.semaphore[first + threadIdx.x]).wait(value(nth), call.patience, peer, place);
+      if (!failed && Board::digest_at(board(peer)) != call.mine.digest) {
+        store_relaxed_sys(&call.patience.control->failed, MISMATCH + peer);
+        failed = 1;
+      }
     }
     failed = __syncthreads_or(failed);
+    for (u32 n = threadIdx.x; n < P::PLACE_COUNT && !failed; n += threads()) {
+      if (p.announced[n] >> 2 != MEETING) continue;
+      const Board theirs = Board::read(board(p.peer[P::PEER_COUNT + n]));
+      learn(p, learned, n, theirs.input, theirs.output, theirs.factor);
+    }
+    __syncthreads();
   }
 
   // Signals COUNT peers: everything that this block wrote before is visible to whoever waits for it. If the block has given up, they
@@ -162,7 +172,7 @@ struct Worker {
   template <int COUNT>
   WARPMESH_DEVICE void wait(const u64* words, const u8* peers, u32 nth, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
-      failed = !word(words[threadIdx.x]).wait(value(nth), patience(), peers[threadIdx.x], place);
+      failed = !word(words[threadIdx.x]).wait(value(nth), call.patience, peers[threadIdx.x], place);
     }
     failed = __syncthreads_or(failed);
   }
@@ -174,15 +184,16 @@ struct Worker {
   template <class M, int GROUP>
   WARPMESH_DEVICE void move(const u64* from, const u64* to, const u64* factor, const u8* peers, const u32* parts, u32 place) {
     if (failed) return;
-    const u64 epoch = before + rounds;
     const bool odd = static_cast<u32>(epoch) & 1;
-    const MoveContext c{patience(), odd ? call.half_scratch : 0, odd ? call.half_packets : 0, flag_of(epoch), call.rank,
+    const MoveContext c{call.patience, odd ? call.half_scratch : 0, odd ? call.half_packets : 0, flag_of(epoch), call.rank,
                         call.world, place};
-    const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    // Opaque: computed here, and not kept in registers from the kernel's beginning.
+    const u32 warp = opaque(threadIdx.x) / 32, warps = threads() / 32;
     if constexpr (GROUP == 1) {
       failed = !M::slice(Operands{from, to, factor, peers}, extent(parts[0]), c, warp, warps);
     } else {
       // Warps are dealt out in turn: move g has warps g, g + GROUP, ..., or where there are too few, a warp has several moves.
+#pragma unroll 1
       for (u32 g = warp % GROUP; g < GROUP; g += warps) {
         const Operands ops{from + g * M::SOURCES, to + g * M::DESTINATIONS, factor + g * M::SOURCES, peers + g * M::SOURCES};
         const u32 shared = warps > g ? (warps - g + GROUP - 1) / GROUP : 1;
@@ -192,37 +203,33 @@ struct Worker {
   }
 
  private:
-  template <class P>
-  WARPMESH_DEVICE void take_in(const P& p, Learned<P::PLACE_COUNT>& learned, u32 peer) {
-    const u64 half = (before + rounds) % 2 ? call.half_boards : 0;
-    const Board board = Board::read(call.boards + half + (peer * MAX_BLOCKS + blockIdx.x) * sizeof(Board));
-    if (board.digest != call.mine.digest) {
-      store_relaxed_sys(&call.control->failed, MISMATCH + peer);
-      failed = true;
-      return;
-    }
-#pragma unroll 1
-    for (int n = 0; n < P::PLACE_COUNT; ++n) {
-      if (p.peer[P::PEER_COUNT + n] == peer) learn(p, learned, n, peer, board);
-    }
-  }
+  static WARPMESH_DEVICE u32 threads() { return THREADS ? THREADS : blockDim.x; }
 
   template <class P>
-  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u32 peer, const Board& board) const {
-    learned.factor[n] = board.factor;
-    if (p.announced[n] == NOT) return;
-    const u64 at = p.announced[n] == INPUT ? board.input : board.output;
-    const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + peer]);
-    learned.at[n] = window + (at & ((1ull << WINDOW_SHIFT) - 1)) + p.place[n];
+  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u64 input, u64 output, u64 factor) const {
+    const u32 how = p.announced[n] & 3;
+    u64 begin = 0;
+    if (how != NOT) {
+      const u64 at = how == INPUT ? input : output;
+      const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + p.peer[P::PEER_COUNT + n]]);
+      begin = window + (at & ((1ull << WINDOW_SHIFT) - 1));
+    }
+    learned.at[n] = begin + p.place[n];
+    learned.factor[n] = factor;
+  }
+
+  WARPMESH_DEVICE u64 half_boards() const { return epoch & 1 ? call.half_boards : 0; }
+
+  // What a peer announced to this block.
+  WARPMESH_DEVICE u64 board(u32 peer) const {
+    return call.boards + half_boards() + (peer * MAX_BLOCKS + blockIdx.x) * sizeof(Board);
   }
 
   // The guard's word of a rank that has begun an epoch, which are counted from 1 here.
   static WARPMESH_DEVICE u64 begun(u64 epoch) { return epoch << 8; }
 
   // The value of the n-th signal of this epoch over a semaphore.
-  WARPMESH_DEVICE u64 value(u32 nth) const { return (before + rounds + 1) << 8 | nth; }
-
-  WARPMESH_DEVICE Patience patience() const { return {call.control, call.timeout, call.sequence}; }
+  WARPMESH_DEVICE u64 value(u32 nth) const { return (epoch + 1) << 8 | nth; }
 
   WARPMESH_DEVICE Semaphore word(u64 at) const {
     return Semaphore{reinterpret_cast<u64*>(at + blockIdx.x * SEMAPHORE_STRIDE)};

@@ -3,7 +3,8 @@
 //   signaller                                 waiter
 //   writes data
 //   bar.sync (takes in the block's writes)
-//   st.release.sys word = value  ──────────►  ld.acquire.sys word >= value
+//   st.release.sys word = value  ──────────►  ld.relaxed.sys word >= value, then fence.acquire.sys
+//                                             (before sm_90: ld.acquire.sys)
 //                                             bar.sync (hands it to the block)
 //                                             reads data
 //
@@ -28,8 +29,10 @@ struct Semaphore {
   // Until the value is reached. False if given up.
   WARPMESH_DEVICE bool wait(u64 value, const Patience& patience, u32 peer, u32 place) const {
     u64 seen = 0;
-    return persist(
-        patience, [&] { return (seen = load_acquire_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
+    const bool reached = persist<8>(
+        patience, [&] { return (seen = load_polled_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
+    acquire_polled_sys();
+    return reached;
   }
 };
 

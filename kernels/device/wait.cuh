@@ -54,7 +54,7 @@ constexpr u32 GIVEN_UP = ~0u;
 
 // When the wait began (0: now), or GIVEN_UP. Not inlined, and with few arguments, all by value: so the poll loop stays a few
 // instructions, and neither side needs a stack.
-static __device__ __noinline__ u32 look_around(Control* control, u64 sequence, u32 timeout, u32 since, u32 peer, u32 place,
+static __device__ __noinline__ u32 look_around(Control* control, u64 sequence, u64 timeout, u32 since, u32 peer, u32 place,
                                                u64 expected, u64 seen) {
   const u32 time = static_cast<u32>(now() >> TICK);
   if (since == 0) since = time;
@@ -66,7 +66,7 @@ static __device__ __noinline__ u32 look_around(Control* control, u64 sequence, u
     store_relaxed_sys(reinterpret_cast<Pair*>(&record->peer), {peer, place});
     store_relaxed_sys(&record->sequence, sequence << 16 | (time & 0xFFFFu));
   }
-  const bool late = waited > timeout;
+  const bool late = waited > timeout >> TICK;
   if (late) store_relaxed_sys(&control->failed, 1);
   // `abort` and `failed` at once: what one thread waits for in vain, others need not wait for.
   const bool over = late || load_relaxed_sys(reinterpret_cast<const u64*>(&control->abort)) != 0;
@@ -75,18 +75,25 @@ static __device__ __noinline__ u32 look_around(Control* control, u64 sequence, u
 
 }  // namespace detail
 
-// Calls `reached()` until it is true; `what()` is for the host. False if given up. The loop is `reached`'s code and a count.
-template <class Reached, class What>
+// Calls `reached()` until it is true; `what()` is for the host. False if given up. The loop is `reached`'s code UNROLL times, and a count.
+//
+// Patience lies in the kernel's parameters, or in global memory. It is read when it is needed, at an address that is not known before:
+// else registers would hold it all the time.
+template <int UNROLL = 1, class Reached, class What>
 WARPMESH_DEVICE bool persist(const Patience& patience, Reached reached, What what) {
   u32 since = 0;
   for (;;) {
+    u32 done = 0;
 #pragma unroll 1
-    for (int polls = 0; polls < detail::POLLS; ++polls) {
-      if (reached()) return true;
+    for (int polls = 0; polls < detail::POLLS && !done; polls += UNROLL) {
+#pragma unroll
+      for (int k = 0; k < UNROLL && !done; ++k) done = reached();
     }
+    // Opaque, so that all ways out of the loop lead here: else each would have to leave the region that the call below begins.
+    if (opaque(done)) return true;
     const WaitingFor w = what();
-    const u32 timeout = static_cast<u32>(least<u64>(patience.timeout >> detail::TICK, ~0u));
-    since = detail::look_around(patience.control, patience.sequence, timeout, since, w.peer, w.place, w.expected, w.seen);
+    const Patience& p = (&patience)[opaque(0u)];
+    since = detail::look_around(p.control, p.sequence, p.timeout, since, w.peer, w.place, w.expected, w.seen);
     if (since == detail::GIVEN_UP) return false;
   }
 }

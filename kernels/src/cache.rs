@@ -37,9 +37,9 @@ pub fn kernel(
     if let Some(kept) = kept() {
         return Ok(kept);
     }
-    // Ranks that are threads want the same kernel at the same time: one of them compiles it.
-    static COMPILING: Mutex<()> = Mutex::new(());
-    let _one = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+    // Ranks that are threads come with the same text at the same time: the first compiles it for all.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(kept) = kept() {
         return Ok(kept);
     }

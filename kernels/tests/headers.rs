@@ -77,7 +77,7 @@ extern "C" __global__ void exchange(const __grid_constant__ MemoryChannel c, u32
     for (u32 k = team.thread; k < count; k += team.threads) {
       const u32 want = static_cast<u16>(1000 * (1 - rank) + 100 * r + k);
       u32 got[2];
-      load<16, 2>(c.mine + in + 2 * k, false, got);
+      load_element<2>(c.mine + in + 2 * k, got);
       fine &= got[0] == want;
     }
     // Both have read before one writes again.

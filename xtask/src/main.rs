@@ -2,6 +2,7 @@
 
 mod cuda;
 mod gpu;
+mod kernels;
 mod peers;
 mod steps;
 mod system;
@@ -21,6 +22,8 @@ cargo xtask COMMAND
   gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
                 target/gpu-report.md (see `cargo xtask gpu --help`)
   vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md
+  kernels       writes docs/cuda-kernels.md and docs/cuda-costs.md: what kernels are made of and what they move;
+                with --check it only compares
   help          this text
 ";
 
@@ -36,6 +39,7 @@ fn main() -> Result<()> {
         "cuda" => cuda::ensure(),
         "gpu" => gpu::run(&rest),
         "vgpu" => tables::write(),
+        "kernels" => kernels::run(&rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::system::{cargo, ensure_open_mpi, root, step};
-use crate::{cuda, gpu, tables};
+use crate::{cuda, gpu, kernels, tables};
 
 /// Crates that the model checker builds.
 const MODELLED: &str = "warpmesh-primitives";
@@ -17,6 +17,7 @@ pub fn test() -> Result<()> {
     let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;
     tables::check()?;
+    kernels::check()?;
     gpu::tests_on_vgpu()?;
     gpu::run(&["--vgpu".to_owned()])?;
     loom()?;

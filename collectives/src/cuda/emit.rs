@@ -50,6 +50,8 @@ pub(crate) struct Operand {
     pub(crate) place: Place,
     /// Whether it is found by what its rank announced: a place in a window, this rank's own included.
     pub(crate) announced: bool,
+    /// With which of the plan's meetings address and factor are known, from 1; 0: from the beginning.
+    pub(crate) meeting: u8,
 }
 
 /// A semaphore between this rank and a peer.
@@ -100,7 +102,7 @@ pub(crate) fn emit(
         tables: Tables::default(),
         signalled: Vec::new(),
         awaited: Vec::new(),
-        met: Vec::new(),
+        meetings: Vec::new(),
         switched: false,
         open: Vec::new(),
         learning: false,
@@ -134,8 +136,8 @@ struct Writer {
     /// How often a semaphore of a peer has been signalled so far, and awaited.
     signalled: Vec<(usize, usize, u32)>,
     awaited: Vec<(usize, usize, u32)>,
-    /// Peers that were waited for.
-    met: Vec<usize>,
+    /// For each meeting, the peers that were waited for.
+    meetings: Vec<Vec<usize>>,
     /// Whether a move goes through the switch.
     switched: bool,
     /// Moves since the block's last barrier: signals and waits have one.
@@ -221,10 +223,16 @@ impl Writer {
             let first = self.semaphores(semaphore, &peers, true);
             let count = peers.len();
             // What a peer has announced is learned with the first wait for it.
-            let new = peers.iter().any(|peer| !self.met.contains(peer));
+            let new = peers.iter().any(|peer| self.meeting(*peer) == 0);
             if self.tables.announces && new {
-                self.met.extend(&peers);
-                self.line(&format!("w.meet<{count}>(p, learned, {first}, {nth}, {number});"));
+                self.meetings.push(peers);
+                let meeting = self.meetings.len();
+                if meeting > MOST_MEETINGS {
+                    return Err("waits for more than 63 different groups of peers");
+                }
+                self.line(&format!(
+                    "w.meet<{count}, {meeting}>(p, learned, {first}, {nth}, {number});"
+                ));
             } else {
                 self.line(&format!(
                     "w.wait<{count}>(p.semaphore + {first}, p.peer + {first}, {nth}, {number});"
@@ -232,6 +240,29 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// The meeting with a peer, or 0.
+    fn meeting(&self, peer: usize) -> usize {
+        self.meetings.iter().position(|peers| peers.contains(&peer)).map_or(0, |at| at + 1)
+    }
+
+    /// What the table has for a list of operands.
+    fn entries(&self, places: &[Place]) -> Result<Vec<Operand>, &'static str> {
+        let reaches = reaches(places, self.rank);
+        let entries = places.iter().flat_map(|&place| switch::entries(place, self.world));
+        let operand = |place: Place| {
+            // The host knows the group's address.
+            let announced = reaches && place.is_user() && place.whose != Whose::Group;
+            let peer = place.peer(self.rank);
+            let needed = announced || self.op == OpKind::PreMulSum;
+            let meeting = if needed { self.meeting(peer) as u8 } else { 0 };
+            if announced && peer != self.rank && meeting == 0 {
+                return Err("a peer's buffer before the first wait for the peer");
+            }
+            Ok(Operand { place, announced, meeting })
+        };
+        entries.map(operand).collect()
     }
 
     /// Where these semaphores stand in the table; they are added if they do not yet.
@@ -251,7 +282,8 @@ impl Writer {
         let sources = self.tables.places.len();
         let part = self.tables.parts.len();
         for instruction in group {
-            self.tables.places.extend(entries(operands(instruction).0, self.rank, self.world));
+            let operands = self.entries(operands(instruction).0)?;
+            self.tables.places.extend(operands);
             self.tables.parts.push(match instruction {
                 Instruction::Move { part, .. } => *part as u32,
                 _ => unreachable!("a group is of moves"),
@@ -259,7 +291,8 @@ impl Writer {
         }
         let destinations = self.tables.places.len();
         for instruction in group {
-            self.tables.places.extend(entries(operands(instruction).1, self.rank, self.world));
+            let operands = self.entries(operands(instruction).1)?;
+            self.tables.places.extend(operands);
         }
         let (peers, count) = (format!("p.peer + PEERS + {sources}"), group.len());
         let (at, factor) = if self.tables.announces {
@@ -298,7 +331,8 @@ impl Writer {
         }
         let op = if reduce { op_name(self.op) } else { "Copy" };
         let to = kinds(to)?;
-        Ok(format!("Move<{ty}, {op}, {}, {}>", kinds_name(&sources), kinds_name(&to)))
+        let tables = if self.tables.announces { ", SHARED" } else { "" };
+        Ok(format!("Move<{ty}, {op}, {}, {}{tables}>", kinds_name(&sources), kinds_name(&to)))
     }
 
     fn line(&mut self, text: &str) {
@@ -328,7 +362,7 @@ impl Writer {
              extern \"C\" __global__ void __launch_bounds__({THREADS}, 2)\n\
              {name}(const __grid_constant__ P p) {{\n  \
 {learned}  \
-               Worker<{synchronises}> w(p.call);\n  \
+               Worker<{synchronises}, {THREADS}> w(p.call);\n  \
                u32 round = 0;\n  \
                do {{\n{body}  \
                }} while (w.next(round));\n  \
@@ -345,6 +379,9 @@ impl Writer {
 
 /// The step that a rank reports while it waits for peers to begin the last epoch.
 pub(crate) const AT_GUARD: u32 = u32::MAX - 4;
+
+/// Meetings that the table's bytes have room for.
+const MOST_MEETINGS: usize = 63;
 
 /// The most threads of a block.
 pub(crate) const THREADS: usize = 512;
@@ -390,33 +427,34 @@ fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
     };
     let first = form(&list[0]);
     let mut count = 1;
-    while count < list.len() && form(&list[count]) == first {
-        let (from, to, _) = operands(&list[count]);
-        let written = list[..count].iter().flat_map(|earlier| operands(earlier).1);
-        let read = list[..count].iter().flat_map(|earlier| operands(earlier).0);
-        // The same place in another part is another place, but that is for the plan to say: parts
-        // of one block do not overlap.
-        let part = |instruction: &Instruction| match instruction {
-            Instruction::Move { part, .. } => *part,
-            _ => usize::MAX,
-        };
-        let same_part = list[..count].iter().any(|earlier| part(earlier) == part(&list[count]));
-        let depends = same_part
-            && (written.clone().any(|place| from.contains(place) || to.contains(place))
-                || read.clone().any(|place| to.contains(place)));
-        // Input and output may be the same memory.
-        let user = |places: &[Place]| places.iter().any(|place| place.is_user());
-        let in_place = same_part && {
-            let mut written = written;
-            let mut read = read;
-            (user(to) && read.any(Place::is_user)) || (user(from) && written.any(Place::is_user))
-        };
-        if depends || in_place {
-            break;
-        }
+    while count < list.len()
+        && form(&list[count]) == first
+        && !depends(&list[..count], &list[count])
+    {
         count += 1;
     }
     count
+}
+
+/// Whether a move touches what an earlier one of a list writes, or writes what one reads.
+fn depends(earlier: &[Instruction], later: &Instruction) -> bool {
+    let (from, to, _) = operands(later);
+    // The same place in another part is another place, but that is for the plan to say: parts of one
+    // block do not overlap.
+    let part = |instruction: &Instruction| match instruction {
+        Instruction::Move { part, .. } => *part,
+        _ => usize::MAX,
+    };
+    if !earlier.iter().any(|earlier| part(earlier) == part(later)) {
+        return false;
+    }
+    let mut written = earlier.iter().flat_map(|earlier| operands(earlier).1);
+    let mut read = earlier.iter().flat_map(|earlier| operands(earlier).0);
+    // Input and output may be the same memory.
+    let user = |places: &[Place]| places.iter().any(|place| place.is_user());
+    let (reads, writes) = (user(from), user(to));
+    written.any(|p| from.contains(p) || to.contains(p) || reads && p.is_user())
+        || read.any(|p| to.contains(p) || writes && p.is_user())
 }
 
 fn operands(instruction: &Instruction) -> (&[Place], &[Place], bool) {
@@ -447,13 +485,6 @@ fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static s
 /// Whether a list of operands reaches into a peer's buffers: then all of them are found by what their ranks announced.
 fn reaches(places: &[Place], rank: usize) -> bool {
     places.iter().any(|place| place.is_user() && !place.is_of(rank))
-}
-
-/// What the table has for a list of operands.
-fn entries(places: &[Place], rank: usize, world: usize) -> impl Iterator<Item = Operand> + use<'_> {
-    let reaches = reaches(places, rank);
-    let operand = move |&place: &Place| Operand { place, announced: reaches && place.is_user() };
-    places.iter().map(operand).flat_map(move |operand| switch::entries(operand, world))
 }
 
 /// The kinds of a list of operands.
@@ -522,6 +553,15 @@ mod tests {
         assert_eq!(kernel.tables.parts, [2, 3, 0, 1, 2, 3, 0]);
     }
 
+    /// In place the sum goes where the contribution is sent from, by other threads.
+    #[test]
+    fn a_block_waits_before_it_writes_what_other_threads_may_still_read() {
+        let source = kernel("one_shot_packet", "all_reduce", 0).source;
+        let of_body = |line: &&str| line.contains("w.move") || line.contains("w.sync");
+        let lines: Vec<_> = source.lines().filter(of_body).map(|line| &line.trim()[..6]).collect();
+        assert_eq!(lines, ["w.move", "w.sync", "w.move"], "{source}");
+    }
+
     #[test]
     fn in_place_nothing_is_overwritten_that_another_thread_still_sends() {
         let syncs = |name, collective| syncs(&kernel(name, collective, 1));
@@ -587,8 +627,8 @@ mod tests {
     fn a_barrier_is_one_signal_and_one_wait() {
         let kernel = kernel("direct", "all_reduce", 2);
         assert!(kernel.source.contains("w.signal<3>(p.semaphore + 3, 0);"), "{}", kernel.source);
-        assert!(kernel.source.contains("w.meet<3>(p, learned, 6, 0, 1);"), "{}", kernel.source);
+        assert!(kernel.source.contains("w.meet<3, 1>(p, learned, 6, 0, 1);"), "{}", kernel.source);
         assert!(kernel.source.contains("w.wait<3>(p.semaphore + 12, p.peer + 12, 0, 4);"));
-        assert!(kernel.source.contains("Sum, Repeated<4, USER>, Repeated<4, USER>>"));
+        assert!(kernel.source.contains("Sum, Repeated<4, USER>, Repeated<4, USER>, SHARED>"));
     }
 }

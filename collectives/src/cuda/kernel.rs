@@ -160,18 +160,14 @@ impl Loaded {
             bytes[parts + 4 * n..][..4].copy_from_slice(&part.to_le_bytes());
         }
         let semaphores = tables.semaphores.iter().map(|semaphore| semaphore.peer);
-        let places =
-            tables.places.iter().map(|Operand { place, .. }| match (place.writer, place.whose) {
-                (Some(writer), _) => writer,
-                (None, Whose::Rank(owner)) => owner,
-                (None, Whose::Group) => rank,
-            });
+        let places = tables.places.iter().map(|operand| operand.place.peer(rank));
         for (to, operand) in bytes[announced..].iter_mut().zip(&tables.places) {
-            *to = match (operand.announced, operand.place.buffer) {
+            let how = match (operand.announced, operand.place.buffer) {
                 (true, Buffer::Input) => 1,
                 (true, Buffer::Output) => 2,
                 _ => 0,
             };
+            *to = how | operand.meeting << 2;
         }
         for (to, peer) in bytes[peers..].iter_mut().zip(semaphores.chain(places)) {
             *to = peer as u8;
@@ -180,7 +176,7 @@ impl Loaded {
     }
 
     fn resolve(&self, operand: &Operand, regions: &Regions) -> Result<(Address, u64), Error> {
-        let Operand { place, announced } = operand;
+        let Operand { place, announced, .. } = operand;
         let block = place.index;
         let slot = |memory: &PeerMemory, bytes: Option<usize>| {
             let base = match place.whose {

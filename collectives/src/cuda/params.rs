@@ -20,14 +20,15 @@ pub(crate) struct Call {
     /// Bytes to the second halves.
     pub(crate) half_scratch: u64,
     pub(crate) half_packets: u64,
-    pub(crate) sequence: u64,
-    /// In nanoseconds.
+    /// `Patience`: the device address of the host's control block, nanoseconds, the call's number.
+    pub(crate) control: u64,
     pub(crate) timeout: u64,
+    pub(crate) sequence: u64,
+    /// Device address.
+    pub(crate) state: u64,
     /// What this rank tells its peers: where its buffers lie in their windows, by what it multiplies, what it calls.
     pub(crate) mine: Board,
-    /// Device addresses: of the state, of the host's control block, of the peers' boards here.
-    pub(crate) state: u64,
-    pub(crate) control: u64,
+    /// Device address of the peers' boards here.
     pub(crate) boards: u64,
     /// Bytes to the boards of the other half.
     pub(crate) half_boards: u64,

@@ -1,7 +1,6 @@
 //! What plans ask of a switch that reduces and multiplies, and which kernels it has.
 #![forbid(unsafe_code)]
 
-use super::emit::Operand;
 use crate::dtype::DataType;
 use crate::op::OpKind;
 use crate::plan::{Buffer, Instruction, Place, Program, Whose};
@@ -116,12 +115,8 @@ fn operand(place: &Place, world: usize) -> String {
 }
 
 /// The entries of an operand's table: for the group its address, then that of each rank, for what the switch does not take.
-pub(super) fn entries(operand: Operand, world: usize) -> impl Iterator<Item = Operand> {
-    let place = operand.place;
-    let of_group = is_of_group(&place);
-    let beside = of_group && place.buffer != Buffer::Packets;
-    let of = move |rank| Operand { place: Place { whose: Whose::Rank(rank), ..place }, ..operand };
-    // The host knows the group's address.
-    let first = Operand { announced: operand.announced && !of_group, ..operand };
-    std::iter::once(first).chain((0..if beside { world } else { 0 }).map(of))
+pub(super) fn entries(place: Place, world: usize) -> impl Iterator<Item = Place> {
+    let beside = is_of_group(&place) && place.buffer != Buffer::Packets;
+    let of = move |rank| Place { whose: Whose::Rank(rank), ..place };
+    std::iter::once(place).chain((0..if beside { world } else { 0 }).map(of))
 }

@@ -360,6 +360,15 @@ impl Place {
         matches!(self.buffer, Buffer::Input | Buffer::Output)
     }
 
+    /// The rank that a kernel of `rank` has to do with here: who writes the packets, else whose memory it is.
+    pub(crate) fn peer(&self, rank: usize) -> usize {
+        match (self.writer, self.whose) {
+            (Some(writer), _) => writer,
+            (None, Whose::Rank(owner)) => owner,
+            (None, Whose::Group) => rank,
+        }
+    }
+
     /// Whether it lies in memory of `rank` alone.
     pub fn is_of(&self, rank: usize) -> bool {
         self.whose == Whose::Rank(rank)
