@@ -103,7 +103,7 @@ struct SwitchMove {
 #pragma unroll
       for (int k = 0; k < UNIT; k += Switch::BYTES) Switch::load_reduce(at + k, word + k / 4);
     } else {
-      load<UNIT, SIZE>(at, true, word);
+      load<UNIT>(at, word);
     }
   }
 
@@ -112,7 +112,7 @@ struct SwitchMove {
     if constexpr (To::ALL) {
       store_to_all(at, word);
     } else {
-      store<UNIT, SIZE>(at, true, word);
+      store<UNIT>(at, word);
     }
   }
 
@@ -147,27 +147,15 @@ struct SwitchMove {
       const u32 there = least(extent.count - n * EACH, EACH);
       const u64 at = from + static_cast<u64>(n) * LINE_DATA;
       if (aligned && there == EACH) {
-        load<LINE_DATA, SIZE>(at, true, data);
+        load<LINE_DATA>(at, data);
       } else {
-        gather(at, there, data);
+        const u64 some = detail::load_some<SIZE>(at, there * SIZE);
+        data[0] = static_cast<u32>(some);
+        data[1] = static_cast<u32>(some >> 32);
       }
       const u64 line = to + static_cast<u64>(n) * LINE_BYTES;
       store_to_all(line, data[0] | static_cast<u64>(c.flag) << 32);
       store_to_all(line + 8, data[1] | static_cast<u64>(c.flag) << 32);
-    }
-  }
-
-  // Elements one by one, as they lie in a line.
-  static WARPMESH_DEVICE void gather(u64 at, u32 count, u32* data) {
-    if constexpr (SIZE == LINE_DATA) {
-      load<LINE_DATA, SIZE>(at, true, data);
-    } else {
-#pragma unroll
-      for (u32 k = 0; k < LINE_DATA / SIZE; ++k) {
-        u32 word[2] = {0, 0};
-        if (k < count) load<LINE_DATA, SIZE>(at + k * SIZE, false, word);
-        data[k * SIZE / 4] |= word[0] << 8 * (k * SIZE % 4);
-      }
     }
   }
 };
