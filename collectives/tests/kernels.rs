@@ -19,12 +19,15 @@ const WORLD: usize = 8;
 fn compile_all() {
     let folder = PathBuf::from(std::env::var_os("WARPMESH_KERNELS").expect("WARPMESH_KERNELS"));
     let archs = std::env::var("WARPMESH_ARCHS").expect("WARPMESH_ARCHS");
-    for algorithm in algorithms::ALL {
+    let archs: Vec<u32> = archs.split(',').map(|arch| arch.parse().expect("a number")).collect();
+    for algorithm in algorithms::all() {
         for (role, rank) in roles(algorithm) {
             let Some((kernel, _)) = kernel(algorithm, rank) else { continue };
-            for arch in archs.split(',') {
+            // Before sm_90 no switch reduces.
+            let switched = kernel.source.contains("SwitchMove");
+            for arch in archs.iter().copied().filter(|arch| !switched || *arch >= 90) {
                 let stem = format!("{}.{}.{role}.{arch}", algorithm.collective, algorithm.name);
-                compile(&kernel, arch.parse().expect("an architecture"), &folder.join(stem));
+                compile(&kernel, arch, &folder.join(stem));
             }
         }
     }
@@ -35,15 +38,14 @@ fn compile_all() {
 #[test]
 #[ignore = "for `cargo xtask kernels`, which counts"]
 fn call_all() {
-    for algorithm in algorithms::ALL.iter().filter(|a| a.collective != Collective::Barrier) {
+    for algorithm in algorithms::all().filter(|a| a.collective != Collective::Barrier) {
         let kernels = roles(algorithm).into_iter().filter_map(|(_, rank)| kernel(algorithm, rank));
         let kernels: Vec<_> = kernels.collect();
         let Some(&(CudaKernel { ref name, .. }, dtype)) = kernels.first() else { continue };
         let waits = kernels.iter().map(|(kernel, _)| waits(&kernel.source)).max().unwrap();
         println!("cost {} {} {name} {waits}", algorithm.collective, algorithm.name);
         gpu::ranks_with(common::settings().algorithm(algorithm.name), WORLD, |mut rank| {
-            let input = Memory::new(&mut rank, 2 * SIZE, true);
-            let output = Memory::new(&mut rank, 2 * SIZE, true);
+            let [input, output] = [(); 2].map(|()| Memory::symmetric(&mut rank, 2 * SIZE));
             for size in [SIZE, 2 * SIZE] {
                 let mut call = call(algorithm, dtype, size);
                 call.input = input.address() as *const u8;

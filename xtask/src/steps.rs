@@ -18,8 +18,7 @@ pub fn test() -> Result<()> {
     step("integration and mp tests", &mut cargo(&layers))?;
     tables::check()?;
     kernels::check()?;
-    gpu::tests_on_vgpu()?;
-    gpu::run(&["--vgpu".to_owned()])?;
+    gpu::test()?;
     loom()?;
     ensure_open_mpi()?;
     let mpi = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];

@@ -105,9 +105,13 @@ impl Memory {
 
     pub fn of_case(rank: &mut Rank, bytes: usize, case: Case) -> Memory {
         match case.registered && case.symmetric {
-            true => Memory::Registered(rank.comm.alloc_symmetric_bytes(bytes).unwrap()),
+            true => Memory::symmetric(rank, bytes),
             false => Memory::new(rank, bytes, case.registered),
         }
+    }
+
+    pub fn symmetric(rank: &mut Rank, bytes: usize) -> Memory {
+        Memory::Registered(rank.comm.alloc_symmetric_bytes(bytes).unwrap())
     }
 
     pub fn address(&self) -> u64 {

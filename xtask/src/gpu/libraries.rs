@@ -21,7 +21,7 @@ const OLDEST: (u32, u32) = (12, 8);
 impl Libraries {
     /// What `cargo xtask cuda` fetches; with virtual GPUs, if asked.
     pub fn new(vgpu: bool) -> Self {
-        if vgpu { Self::on_vgpu(4, "") } else { Self { folders: vec![nvrtc()], before: vec![] } }
+        if vgpu { Self::on_vgpu(8, "") } else { Self { folders: vec![nvrtc()], before: vec![] } }
     }
 
     /// Virtual GPUs, with arguments for `vgpu run` more.

@@ -26,13 +26,13 @@ rest goes on; the exit code says whether anything did. NVRTC and NCCL are fetche
 the system has none.
 
   --quick  begins nothing after ten minutes, builds not counted; what is left out is listed
-  --vgpu   the same on four virtual GPUs, small, without NCCL: shows that the command works, and
+  --vgpu   the same on eight virtual GPUs, small, without NCCL: shows that the command works, and
            measures nothing
 ";
 
 /// What a quick run may take, and a test or a measurement, which may hang.
 const QUICK: Duration = Duration::from_secs(600);
-const TESTS: Duration = Duration::from_secs(300);
+const TESTS: Duration = Duration::from_secs(900);
 const MEASUREMENT: Duration = Duration::from_secs(240);
 
 #[derive(Clone, Copy, Default)]
@@ -214,30 +214,21 @@ fn tests() -> Result<Vec<(&'static str, String)>> {
     Ok(tests)
 }
 
-/// The tests of the CUDA device on virtual GPUs; those that are made for it again with weak memory and race detection.
-pub fn tests_on_vgpu() -> Result<()> {
-    cuda::ensure()?;
-    step("build vgpu", &mut cargo(&["build", "--release", "-p", "vgpu"]))?;
-    for (package, test) in tests()? {
-        let args = ["test", "--release", "-p", package, "--test", &test];
-        step(&format!("build test {test} of {package}"), cargo(&args).arg("--no-run"))?;
-        on_virtual_gpus(&args, &test, "")?;
-    }
+/// Everything on virtual GPUs; then the tests that are made for it with weak memory and race detection.
+pub fn test() -> Result<()> {
+    run(&["--vgpu".to_owned()])?;
     for seed in 1..=WEAK_SEEDS {
+        let mode = format!("--weak --races --seed {seed}");
         let args = ["test", "--release", "-p", "warpmesh", "--test", "cuda*", "weak_memory"];
-        on_virtual_gpus(&args, "of weak memory", &format!("--weak --races --seed {seed}"))?;
+        let mut command = Libraries::on_vgpu(8, &mode).around(&cargo(&args));
+        command.env("WARPMESH_NEEDS_GPU", "1").current_dir(root());
+        step(&format!("tests on virtual GPUs {mode}"), &mut command)?;
     }
     Ok(())
 }
 
 /// Runs in weak memory whose order of things differs.
 const WEAK_SEEDS: u64 = 3;
-
-fn on_virtual_gpus(args: &[&str], test: &str, mode: &str) -> Result<()> {
-    let mut command = Libraries::on_vgpu(8, mode).around(&cargo(args));
-    command.env("WARPMESH_NEEDS_GPU", "1").current_dir(root());
-    step(&format!("test {test} on virtual GPUs {mode}"), &mut command)
-}
 
 /// For what runs there: virtual GPUs, and NVRTC.
 pub fn on_vgpu(devices: usize, command: &Command) -> Command {

@@ -21,12 +21,13 @@ all-gather, all-to-all, reduce-scatter, gather and scatter that of all ranks' bl
 
 - **reads**, **writes**: bytes over NVLink that a rank's kernel loads from peers' memory and stores there, as multiples of S: what the
   larger call has more than the smaller. For the rank that has most.
+- **switch**: bytes that its kernel loads through the switch, which adds up what all ranks have there, and stores through it, for all.
 - **besides**: bytes that do not depend on S, of one thread block: signals of 8 bytes and announcements of 32.
 - **waits**: for other GPUs, one after the other.
 - **least**: reads and writes of a rank that has to do most, if no switch reduces or copies: in as many steps as are needed, or in one.
 
-| plan | reads | writes | besides | waits | least | MSCCL++'s kernel for the job | its traffic | its waits |
-|---|---|---|---|---|---|---|---|---|
+| plan | reads | writes | switch | besides | waits | least | MSCCL++'s kernel for the job | its traffic | its waits |
+|---|---|---|---|---|---|---|---|---|---|
 ";
 
 /// Of each collective what a rank has to read or write at least, in multiples of S.
@@ -55,8 +56,8 @@ const PEERS: [(&str, &str, &str, &str); 5] = [
     ("all_gather direct", "allgather_fullmesh_2", "writes 0.875", "2"),
 ];
 
-/// Bytes that one launch loaded from peers and stored there.
-type Traffic = (u64, u64);
+/// Bytes that one launch loaded from peers and stored there, and the same through the switch.
+type Traffic = [u64; 4];
 
 pub fn page() -> Result<String> {
     let (said, counters) = run()?;
@@ -73,10 +74,14 @@ pub fn page() -> Result<String> {
         let peer = PEERS.iter().find(|(name, ..)| *name == job);
         let (_, name, traffic, their_waits) = peer.unwrap_or(&("", "", "", ""));
         let times = |bytes: f64| format!("{}", (bytes / SIZE as f64 * 1e4).round() / 1e4);
-        let (reads, writes) = (times(most.reads), times(most.writes));
+        let [reads, writes, loads, stores] = most.grows.map(|bytes| times(bytes as f64));
+        let switch = match most.grows {
+            [_, _, 0, 0] => String::new(),
+            _ => format!("loads {loads}, stores {stores}"),
+        };
         writeln!(
             text,
-            "| {collective} `{plan}` | {reads} | {writes} | {} | {waits} | {least} | {name} | {traffic} | {their_waits} |",
+            "| {collective} `{plan}` | {reads} | {writes} | {switch} | {} | {waits} | {least} | {name} | {traffic} | {their_waits} |",
             most.besides
         )?;
     }
@@ -125,7 +130,12 @@ fn launches(counters: &str) -> Result<BTreeMap<&str, BTreeMap<u64, Vec<Traffic>>
             Ok(rest[..end].parse()?)
         };
         let kernel = after("\"kernel\"", ":\"")?.split('"').next().unwrap_or_default();
-        let traffic = (number("\"loaded\"", "\"peer\":")?, number("\"stored\"", "\"peer\":")?);
+        let traffic = [
+            number("\"loaded\"", "\"peer\":")?,
+            number("\"stored\"", "\"peer\":")?,
+            number("\"loaded\"", "\"multicast\":")?,
+            number("\"stored\"", "\"multicast\":")?,
+        ];
         all.entry(kernel).or_default().entry(number("\"device\"", ":")?).or_default().push(traffic);
     }
     Ok(all)
@@ -133,8 +143,7 @@ fn launches(counters: &str) -> Result<BTreeMap<&str, BTreeMap<u64, Vec<Traffic>>
 
 /// What the rank that has most to do does for SIZE bytes more, and what it does besides.
 struct Most {
-    reads: f64,
-    writes: f64,
+    grows: Traffic,
     besides: u64,
 }
 
@@ -142,13 +151,14 @@ fn most(devices: &BTreeMap<u64, Vec<Traffic>>) -> Result<Most> {
     if devices.len() != RANKS {
         bail!("{} devices ran a kernel, not {RANKS}", devices.len());
     }
-    let mut most = Most { reads: 0.0, writes: 0.0, besides: 0 };
+    let mut most = Most { grows: [0; 4], besides: 0 };
     for launches in devices.values() {
         let [small, large] = launches[..] else { bail!("{} launches, not 2", launches.len()) };
-        let (reads, writes) = (large.0 - small.0, large.1 - small.1);
-        most.besides = most.besides.max((small.0 + small.1).saturating_sub(reads + writes));
-        if (reads + writes) as f64 > most.reads + most.writes {
-            (most.reads, most.writes) = (reads as f64, writes as f64);
+        let grows: Traffic = std::array::from_fn(|n| large[n] - small[n]);
+        let sum = |traffic: Traffic| traffic.iter().sum::<u64>();
+        most.besides = most.besides.max(sum(small).saturating_sub(sum(grows)));
+        if sum(grows) > sum(most.grows) {
+            most.grows = grows;
         }
     }
     Ok(most)
@@ -162,13 +172,13 @@ mod tests {
     fn what_does_not_grow_with_the_size_stands_apart() {
         let line = |device, loaded, stored| {
             format!(
-                "{{\"kernel\":\"k\",\"device\":{device},\"loaded\":{{\"own\":9,\"peer\":{loaded},\"host\":0}},\
-                 \"stored\":{{\"own\":7,\"peer\":{stored},\"host\":0}},\"peers\":[]}}\n"
+                "{{\"kernel\":\"k\",\"device\":{device},\"loaded\":{{\"own\":9,\"peer\":{loaded},\"multicast\":5}},\
+                 \"stored\":{{\"own\":7,\"peer\":{stored},\"multicast\":6}},\"peers\":[]}}\n"
             )
         };
         let text: String = (0..8).map(|d| line(d, 10, 100 + d) + &line(d, 12, 190 + d)).collect();
         let launches = launches(&text).unwrap();
         let most = most(&launches["k"]).unwrap();
-        assert_eq!((most.reads, most.writes, most.besides), (2.0, 90.0, 25));
+        assert_eq!((most.grows, most.besides), ([2, 90, 0, 0], 36));
     }
 }
