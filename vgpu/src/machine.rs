@@ -238,6 +238,9 @@ impl Machine {
         // SAFETY: both are at least `n` bytes; nobody else knows the buffer yet.
         unsafe { std::ptr::copy_nonoverlapping(spec.params.as_ptr(), params.at(0), n) };
         let id = s.ids.fetch_add(1, Ordering::Relaxed);
+        let workspace = self.workspace(spec)?;
+        // From here on: what is known now is forgotten when nothing runs, and this launch is not counted yet.
+        let mut sched = s.sched.lock().unwrap();
         let launch = Arc::new(Launch {
             id,
             kernel: spec.kernel.clone(),
@@ -247,7 +250,7 @@ impl Machine {
             params: Arc::new(params),
             device: spec.device,
             sms: s.config.sms,
-            workspace: self.workspace(spec)?,
+            workspace,
             space: s.space.clone(),
             tracked: s.tracked.clone(),
             writers: s.writers.clone(),
@@ -258,7 +261,6 @@ impl Machine {
             done: Condvar::new(),
         });
         s.writers.names.lock().unwrap().push((spec.kernel.name.clone(), spec.device));
-        let mut sched = s.sched.lock().unwrap();
         s.progress.event();
         sched.live += 1;
         sched.pending[spec.device as usize].push_back(launch.clone());

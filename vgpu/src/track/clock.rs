@@ -103,6 +103,13 @@ impl Know {
         self.some[from..].iter().take_while(|s| s.warp == warp).fold(0, known)
     }
 
+    /// A warp of which more is known than it has done, if there is one.
+    pub fn first_beyond(&self, clock: impl Fn(u32) -> u32) -> Option<u32> {
+        let all = self.all.iter().enumerate().map(|(warp, known)| (warp as u32, *known));
+        let mut claims = all.chain(self.some.iter().map(|c| (c.warp, c.clock)));
+        claims.find(|&(warp, known)| known > clock(warp)).map(|(warp, _)| warp)
+    }
+
     /// What of this is about some warps.
     pub fn about(&self, which: impl Fn(u32) -> bool) -> Know {
         let all = self.all.iter().enumerate();

@@ -16,6 +16,10 @@ const NO_BLOCK: u64 = u64::MAX;
 impl Model {
     /// A new warp whose lanes know what `know` knows.
     pub fn warp(&mut self, at: Position, know: &Arc<Know>) -> u32 {
+        debug_assert!(
+            know.first_beyond(|w| self.warps.get(w as usize).map_or(0, |w| w.clock)).is_none(),
+            "knowledge from before the model was reset"
+        );
         let mut w = Warp { at, clock: 1, common: know.clone(), ..Warp::default() };
         let reuse = if self.ended.len() > self.ended_limit { self.ended.pop_front() } else { None };
         if let Some(n) = reuse {
