@@ -186,28 +186,8 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
     else {
         return Ok(ExitCode::FAILURE);
     };
-    let library = std::env::current_exe()?.with_file_name("libvgpu.so");
-    if !library.exists() {
-        let what =
-            format!("{} is not there: build it with `cargo build -p vgpu`", library.display());
-        return Err(std::io::Error::new(std::io::ErrorKind::NotFound, what));
-    }
-    let runtime = library.with_file_name("libvgpu_cudart.so");
-    let folder = std::env::temp_dir().join(format!("vgpu-run-{}", std::process::id()));
-    std::fs::create_dir(&folder)?;
-    // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
-    for name in ["libcuda.so", "libcuda.so.1"] {
-        std::os::unix::fs::symlink(&library, folder.join(name))?;
-    }
-    if runtime.exists() {
-        std::os::unix::fs::symlink(&runtime, folder.join("libcudart.so.13"))?;
-    } else {
-        eprintln!(
-            "vgpu run: no {}; a program of `nvcc -cudart shared` needs `cargo build -p vgpu-cudart`",
-            runtime.display()
-        );
-    }
-    let mut path = folder.clone().into_os_string();
+    let folder = libraries()?;
+    let mut path = folder.0.clone().into_os_string();
     if let Some(old) = std::env::var_os("LD_LIBRARY_PATH") {
         path.push(":");
         path.push(old);
@@ -226,7 +206,7 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
     child.env("VGPU_MODE", mode).env("VGPU_RACES", u32::from(*races).to_string());
     child.env("VGPU_SEED", seed.to_string()).env("VGPU_WATCHDOG", watchdog.to_string());
     // Weak memory and races are seen across processes: this one runs the kernels of all of them.
-    let socket = folder.join("engine");
+    let socket = folder.0.join("engine");
     let track = Config { weak: *weak, race: *races, seed: *seed };
     let config = MachineConfig {
         devices: *devices,
@@ -242,8 +222,51 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
     if let Some(file) = counters {
         child.env("VGPU_COUNTERS", std::path::absolute(file)?);
     }
-    let status = child.status();
+    let status = child.status().map_err(|e| {
+        std::io::Error::new(e.kind(), format!("{} cannot be started: {e}", program[0]))
+    })?;
     drop(engine);
-    std::fs::remove_dir_all(folder)?;
-    Ok(status?.code().map_or(ExitCode::FAILURE, |c| ExitCode::from(c as u8)))
+    Ok(status.code().map_or(ExitCode::FAILURE, |c| ExitCode::from(c as u8)))
+}
+
+/// A folder that holds this crate's libraries under the names by which programs ask for CUDA's.
+fn libraries() -> std::io::Result<Folder> {
+    let library = std::env::current_exe()?.with_file_name("libvgpu.so");
+    if !library.exists() {
+        let what =
+            format!("{} is not there: build it with `cargo build -p vgpu`", library.display());
+        return Err(std::io::Error::new(std::io::ErrorKind::NotFound, what));
+    }
+    let runtime = library.with_file_name("libvgpu_cudart.so");
+    let folder = Folder::new()?;
+    // cudarc asks for libcuda.so first, so both names are given: a real driver on this machine cannot win.
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        std::os::unix::fs::symlink(&library, folder.0.join(name))?;
+    }
+    if runtime.exists() {
+        std::os::unix::fs::symlink(&runtime, folder.0.join("libcudart.so.13"))?;
+    } else {
+        eprintln!(
+            "vgpu run: no {}; a program of `nvcc -cudart shared` needs `cargo build -p vgpu-cudart`",
+            runtime.display()
+        );
+    }
+    Ok(folder)
+}
+
+/// A folder that is there for as long as the program runs.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> std::io::Result<Folder> {
+        let path = std::env::temp_dir().join(format!("vgpu-run-{}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        Ok(Folder(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

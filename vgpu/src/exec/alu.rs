@@ -233,6 +233,54 @@ fn sum_odd(a: f64, b: f64) -> f64 {
     }
 }
 
+/// `min.NaN` and `max.NaN`: one operand that is NaN makes the result NaN.
+fn nan_wins(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
+    use Ty::*;
+    let flushed = s.has("ftz") && ty == F32;
+    if s.has("ftz") && !flushed {
+        return Err("this modifier is not supported for this type".into());
+    }
+    let sel = match (s.base, ty) {
+        ("min", F32) if flushed => h2!(f32, |a, b| nan32(flush(a), flush(b), min_f32)),
+        ("max", F32) if flushed => h2!(f32, |a, b| nan32(flush(a), flush(b), max_f32)),
+        ("min", F32) => h2!(f32, |a, b| nan32(a, b, min_f32)),
+        ("max", F32) => h2!(f32, |a, b| nan32(a, b, max_f32)),
+        ("min", F16) => h2!(u16, |a, b| nan16(a, b, F16_INF, f16_min)),
+        ("max", F16) => h2!(u16, |a, b| nan16(a, b, F16_INF, f16_max)),
+        ("min", BF16) => h2!(u16, |a, b| nan16(a, b, BF16_INF, bf16_min)),
+        ("max", BF16) => h2!(u16, |a, b| nan16(a, b, BF16_INF, bf16_max)),
+        ("min", F16x2) => {
+            h2!(u32, |a, b| pair2(a, b, |a, b| nan16(a, b, F16_INF, f16_min)))
+        }
+        ("max", F16x2) => {
+            h2!(u32, |a, b| pair2(a, b, |a, b| nan16(a, b, F16_INF, f16_max)))
+        }
+        ("min", BF16x2) => {
+            h2!(u32, |a, b| pair2(a, b, |a, b| nan16(a, b, BF16_INF, bf16_min)))
+        }
+        ("max", BF16x2) => {
+            h2!(u32, |a, b| pair2(a, b, |a, b| nan16(a, b, BF16_INF, bf16_max)))
+        }
+        _ => return Err("this modifier is not supported for this type".into()),
+    };
+    Ok(Some(sel))
+}
+
+const F16_INF: u16 = 0x7c00;
+const BF16_INF: u16 = 0x7f80;
+
+#[inline(always)]
+fn nan32(a: f32, b: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    if a.is_nan() || b.is_nan() { canon32(f32::NAN) } else { f(a, b) }
+}
+
+/// Of 16-bit floats whose infinity has these bits. The NaN is 0x7fff for both.
+#[inline(always)]
+fn nan16(a: u16, b: u16, infinity: u16, f: impl Fn(u16, u16) -> u16) -> u16 {
+    let nan = |x: u16| x & 0x7fff > infinity;
+    if nan(a) || nan(b) { 0x7fff } else { f(a, b) }
+}
+
 /// Finds the handler of an arithmetic, logic or comparison opcode. `Ok(None)`: no such opcode.
 pub fn select(s: &Spec<'_>) -> Result<Option<Sel>, String> {
     let Some(ty) = s.ty(0) else { return Ok(None) };
@@ -262,9 +310,11 @@ fn binary(s: &Spec<'_>, ty: Ty) -> Result<Option<Sel>, String> {
         ("add" | "sub", false) => s.only("sat")?,
         _ => s.only("")?,
     }
-    if s.has("NaN")
-        || matches!(ty, F16 | F16x2 | BF16 | BF16x2)
-            && (s.has("sat") || s.has("ftz") || directed(s).is_some())
+    if s.has("NaN") {
+        return nan_wins(s, ty);
+    }
+    if matches!(ty, F16 | F16x2 | BF16 | BF16x2)
+        && (s.has("sat") || s.has("ftz") || directed(s).is_some())
     {
         return Err("this modifier is not supported for this type".into());
     }
