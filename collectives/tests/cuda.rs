@@ -3,14 +3,15 @@
 
 mod common;
 
-use common::cases::{Case, Op, cases};
-use common::gpu::{self, check};
+use common::cases::{Case, Op, awkward, cases};
+use common::gpu::{self, Memory, check};
 use proptest::prelude::*;
-use warpmesh::DataType;
+use warpmesh::algorithms::{self, Algorithm};
 use warpmesh::plan::Collective;
+use warpmesh::{DataType, Element, RawCall, ReduceOp};
 
 /// A call of the algorithm's collective.
-fn case(algorithm: &warpmesh::algorithms::Algorithm, world: usize, count: usize) -> Case {
+fn case(algorithm: &Algorithm, world: usize, count: usize) -> Case {
     Case {
         world,
         collective: algorithm.collective,
@@ -27,9 +28,9 @@ fn case(algorithm: &warpmesh::algorithms::Algorithm, world: usize, count: usize)
     }
 }
 
-fn algorithms() -> impl Iterator<Item = &'static warpmesh::algorithms::Algorithm> {
-    let data = |a: &&warpmesh::algorithms::Algorithm| a.collective != Collective::Barrier;
-    warpmesh::algorithms::ALL.iter().copied().filter(data)
+fn algorithms() -> impl Iterator<Item = &'static Algorithm> {
+    let data = |a: &&Algorithm| a.collective != Collective::Barrier;
+    algorithms::ALL.iter().copied().filter(data)
 }
 
 #[test]
@@ -50,9 +51,10 @@ fn every_algorithm_in_weak_memory() {
     if gpu::count().is_none() {
         return;
     }
-    for algorithm in algorithms() {
+    // Those of the switch, too: where there is one, these take them.
+    for algorithm in algorithms().chain(algorithms::MULTICAST.iter().copied()) {
         for world in [2, 3] {
-            let plain = case(algorithm, world, 700);
+            let plain = Case { symmetric: true, ..case(algorithm, world, 700) };
             check(&[plain, Case { registered: false, in_place: true, ..plain }]);
         }
     }
@@ -74,6 +76,54 @@ fn every_type_and_operator() {
         }
     }
     cases.iter().for_each(|cases| check(cases));
+}
+
+/// All-reduces numbers whose sum depends on the order and on where it is rounded, on the host and by each plan on GPUs.
+fn canonical_bits<T: Element>(of: fn(f32) -> T) {
+    const COUNT: usize = 5003;
+    let settings = || common::settings().canonical(true);
+    let mine = |rank| -> Vec<T> { (0..COUNT).map(|k| of(awkward(rank, k))).collect() };
+    for world in [3, 8] {
+        let host = common::ranks_with(settings(), world, |mut comm| {
+            let mut data = mine(comm.rank());
+            comm.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+            data
+        });
+        for algorithm in algorithms().filter(|a| a.collective == Collective::AllReduce) {
+            let builder = settings().algorithm(algorithm.name);
+            let same = gpu::ranks_with(builder, world, |mut rank| {
+                let me = rank.comm.rank();
+                let memory = Memory::symmetric(&mut rank, COUNT * size_of::<T>());
+                rank.upload(memory.address(), &mine(me));
+                let at = memory.address() as usize;
+                let call = RawCall {
+                    collective: Collective::AllReduce,
+                    dtype: T::DTYPE,
+                    op: ReduceOp::Sum,
+                    root: 0,
+                    count: COUNT,
+                    input: at as *const u8,
+                    output: at as *mut u8,
+                };
+                rank.call(&call).unwrap();
+                rank.synchronize().unwrap();
+                let data = rank.download::<T>(memory.address(), COUNT);
+                bytemuck::cast_slice::<T, u8>(&data) == bytemuck::cast_slice::<T, u8>(&host[me])
+            });
+            assert!(same.into_iter().all(|same| same), "{} {} {world}", algorithm.name, T::DTYPE);
+        }
+    }
+}
+
+#[test]
+fn canonical_bits_are_those_of_the_host_device() {
+    if gpu::count().is_some() {
+        canonical_bits(|x| x);
+        canonical_bits(f64::from);
+        canonical_bits(half::f16::from_f32);
+        canonical_bits(half::bf16::from_f32);
+        canonical_bits(float8::F8E4M3::from_f32);
+    }
 }
 
 proptest! {

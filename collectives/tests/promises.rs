@@ -7,6 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use common::cases::awkward;
 use half::bf16;
 use warpmesh::plan::{Collective, Plan};
 use warpmesh::{DataType, Error, ReduceOp};
@@ -80,12 +81,6 @@ fn eight_ranks_are_ready_in_50_ms_and_hold_at_most_32_mib_each() {
         assert!(ranks.iter().all(|comm| comm.held_bytes() <= 32 << 20));
     }
     assert!(best < Duration::from_millis(50), "{best:?}");
-}
-
-/// Values whose sum depends on the order and on where it is rounded.
-fn awkward(rank: usize, index: usize) -> f32 {
-    let hash = (rank * 7919 + index * 104_729) % 1_000_003;
-    (hash as f32 - 500_000.0) * 1.37e-3 * 10_f32.powi((hash % 9) as i32 - 4)
 }
 
 #[test]

@@ -142,6 +142,12 @@ pub fn result<T: Number>(case: Case, rank: usize, block: usize, index: usize) ->
     })
 }
 
+/// Values whose sum depends on the order and on where it is rounded.
+pub fn awkward(rank: usize, index: usize) -> f32 {
+    let hash = (rank * 7919 + index * 104_729) % 1_000_003;
+    (hash as f32 - 500_000.0) * 1.37e-3 * 10_f32.powi((hash % 9) as i32 - 4)
+}
+
 /// In place, where input and output start in one buffer.
 pub fn alias(
     collective: Collective,
