@@ -233,6 +233,8 @@ fn wrong_arguments_are_refused_and_nothing_is_moved() {
             other.bind_to_thread().unwrap();
             free(theirs);
         }
+        // To free memory is to wait for what runs on its GPU: none may be in the call below before the other is done with that.
+        rank.comm.host_barrier().unwrap();
         // All of that has left nothing behind.
         rank.upload(from, &input(rank.comm.rank(), 0));
         rank.call(&all_reduce(from, to, COUNT)).unwrap();
@@ -397,4 +399,25 @@ fn a_communicator_is_made_again_after_a_failure() {
         assert!(context(rank.comm.rank()).synchronize().is_ok());
         registers(&mut rank);
     });
+}
+
+/// No rank waits for one that cannot.
+#[test]
+fn a_rank_whose_gpu_has_no_memory_is_named_on_all_ranks() {
+    const NAME: &str = "a_rank_whose_gpu_has_no_memory_is_named_on_all_ranks";
+    if gpu::is_run_again() {
+        let since = Instant::now();
+        common::ranks_with(common::settings(), 3, |host| {
+            let context = CudaContext::new(host.rank()).unwrap();
+            let rank = host.rank();
+            let error = host.on_gpu(context).map(|_| ()).unwrap_err().to_string();
+            let part = if rank == 1 { "cuMemCreate" } else { "rank 1 could not allocate" };
+            assert!(error.contains(part), "rank {rank}: {error}");
+        });
+        assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    } else if gpu::count().is_some_and(|count| count >= 3)
+        && std::env::var_os("VGPU_DEVICES").is_some()
+    {
+        gpu::again(NAME, Some(("VGPU_REFUSE", "cuMemCreate@1")));
+    }
 }

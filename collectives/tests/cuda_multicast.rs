@@ -4,12 +4,11 @@
 
 mod common;
 
-use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use common::cases::{Case, Op};
-use common::gpu::{self, Memory, Rank, check_with};
+use common::gpu::{self, Memory, Rank, again, check_with, is_run_again};
 use common::processes::{Ranks, connect_with, me};
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED;
@@ -316,19 +315,6 @@ fn has_no_multicast(rank: impl Fn(warpmesh::Communicator) -> Rank + Sync) {
     assert!(since.elapsed() < TIMEOUT / 2, "{:?}", since.elapsed());
 }
 
-/// Set in a process that a test has started to run once more, with other settings of the virtual GPUs.
-const AGAIN: &str = "WARPMESH_TEST_AGAIN";
-
-/// Runs a test of this binary once more, and sees that it succeeds.
-fn again(test: &str, setting: Option<(&str, &str)>) {
-    let binary = std::env::current_exe().unwrap();
-    let arguments = [test, "--exact", "--nocapture", "--test-threads=1"];
-    let run = Command::new(binary).args(arguments).env(AGAIN, "1").envs(setting).output();
-    let run = run.unwrap();
-    let said = String::from_utf8_lossy(&run.stderr);
-    assert!(run.status.success(), "{setting:?}: {said}{}", String::from_utf8_lossy(&run.stdout));
-}
-
 /// Does something several times: memory that one of them does not let go of is an open file of the virtual driver's.
 fn leaves_no_files(work: impl Fn()) {
     const TIMES: usize = 4;
@@ -339,10 +325,6 @@ fn leaves_no_files(work: impl Fn()) {
     (0..TIMES).for_each(|_| work());
     // Fewer than one each: a connection of a thread that has just ended may be there at one count and not at the other.
     assert!(files() < before + TIMES, "{before} files before, {} after", files());
-}
-
-fn is_run_again() -> bool {
-    std::env::var_os(AGAIN).is_some()
 }
 
 /// As [`devices`], of virtual GPUs.

@@ -1,4 +1,5 @@
-//! Compiled kernels in the user's cache folder, by a hash of all that the result depends on.
+//! Compiled kernels: those that were built into the library (build.rs), and those in the user's cache folder. Both go by a hash of all
+//! that the result depends on but the compiler's version; files have that in their names, too.
 //!
 //! A file is written beside and renamed, so that readers of other processes see all of it or nothing. It
 //! begins with a digest of the rest: a file that was cut off or changed is not used, and is written anew.
@@ -13,6 +14,9 @@ use crate::compile::{CompileError, Compiled, compile, options, version};
 
 const MAGIC: &[u8; 8] = b"wmkernel";
 
+/// Names of files without `.bin`, and what they hold.
+static EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
 /// The folder: `$XDG_CACHE_HOME` or `~/.cache`, then `warpmesh/kernels`. None without a home.
 pub fn folder() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
@@ -20,7 +24,7 @@ pub fn folder() -> Option<PathBuf> {
     Some(cache.map(PathBuf::from).or_else(home)?.join("warpmesh/kernels"))
 }
 
-/// The compiled form of a text, from `folder` if it was compiled before, and kept there if not.
+/// The compiled form of a text: built in, or from `folder` if it was compiled before, and kept there if not.
 ///
 /// # Errors
 /// As [`compile`](crate::compile()). A folder that cannot be read or written is no error: then every process compiles for itself.
@@ -30,10 +34,13 @@ pub fn kernel(
     arch: u32,
     folder: Option<&Path>,
 ) -> Result<Compiled, CompileError> {
-    let version = version()?;
-    let file =
-        folder.map(|folder| folder.join(format!("{}.bin", key(source, name, arch, version))));
-    let kept = || file.as_ref().and_then(|file| read(file));
+    let key = key(source, name, arch);
+    if let Some(built_in) = built_in(EMBEDDED, &key) {
+        return Ok(built_in);
+    }
+    let (major, minor) = version()?;
+    let file = folder.map(|folder| folder.join(format!("{key}-{major}.{minor}.bin")));
+    let kept = || parse(&std::fs::read(file.as_ref()?).ok()?);
     if let Some(kept) = kept() {
         return Ok(kept);
     }
@@ -52,7 +59,13 @@ pub fn kernel(
     Ok(compiled)
 }
 
-fn key(source: &str, name: &str, arch: u32, (major, minor): (i32, i32)) -> String {
+/// Whatever compiler made it.
+fn built_in(files: &[(&str, &[u8])], key: &str) -> Option<Compiled> {
+    let is_it = |stem: &str| stem.split_once('-').is_some_and(|(hash, _)| hash == key);
+    files.iter().filter(|(stem, _)| is_it(stem)).find_map(|(_, bytes)| parse(bytes))
+}
+
+fn key(source: &str, name: &str, arch: u32) -> String {
     let mut hash = Sha256::new();
     let mut add = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
@@ -60,7 +73,6 @@ fn key(source: &str, name: &str, arch: u32, (major, minor): (i32, i32)) -> Strin
     };
     add(source);
     add(name);
-    add(&format!("{major}.{minor}"));
     options(arch).iter().for_each(|option| add(option));
     for (header, text) in HEADERS {
         add(header);
@@ -69,8 +81,7 @@ fn key(source: &str, name: &str, arch: u32, (major, minor): (i32, i32)) -> Strin
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn read(file: &Path) -> Option<Compiled> {
-    let bytes = std::fs::read(file).ok()?;
+fn parse(bytes: &[u8]) -> Option<Compiled> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (digest, body) = rest.split_at_checked(32)?;
     if Sha256::digest(body).as_slice() != digest {
@@ -107,17 +118,15 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("warpmesh-cache-{}", std::process::id()));
         let file = folder.join("k.bin");
         write(&file, &compiled()).unwrap();
-        assert_eq!(read(&file), Some(compiled()));
         let whole = std::fs::read(&file).unwrap();
+        assert_eq!(parse(&whole), Some(compiled()));
         for len in 0..whole.len() {
-            std::fs::write(&file, &whole[..len]).unwrap();
-            assert_eq!(read(&file), None, "{len} bytes");
+            assert_eq!(parse(&whole[..len]), None, "{len} bytes");
         }
         for at in 0..whole.len() {
             let mut changed = whole.clone();
             changed[at] ^= 1;
-            std::fs::write(&file, changed).unwrap();
-            assert_eq!(read(&file), None, "byte {at}");
+            assert_eq!(parse(&changed), None, "byte {at}");
         }
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing beside it");
         std::fs::remove_dir_all(folder).unwrap();
@@ -125,14 +134,22 @@ mod tests {
 
     #[test]
     fn the_key_depends_on_everything() {
-        let keys = [
-            key("a", "n", 90, (13, 0)),
-            key("b", "n", 90, (13, 0)),
-            key("a", "m", 90, (13, 0)),
-            key("a", "n", 80, (13, 0)),
-            key("a", "n", 90, (13, 1)),
-        ];
+        let keys = [key("a", "n", 90), key("b", "n", 90), key("a", "m", 90), key("a", "n", 80)];
         let distinct: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
+    }
+
+    #[test]
+    fn what_is_built_in_is_found_whatever_compiled_it() {
+        let folder = std::env::temp_dir().join(format!("warpmesh-embed-{}", std::process::id()));
+        let file = folder.join("k.bin");
+        write(&file, &compiled()).unwrap();
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+        let files: &[(&str, &[u8])] =
+            &[("other-13.0", &bytes), ("hash-12.8", &bytes[1..]), ("hash-13.0", &bytes)];
+        assert_eq!(built_in(files, "hash"), Some(compiled()));
+        assert_eq!(built_in(files, "has"), None);
+        assert_eq!(built_in(&files[..2], "hash"), None, "a broken one");
     }
 }

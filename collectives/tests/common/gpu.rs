@@ -1,5 +1,6 @@
 //! Ranks on GPUs, and cases that they run.
 
+use std::process::Command;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
@@ -200,4 +201,21 @@ fn run<T: Number>(
         }
     }
     None
+}
+
+/// Set in a process that a test has started to run once more, with other settings of the virtual GPUs.
+const AGAIN: &str = "WARPMESH_TEST_AGAIN";
+
+/// Runs a test of this binary once more, and sees that it succeeds.
+pub fn again(test: &str, setting: Option<(&str, &str)>) {
+    let binary = std::env::current_exe().unwrap();
+    let arguments = [test, "--exact", "--nocapture", "--test-threads=1"];
+    let run = Command::new(binary).args(arguments).env(AGAIN, "1").envs(setting).output();
+    let run = run.unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{setting:?}: {said}{}", String::from_utf8_lossy(&run.stdout));
+}
+
+pub fn is_run_again() -> bool {
+    std::env::var_os(AGAIN).is_some()
 }

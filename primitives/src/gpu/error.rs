@@ -52,6 +52,15 @@ pub enum CudaError {
         address: u64,
     },
 
+    /// Another rank could not do its part of what all do together.
+    #[error("rank {rank} could not {what}; its own error says why")]
+    OfPeer {
+        /// The first such rank.
+        rank: usize,
+        /// What it tried.
+        what: &'static str,
+    },
+
     /// No CUDA driver.
     #[error("no CUDA driver on this machine (libcuda.so.1 is not found)")]
     NoDriver,

@@ -13,6 +13,7 @@ use cudarc::driver::sys::{
 };
 
 use super::multicast::{self, Multicast};
+use super::vote::agree;
 use super::{CudaError, Gpu};
 use crate::error::Error;
 use crate::node::Node;
@@ -201,7 +202,7 @@ impl Gpu {
     /// order as its other calls of this kind, with the same length. Blocks until all have. The memory starts as zeros.
     ///
     /// # Errors
-    /// The driver refuses, or a peer is gone.
+    /// The driver refuses, here or on another rank, or a peer is gone.
     pub fn share(&self, node: &Arc<Node>, len: usize) -> Result<PeerMemory, Error> {
         Ok(self.share_in_units(node, len, self.granularity)?.0)
     }
@@ -229,14 +230,10 @@ impl Gpu {
         len: usize,
         unit: usize,
     ) -> Result<(PeerMemory, Physical), Error> {
-        self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
         let whole = len.max(1).next_multiple_of(unit);
-        let physical = Physical::create(self.context.ordinal(), whole)?;
-        let mine = Mapped::new(self, &physical, unit)?;
-        // SAFETY: the range is mapped for this device and nobody else knows it yet.
-        CudaError::check(unsafe { sys::cuMemsetD8_v2(mine.base, 0, whole) }, "cuMemsetD8")?;
-        self.context.synchronize().map_err(CudaError::of("cuCtxSynchronize"))?;
-        let files = node.exchange(&physical.export()?)?;
+        let made = agree(node, "allocate GPU memory", self.zeros(whole, unit))?;
+        let (physical, mine, file) = made;
+        let files = node.exchange(&file)?;
         let mut mine = Some(mine);
         let map = |file: Option<OwnedFd>| -> Result<Mapped, CudaError> {
             match (file, mine.take()) {
@@ -247,8 +244,21 @@ impl Gpu {
                 (None, own) => own.ok_or(CudaError::NoDriver),
             }
         };
-        let mappings = files.into_iter().map(map).collect::<Result<_, _>>()?;
+        let mappings = files.into_iter().map(map).collect();
+        let mappings = agree(node, "map its peers' GPU memory", mappings)?;
         Ok((PeerMemory { len, multicast: None, mappings }, physical))
+    }
+
+    /// Memory that peers can map, all zero: the allocation, this rank's mapping, and the file for the others.
+    fn zeros(&self, len: usize, unit: usize) -> Result<(Physical, Mapped, OwnedFd), CudaError> {
+        self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
+        let physical = Physical::create(self.context.ordinal(), len)?;
+        let mine = Mapped::new(self, &physical, unit)?;
+        // SAFETY: the range is mapped for this device and nobody else knows it yet.
+        CudaError::check(unsafe { sys::cuMemsetD8_v2(mine.base, 0, len) }, "cuMemsetD8")?;
+        self.context.synchronize().map_err(CudaError::of("cuCtxSynchronize"))?;
+        let file = physical.export()?;
+        Ok((physical, mine, file))
     }
 
     /// Host memory of `len` zero bytes that the device sees at the same address as the host.

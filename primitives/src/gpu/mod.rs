@@ -8,6 +8,7 @@ mod error;
 mod foreign;
 mod memory;
 mod multicast;
+mod vote;
 
 use std::sync::Arc;
 

@@ -12,19 +12,15 @@
 //! Each step ends with a vote, so the ranks take the same number of exchanges and go on together or not at all: a driver that
 //! refuses on one of them is no error, the memory is then without multicast on all.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
-
 use cudarc::driver::sys::{
     self, CUdevice_attribute_enum as Attribute, CUmulticastGranularity_flags, CUmulticastObjectProp,
 };
 
 use super::memory::{FILE, Mapped, Physical};
+use super::vote::{Refusal, ballot, tell, vote};
 use super::{CudaError, Gpu};
-use crate::error::{Error, system};
+use crate::error::Error;
 use crate::node::Node;
-use crate::sys::Mapping;
 
 /// A mapping of the memory of all ranks at one address. Dropped before the memory that is behind it.
 #[derive(Debug)]
@@ -184,38 +180,12 @@ fn all_did<T>(
     what: &'static str,
     step: Result<T, CudaError>,
 ) -> Result<Option<T>, Error> {
-    let votes = tell(node, [u8::from(step.is_ok())])?;
-    if let Some(rank) = votes.iter().position(|vote| *vote != [1]) {
-        let error = step.as_ref().err().map(ToString::to_string);
-        tracing::debug!(rank, error, "no multicast memory: a rank that {what} fails");
-        return Ok(None);
-    }
-    Ok(step.ok())
-}
-
-/// Tells all ranks some bytes, and is told theirs, by rank.
-fn tell<const N: usize>(node: &Node, mine: [u8; N]) -> Result<Vec<[u8; N]>, Error> {
-    let read = |file: Option<OwnedFd>| {
-        let mut theirs = mine;
-        if let Some(file) = file {
-            let what = "what a peer says of multicast";
-            File::from(file).read_exact_at(&mut theirs, 0).map_err(|e| errno(what, &e))?;
+    Ok(match vote(node, step)? {
+        Ok(given) => Some(given),
+        Err(Refusal { rank, error }) => {
+            let error = error.map(|error| error.to_string());
+            tracing::debug!(rank, error, "no multicast memory: a rank that {what} fails");
+            None
         }
-        Ok(theirs)
-    };
-    node.exchange(&ballot(&mine)?)?.into_iter().map(read).collect()
-}
-
-/// A file with these bytes.
-fn ballot(bytes: &[u8]) -> Result<OwnedFd, Error> {
-    let what = "memfd for what this rank says of multicast";
-    let (_, file) = Mapping::create(bytes.len().max(1)).map_err(system(what))?;
-    let file = File::from(file);
-    file.write_all_at(bytes, 0).map_err(|error| errno(what, &error))?;
-    Ok(file.into())
-}
-
-fn errno(what: &'static str, error: &std::io::Error) -> Error {
-    let errno = rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
-    system(what)(errno)
+    })
 }
