@@ -43,7 +43,7 @@ struct InSwitch<Avg> {
 }  // namespace detail
 
 // A move of a type by an operator (or Copy): one source, one destination, one of which is the group's.
-template <class T, class Op, class From, class To>
+template <class T, class Op, class From, class To, Tables TABLES = CONSTANT>
 struct SwitchMove {
   using Switch = Multimem<T, typename detail::InSwitch<Op>::Type>;
   static constexpr int SOURCES = From::ENTRIES, DESTINATIONS = To::ENTRIES;
@@ -131,7 +131,7 @@ struct SwitchMove {
   // What the switch does not take.
   static WARPMESH_DEVICE void beside(const Operands& ops, const Extent& rest, const MoveContext& c, u32 warp, u32 warps) {
     const Operands each{ops.from + From::ALL, ops.to + To::ALL, ops.factor + From::ALL, ops.peer + From::ALL};
-    Move<T, Op, typename From::Each, typename To::Each>::slice(each, rest, c, warp, warps);
+    Move<T, Op, typename From::Each, typename To::Each, TABLES>::slice(each, rest, c, warp, warps);
   }
 
   // Sends the slice's elements as packets, the same to all.

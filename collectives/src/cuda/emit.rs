@@ -318,12 +318,13 @@ impl Writer {
             return Err("unfinished sums that differ from elements");
         }
         let ty = type_name(self.dtype);
+        let tables = if self.tables.announces { ", SHARED" } else { "" };
         if switched {
             self.switched = true;
             let operands = (from, to, reduce);
             let (reduce, operands) = switch::form(operands, self.world, self.dtype, self.op)?;
             let op = if reduce { op_name(self.op) } else { "Copy" };
-            return Ok(format!("SwitchMove<{ty}, {op}, {operands}>"));
+            return Ok(format!("SwitchMove<{ty}, {op}, {operands}{tables}>"));
         }
         let mut sources = kinds(from)?;
         if let Some(own) = contributions(from, self.rank, self.world) {
@@ -331,7 +332,6 @@ impl Writer {
         }
         let op = if reduce { op_name(self.op) } else { "Copy" };
         let to = kinds(to)?;
-        let tables = if self.tables.announces { ", SHARED" } else { "" };
         Ok(format!("Move<{ty}, {op}, {}, {}{tables}>", kinds_name(&sources), kinds_name(&to)))
     }
 
@@ -590,7 +590,7 @@ mod tests {
     #[test]
     fn what_goes_through_the_switch_has_the_group_s_address_and_everyone_s() {
         let kernel = kernel("nvls", "all_reduce", 1);
-        let text = "w.move<SwitchMove<Half, Sum, Group<USER, 4>, Group<USER, 4>>, 1>(learned.at + 0, learned.at + 5,";
+        let text = "w.move<SwitchMove<Half, Sum, Group<USER, 4>, Group<USER, 4>, SHARED>, 1>(learned.at + 0, learned.at + 5,";
         assert!(kernel.source.contains(text), "{}", kernel.source);
         assert!(kernel.source.contains("multicast.cuh"));
         let whose: Vec<_> =
