@@ -8,12 +8,12 @@
 use std::fmt::Write as _;
 
 use super::arrange::{arrange, conflict};
-use super::names::{entry_name, op_name, type_name};
+use super::names::{contributions, entry_name, kinds, kinds_name, op_name, type_name};
 use super::switch;
 use crate::dtype::DataType;
 use crate::op::OpKind;
 use crate::plan::verify::Claims;
-use crate::plan::{Buffer, Instruction, Place, Program, Shape, Whose};
+use crate::plan::{Instruction, Place, Program, Shape, Whose};
 
 /// A kernel's text and what its tables hold.
 #[derive(Debug, PartialEq, Eq)]
@@ -464,47 +464,9 @@ fn operands(instruction: &Instruction) -> (&[Place], &[Place], bool) {
     }
 }
 
-/// The kind of sources that are everyone's contribution in rank order, the own one from the input and the
-/// others from one kind of memory: which of them is the own one is then for the run to say.
-fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static str> {
-    if from.len() != world {
-        return None;
-    }
-    let mut others = from.iter().enumerate().filter(|(number, _)| *number != rank);
-    let own =
-        from.get(rank).is_some_and(|place| place.buffer == Buffer::Input && place.is_of(rank));
-    let buffer = others.clone().next()?.1.buffer;
-    match buffer {
-        _ if !own || !others.all(|(_, place)| place.buffer == buffer) => None,
-        Buffer::Packets => Some("OWN"),
-        Buffer::Scratch => Some("OWN_SLOT"),
-        _ => None,
-    }
-}
-
 /// Whether a list of operands reaches into a peer's buffers: then all of them are found by what their ranks announced.
 fn reaches(places: &[Place], rank: usize) -> bool {
     places.iter().any(|place| place.is_user() && !place.is_of(rank))
-}
-
-/// The kinds of a list of operands.
-fn kinds(places: &[Place]) -> Result<Vec<&'static str>, &'static str> {
-    let kind = |place: &Place| match (place.whose, place.buffer) {
-        (Whose::Group, _) => Err("a multicast place"),
-        (_, Buffer::Input | Buffer::Output) => Ok("USER"),
-        (_, Buffer::Scratch) => Ok("SLOT"),
-        (_, Buffer::Packets) => Ok("PACKETS"),
-    };
-    places.iter().map(kind).collect()
-}
-
-fn kinds_name(kinds: &[&str]) -> String {
-    match kinds {
-        [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|kind| kind == first) => {
-            format!("Repeated<{}, {first}>", kinds.len())
-        }
-        _ => format!("Kinds<{}>", kinds.join(", ")),
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use crate::dtype::DataType;
 use crate::op::OpKind;
-use crate::plan::Shape;
+use crate::plan::{Buffer, Place, Shape, Whose};
 
 /// A kernel's entry point.
 pub(super) fn entry_name(shape: &Shape, dtype: DataType, op: OpKind) -> String {
@@ -40,5 +40,44 @@ pub(super) fn op_name(op: OpKind) -> &'static str {
         OpKind::Min => "Min",
         OpKind::Avg => "Avg",
         OpKind::PreMulSum => "PreMulSum",
+    }
+}
+
+/// The kind of sources that are everyone's contribution in rank order, the own one from the input and the
+/// others from one kind of memory: which of them is the own one is then for the run to say.
+pub(super) fn contributions(from: &[Place], rank: usize, world: usize) -> Option<&'static str> {
+    if from.len() != world {
+        return None;
+    }
+    let mut others = from.iter().enumerate().filter(|(number, _)| *number != rank);
+    let own =
+        from.get(rank).is_some_and(|place| place.buffer == Buffer::Input && place.is_of(rank));
+    let buffer = others.clone().next()?.1.buffer;
+    match buffer {
+        _ if !own || !others.all(|(_, place)| place.buffer == buffer) => None,
+        Buffer::Packets => Some("OWN"),
+        Buffer::Scratch => Some("OWN_SLOT"),
+        _ => None,
+    }
+}
+
+/// The kinds of a list of operands.
+pub(super) fn kinds(places: &[Place]) -> Result<Vec<&'static str>, &'static str> {
+    let kind = |place: &Place| match (place.whose, place.buffer) {
+        (Whose::Group, _) => Err("a multicast place"),
+        (_, Buffer::Input | Buffer::Output) => Ok("USER"),
+        (_, Buffer::Scratch) => Ok("SLOT"),
+        (_, Buffer::Packets) => Ok("PACKETS"),
+    };
+    places.iter().map(kind).collect()
+}
+
+/// As template arguments.
+pub(super) fn kinds_name(kinds: &[&str]) -> String {
+    match kinds {
+        [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|kind| kind == first) => {
+            format!("Repeated<{}, {first}>", kinds.len())
+        }
+        _ => format!("Kinds<{}>", kinds.join(", ")),
     }
 }
