@@ -76,6 +76,10 @@ fn every_type_and_operator() {
         }
     }
     cases.iter().for_each(|cases| check(cases));
+    // Alone, a factor is all that there is to do.
+    for algorithm in all {
+        check(&[Case { op: Op::PreMulSum, offsets: (5, 7), ..case(algorithm, 1, 531) }]);
+    }
 }
 
 /// All-reduces numbers whose sum depends on the order and on where it is rounded, on the host and by each plan on GPUs.

@@ -150,19 +150,19 @@ impl Writer {
     /// What every epoch begins with: the guard, and announcements.
     fn begin(&mut self, announces: bool, claims: &Claims) {
         let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
-        if peers.is_empty() {
-            return;
-        }
         let count = peers.len();
-        let first = self.semaphores(GUARD, &peers, true);
-        self.line(&format!(
-            "w.guard<{count}>(p.semaphore + {first}, p.peer + {first}, {AT_GUARD});"
-        ));
-        if !claims.synchronises {
-            let first = self.semaphores(GUARD, &peers, false);
-            self.line(&format!("w.begin<{count}>(p.semaphore + {first});"));
+        if count > 0 {
+            let first = self.semaphores(GUARD, &peers, true);
+            self.line(&format!(
+                "w.guard<{count}>(p.semaphore + {first}, p.peer + {first}, {AT_GUARD});"
+            ));
+            if !claims.synchronises {
+                let first = self.semaphores(GUARD, &peers, false);
+                self.line(&format!("w.begin<{count}>(p.semaphore + {first});"));
+            }
         }
-        self.tables.announces = announces || self.op == OpKind::PreMulSum;
+        // A rank that is alone has nobody to tell, but its own factor.
+        self.tables.announces = (announces && count > 0) || self.op == OpKind::PreMulSum;
         if self.tables.announces {
             self.line(&format!("w.announce<{count}>(p, learned);"));
             self.tables.boards = peers;
