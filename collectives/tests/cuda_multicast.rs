@@ -379,6 +379,15 @@ fn through_the_switch((collective, name, _): Plan, bytes: u64) -> (u64, u64) {
     }
 }
 
+/// Is removed also when the test fails.
+struct TemporaryFile(std::path::PathBuf);
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// What makes these plans fast: a rank moves each byte once, wherever its peers are.
 #[test]
 fn bytes_go_through_the_switch_once() {
@@ -393,9 +402,9 @@ fn bytes_go_through_the_switch_once() {
         return;
     }
     let file = std::env::temp_dir().join(format!("warpmesh-counters-{}", std::process::id()));
-    again("bytes_go_through_the_switch_once", Some(("VGPU_COUNTERS", file.to_str().unwrap())));
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::remove_file(&file).unwrap();
+    let file = TemporaryFile(file);
+    again("bytes_go_through_the_switch_once", Some(("VGPU_COUNTERS", file.0.to_str().unwrap())));
+    let text = std::fs::read_to_string(&file.0).unwrap();
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for plan in PLANS {

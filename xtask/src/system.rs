@@ -45,6 +45,9 @@ pub struct Output {
     pub command: String,
 }
 
+/// Lines of what a failed step said that are shown: enough for the failures of a test and what it says after them.
+pub const SAID: usize = 60;
+
 impl Output {
     /// The end of all that it said.
     pub fn last_lines(&self, count: usize) -> String {
@@ -78,7 +81,7 @@ pub fn within(limit: Duration, name: &str, command: &mut Command) -> Result<Outp
     let verdict = if good { "ok" } else { "FAILED" };
     println!("    {name}: {verdict}, {seconds:.0} s");
     if !good {
-        println!("{}", output.last_lines(15));
+        println!("{}", output.last_lines(SAID));
     }
     Ok(output)
 }

@@ -67,7 +67,7 @@ struct Decision {
 
 impl CudaCommunicator {
     /// Puts a collective on a stream. Input and output are device addresses. Returns when it is queued. The first call of a
-    /// kind compiles its kernel, unless it lies in the cache on disk: up to half a second.
+    /// kind compiles its kernel, unless it is built in or lies in the cache on disk: up to a second.
     ///
     /// While the stream is captured into a CUDA graph the call becomes a part of the graph; registered memory of graphs
     /// must live as long as they do.

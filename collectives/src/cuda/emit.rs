@@ -179,7 +179,7 @@ impl Writer {
     ) -> Result<usize, &'static str> {
         match &list[0] {
             Instruction::Move { .. } => {
-                let count = group(list, self.rank, self.world);
+                let count = group(list, shape, self.rank);
                 let conflicts =
                     |earlier| list[..count].iter().any(|m| conflict(earlier, m, shape, self.rank));
                 if self.learning || self.open.iter().any(conflicts) {
@@ -416,45 +416,24 @@ fn by_turn(
 }
 
 /// How many moves from the first on have one form and do not depend on each other.
-fn group(list: &[Instruction], rank: usize, world: usize) -> usize {
+fn group(list: &[Instruction], shape: &Shape, rank: usize) -> usize {
     if switch::is_switched(&list[0]) {
         return 1;
     }
     let form = |instruction: &Instruction| {
         let Instruction::Move { from, to, reduce, .. } = instruction else { return None };
         let kinds = (kinds(from).ok(), kinds(to).ok());
-        Some((kinds, *reduce, contributions(from, rank, world)))
+        Some((kinds, *reduce, contributions(from, rank, shape.world)))
     };
     let first = form(&list[0]);
     let mut count = 1;
     while count < list.len()
         && form(&list[count]) == first
-        && !depends(&list[..count], &list[count])
+        && !list[..count].iter().any(|earlier| conflict(earlier, &list[count], shape, rank))
     {
         count += 1;
     }
     count
-}
-
-/// Whether a move touches what an earlier one of a list writes, or writes what one reads.
-fn depends(earlier: &[Instruction], later: &Instruction) -> bool {
-    let (from, to, _) = operands(later);
-    // The same place in another part is another place, but that is for the plan to say: parts of one
-    // block do not overlap.
-    let part = |instruction: &Instruction| match instruction {
-        Instruction::Move { part, .. } => *part,
-        _ => usize::MAX,
-    };
-    if !earlier.iter().any(|earlier| part(earlier) == part(later)) {
-        return false;
-    }
-    let mut written = earlier.iter().flat_map(|earlier| operands(earlier).1);
-    let mut read = earlier.iter().flat_map(|earlier| operands(earlier).0);
-    // Input and output may be the same memory.
-    let user = |places: &[Place]| places.iter().any(|place| place.is_user());
-    let (reads, writes) = (user(from), user(to));
-    written.any(|p| from.contains(p) || to.contains(p) || reads && p.is_user())
-        || read.any(|p| to.contains(p) || writes && p.is_user())
 }
 
 fn operands(instruction: &Instruction) -> (&[Place], &[Place], bool) {

@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
-
 use super::value;
 use crate::system::{root, step};
 
@@ -33,8 +31,8 @@ impl Libraries {
         Self { folders: vec![nvrtc()], before: before.collect() }
     }
 
-    /// Fetches what the driver needs and the system does not have. Whether anything was.
-    pub fn fetch(&mut self, found: &str) -> Result<bool> {
+    /// Fetches what the driver needs and the system does not have.
+    pub fn fetch(&mut self, found: &str) {
         let driver = value(found, "driver: CUDA ").and_then(version).unwrap_or((0, 0));
         if driver < OLDEST {
             println!(
@@ -42,7 +40,6 @@ impl Libraries {
                 driver.0, driver.1, OLDEST.0, OLDEST.1
             );
         }
-        let before = self.folders.len();
         if driver.0 < 13 {
             // Code of a newer compiler's does not load there.
             self.fetch_one("nvidia-cuda-nvrtc-cu12", "nvidia/cuda_nvrtc/lib");
@@ -51,7 +48,6 @@ impl Libraries {
             let package = if driver.0 < 13 { "nvidia-nccl-cu12" } else { "nvidia-nccl-cu13" };
             self.fetch_one(package, "nvidia/nccl/lib");
         }
-        Ok(self.folders.len() > before)
     }
 
     /// From PyPI into target/PACKAGE. Without it less is measured, which the report says.

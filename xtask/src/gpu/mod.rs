@@ -79,21 +79,24 @@ impl Bench {
         if options.vgpu {
             step("build vgpu", &mut cargo(&["build", "--release", "-p", "vgpu"]))?;
         }
-        for (package, test) in tests()? {
-            let build = ["test", "--release", "-p", package, "--test", &test, "--no-run"];
-            step(&format!("build test {test} of {package}"), &mut cargo(&build))?;
-        }
-        cuda::ensure()?;
         let mut libraries = Libraries::new(options.vgpu);
-        let mut found = found(&libraries)?;
-        if !options.vgpu && libraries.fetch(&found)? {
-            found = self::found(&libraries)?;
+        // First: a machine without GPUs is told before the rest is built and fetched for it.
+        let at_first = found(&libraries)?;
+        cuda::ensure()?;
+        if !options.vgpu {
+            libraries.fetch(&at_first);
         }
+        // Again, with NVRTC and NCCL in reach.
+        let found = found(&libraries)?;
         print!("{found}");
         let gpus = value(&found, "GPUs: ").and_then(|text| text.parse().ok());
         let gpus = gpus.with_context(|| format!("no number of GPUs in\n{found}"))?;
         let nccl = value(&found, "NCCL: ").is_some_and(|version| version != "not found");
         let report = Report::begin(&found, gpus, options.vgpu)?;
+        for (package, test) in tests()? {
+            let build = ["test", "--release", "-p", package, "--test", &test, "--no-run"];
+            step(&format!("build test {test} of {package}"), &mut cargo(&build))?;
+        }
         Ok(Self { options, libraries, report, began: Instant::now(), gpus, nccl })
     }
 

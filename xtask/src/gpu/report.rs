@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::runs::Run;
 use super::versions;
-use crate::system::{Output, root};
+use crate::system::{Output, SAID, root};
 
 /// What is known so far.
 pub struct Report {
@@ -62,7 +62,7 @@ impl Report {
 
     /// A step is done.
     pub fn step(&mut self, title: &str, output: &Output) {
-        let said = if output.good { String::new() } else { output.last_lines(15) };
+        let said = if output.good { String::new() } else { output.last_lines(SAID) };
         self.steps.push(Step {
             title: title.to_owned(),
             command: output.command.clone(),
