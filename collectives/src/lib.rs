@@ -47,7 +47,8 @@ pub use communicator::{
 };
 pub use cost::Machine;
 pub use cuda::{
-    CudaBuffer, CudaBytes, CudaCommunicator, CudaKernel, CudaRegistration, EmitError, cuda_kernel,
+    CudaBuffer, CudaBytes, CudaCommunicator, CudaGroup, CudaKernel, CudaRegistration, EmitError,
+    cuda_kernel,
 };
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;

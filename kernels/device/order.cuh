@@ -60,6 +60,10 @@ WARPMESH_DEVICE void store_release_sys(u64* at, u64 value) {
   asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
 }
 
+WARPMESH_DEVICE void store_release_sys(u32* at, u32 value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(global(at)), "r"(value) : "memory");
+}
+
 WARPMESH_DEVICE void store_relaxed_sys(u64* at, u64 value) {
   asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(global(at)), "l"(value) : "memory");
 }

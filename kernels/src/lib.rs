@@ -12,11 +12,12 @@ pub use compile::{CompileError, Compiled, compile};
 ///
 /// They include each other by `NAME` alone, so NVRTC needs each under both names. (Include guards keep them apart, not
 /// `#pragma once`, for which two names are two files.)
-pub const HEADERS: [(&str, &str); 14] = [
+pub const HEADERS: [(&str, &str); 15] = [
     ("base.cuh", include_str!("../device/base.cuh")),
     ("board.cuh", include_str!("../device/board.cuh")),
     ("channel.cuh", include_str!("../device/channel.cuh")),
     ("element.cuh", include_str!("../device/element.cuh")),
+    ("mail.cuh", include_str!("../device/mail.cuh")),
     ("move.cuh", include_str!("../device/move.cuh")),
     ("multicast.cuh", include_str!("../device/multicast.cuh")),
     ("order.cuh", include_str!("../device/order.cuh")),

@@ -27,16 +27,9 @@ impl Communicator {
         &mut self,
         collect: impl FnOnce(&mut Group<'buffers>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut group = Group {
-            rank: self.rank(),
-            world: self.world(),
-            letters: std::mem::take(&mut self.letters),
-            calls: Vec::new(),
-            buffers: PhantomData,
-        };
-        group.letters.clear();
+        let mut group = Group::new(self.rank(), self.world(), std::mem::take(&mut self.letters));
         let collected = collect(&mut group);
-        let Group { mut letters, calls, .. } = group;
+        let (mut letters, calls) = group.into_parts();
         let done = collected.and_then(|()| self.deliver(&mut letters));
         // Kept, so that the next group need not allocate.
         self.letters = letters;
@@ -59,6 +52,17 @@ impl Communicator {
 }
 
 impl<'buffers> Group<'buffers> {
+    /// An empty one, which keeps its letters in a list that was used before.
+    pub(crate) fn new(rank: usize, world: usize, mut letters: Vec<Letter>) -> Self {
+        letters.clear();
+        Self { rank, world, letters, calls: Vec::new(), buffers: PhantomData }
+    }
+
+    /// What was collected.
+    pub(crate) fn into_parts(self) -> (Vec<Letter>, Vec<RawCall>) {
+        (self.letters, self.calls)
+    }
+
     /// Sends `data` to `peer`, which receives the same number of the same type.
     pub fn send<T: Element>(&mut self, data: &'buffers [T], peer: usize) -> Result<(), Error> {
         // SAFETY: the slice is borrowed until the group has ended.

@@ -84,7 +84,7 @@ impl CudaCommunicator {
             return Ok(());
         }
         self.check_alive()?;
-        self.check_stream(call, stream)?;
+        self.check_stream(call.collective.name(), stream)?;
         let decision = self.decide(call, &checked)?;
         let Decision { plan, op, .. } = decision;
         let key = (plan, call.root, kernel_type(call.collective, call.dtype), op);
@@ -152,7 +152,7 @@ impl CudaCommunicator {
         bound.map_err(|e| driver_error(CudaError::new("cuCtxSetCurrent", e.0)))
     }
 
-    fn check_alive(&self) -> Result<(), Error> {
+    pub(super) fn check_alive(&self) -> Result<(), Error> {
         let Some(mut failure) = self.failure() else { return Ok(()) };
         // The watcher looks who is to blame.
         let since = Instant::now();
@@ -167,7 +167,7 @@ impl CudaCommunicator {
     }
 
     /// A stream of another context has another GPU's memory in mind.
-    fn check_stream(&self, call: &RawCall, stream: CUstream) -> Result<(), Error> {
+    pub(super) fn check_stream(&self, call: &'static str, stream: CUstream) -> Result<(), Error> {
         self.bind()?;
         let mut context = std::ptr::null_mut();
         // SAFETY: `context` is a local; the caller's promise is that the stream exists.
@@ -176,7 +176,7 @@ impl CudaCommunicator {
         if context != self.gpu.context().cu_ctx() {
             let device = self.gpu.context().ordinal();
             let problem = format!("is not of this communicator's context, on CUDA device {device}");
-            return Err(argument(call.collective.name(), "stream", problem));
+            return Err(argument(call, "stream", problem));
         }
         Ok(())
     }
@@ -192,6 +192,17 @@ impl CudaCommunicator {
         if bytes == 0 {
             return Ok(Buffer { absent: true, place: None });
         }
+        let info = self.pointer(call.collective.name(), what, address)?;
+        Ok(Buffer { absent: false, place: self.windows.find(address, bytes as u64, &info) })
+    }
+
+    /// What the driver says of an address, which must be memory of this rank's GPU.
+    pub(super) fn pointer(
+        &self,
+        call: &'static str,
+        what: &'static str,
+        address: u64,
+    ) -> Result<PointerInfo, Error> {
         let info = PointerInfo::of(address).map_err(driver_error)?;
         let device = self.gpu.context().ordinal();
         let problem = match info {
@@ -202,10 +213,12 @@ impl CudaCommunicator {
             PointerInfo { is_host: true, .. } => Some("is host memory".to_owned()),
             _ => Some(format!("is not device memory: {address:#x} was freed or never allocated")),
         };
-        if let Some(problem) = problem {
-            return Err(argument(call.collective.name(), what, problem));
-        }
-        Ok(Buffer { absent: false, place: self.windows.find(address, bytes as u64, &info) })
+        problem.map_or(Ok(info), |problem| Err(argument(call, what, problem)))
+    }
+
+    /// Nanoseconds that a kernel waits.
+    pub(super) fn kernel_timeout(&self) -> u64 {
+        (self.host.timeout() + LONGER).as_nanos().min(u64::MAX.into()) as u64
     }
 
     pub(super) fn choose(
@@ -269,7 +282,7 @@ impl CudaCommunicator {
             half_scratch: self.regions.scratch.len() as u64 / 2,
             half_packets: self.regions.packets.len() as u64 / 2,
             sequence: self.sequence,
-            timeout: (self.host.timeout() + LONGER).as_nanos().min(u64::MAX.into()) as u64,
+            timeout: self.kernel_timeout(),
             mine: Board { input, output, factor, digest: digest.into() },
             state: self.regions.state(),
             control: self.watch.shared.memory.device(),
@@ -323,10 +336,10 @@ fn kernel_type(collective: Collective, dtype: DataType) -> DataType {
 }
 
 /// Lets this thread load modules while some stream is captured, for as long as it lives.
-struct Relaxed(sys::CUstreamCaptureMode);
+pub(super) struct Relaxed(sys::CUstreamCaptureMode);
 
 impl Relaxed {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: `mode` is a local, which gets the thread's mode from before.
         let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) };

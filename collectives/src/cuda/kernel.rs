@@ -16,7 +16,7 @@ use crate::error::{Error, argument};
 use crate::plan::{Buffer, Shape, Whose};
 
 /// A module of the driver's.
-struct Module {
+pub(crate) struct Module {
     context: Arc<CudaContext>,
     module: CUmodule,
 }
@@ -26,7 +26,7 @@ unsafe impl Send for Module {}
 
 impl Module {
     /// Loads code for the architecture, or where the driver does not take it, PTX.
-    fn load(context: &Arc<CudaContext>, compiled: &Compiled) -> Result<Self, CudaError> {
+    pub(crate) fn load(context: &Arc<CudaContext>, compiled: &Compiled) -> Result<Self, CudaError> {
         let ptx = CString::new(compiled.ptx.clone()).unwrap_or_default();
         let mut module = std::ptr::null_mut();
         let mut code = CUresult::CUDA_ERROR_INVALID_IMAGE;
@@ -41,7 +41,7 @@ impl Module {
         Err(CudaError::new("cuModuleLoadData", code))
     }
 
-    fn function(&self, name: &str) -> Result<CUfunction, CudaError> {
+    pub(crate) fn function(&self, name: &str) -> Result<CUfunction, CudaError> {
         let name = CString::new(name).unwrap_or_default();
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded, the name is alive.
@@ -229,23 +229,37 @@ impl Loaded {
                 Address::Announced { block: n } => block(n),
             };
         }
-        let mut arguments: [*mut c_void; 1] = [self.parameter.as_mut_ptr().cast()];
-        // SAFETY: the kernel has one parameter of this size, which the driver copies; the rest is the caller's promise.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                self.function,
-                blocks as u32,
-                1,
-                1,
-                THREADS as u32,
-                1,
-                1,
-                0,
-                stream,
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        CudaError::check(code, "cuLaunchKernel")
+        // SAFETY: the kernel has one parameter of this size; the rest is the caller's promise.
+        unsafe { launch(self.function, self.parameter.as_mut_ptr().cast(), blocks, stream) }
     }
+}
+
+/// Launches a kernel that has one parameter, which the driver copies.
+///
+/// # Safety
+/// The parameter is what the kernel takes, and what it names is good until the kernel has ended; the stream is of its context.
+pub(crate) unsafe fn launch(
+    function: CUfunction,
+    parameter: *mut c_void,
+    blocks: usize,
+    stream: CUstream,
+) -> Result<(), CudaError> {
+    let mut arguments = [parameter];
+    // SAFETY: the caller's.
+    let code = unsafe {
+        sys::cuLaunchKernel(
+            function,
+            blocks as u32,
+            1,
+            1,
+            THREADS as u32,
+            1,
+            1,
+            0,
+            stream,
+            arguments.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    };
+    CudaError::check(code, "cuLaunchKernel")
 }

@@ -10,7 +10,9 @@ mod call;
 mod choose;
 pub(crate) mod emit;
 mod geometry;
+mod group;
 mod kernel;
+mod mail;
 mod names;
 pub(crate) mod params;
 mod regions;
@@ -29,7 +31,9 @@ use warpmesh_primitives::gpu::{CudaError, Gpu};
 pub use self::buffer::{CudaBytes, CudaRegistration};
 use self::choose::Candidate;
 pub use self::emit::EmitError;
+pub use self::group::CudaGroup;
 use self::kernel::Loaded;
+use self::mail::Mail;
 use self::regions::Regions;
 pub use self::show::{CudaKernel, cuda_kernel};
 pub use self::typed::CudaBuffer;
@@ -38,6 +42,7 @@ use self::windows::Windows;
 use crate::communicator::Communicator;
 use crate::dtype::DataType;
 use crate::error::Error;
+use crate::host::Letter;
 use crate::op::OpKind;
 
 /// A group of ranks whose buffers lie on GPUs: made of a [`Communicator`] by [`Communicator::on_gpu`].
@@ -49,6 +54,8 @@ pub struct CudaCommunicator {
     candidates: Vec<Candidate>,
     kernels: HashMap<Key, Loaded>,
     windows: Windows,
+    mail: Mail,
+    letters: Vec<Letter>,
     sequence: u64,
     /// Thread blocks of a kernel, at most.
     most_blocks: usize,
@@ -77,7 +84,7 @@ impl CudaCommunicator {
 
     /// Bytes of GPU memory that this rank holds for the communicator, [`CudaBytes`] included.
     pub fn held_bytes(&self) -> usize {
-        self.regions.bytes() + self.windows.bytes()
+        self.regions.bytes() + self.windows.bytes() + self.mail.bytes()
     }
 
     /// The GPU.

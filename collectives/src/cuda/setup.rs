@@ -7,6 +7,7 @@ use cudarc::driver::sys;
 use warpmesh_primitives::gpu::{CudaError, Gpu};
 use warpmesh_primitives::node::Node;
 
+use super::mail::Mail;
 use super::regions::{CONTROL_BYTES, MAX_BLOCKS, Regions};
 use super::watch::Watch;
 use super::windows::Windows;
@@ -41,6 +42,7 @@ impl Communicator {
         let most_blocks = agree(&mut self, &gpu)?;
         let regions = Regions::new(&gpu, self.node(), SCRATCH, PACKETS)?;
         try_peers(&mut self, &gpu, &regions)?;
+        let mail = Mail::new(&gpu, self.node())?;
         let control = gpu.host_memory(CONTROL_BYTES).map_err(driver_error)?;
         let node: Arc<Node> = self.node().clone();
         let watch = Watch::start(node, control)
@@ -53,6 +55,8 @@ impl Communicator {
             watch,
             kernels: Default::default(),
             windows: Windows::default(),
+            mail,
+            letters: Vec::new(),
             sequence: 0,
             most_blocks,
         })

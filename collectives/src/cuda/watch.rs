@@ -22,6 +22,7 @@ use warpmesh_primitives::node::Node;
 use warpmesh_primitives::patience::WaitingFor;
 
 use super::regions::MAX_BLOCKS;
+use crate::host::AT_OTHER;
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -150,10 +151,23 @@ impl Watcher {
         let node = self.shared.node.clone();
         let failure = node.failure().or_else(|| self.shared.given_up()).or_else(|| self.waiting());
         if let Some(failure) = failure {
+            self.tell_of_other_messages();
             node.post(failure);
             self.shared.abort();
         }
         failure.is_none()
+    }
+
+    /// Passes on what a kernel says of a message that is not what this rank receives.
+    fn tell_of_other_messages(&self) {
+        let records = (0..MAX_BLOCKS).map(|block| self.shared.record(block));
+        if let Some(Record { expected, seen, peer, place, .. }) =
+            records.into_iter().find(|record| record.place == AT_OTHER)
+        {
+            let (state, peer) = (State::Working, peer as usize);
+            let progress = Progress { state, peer, place, expected, seen, heartbeat: 0 };
+            self.shared.node.me().set_progress(&progress);
+        }
     }
 
     /// Looks after the oldest call that waits.

@@ -46,7 +46,7 @@ const HEADER: usize = 64;
 pub(crate) const AT_SEND: u32 = u32::MAX - 1;
 pub(crate) const AT_RECEIVE: u32 = u32::MAX - 2;
 /// What a receiver reports that found another message than it expects.
-pub(crate) const AT_OTHER: u32 = u32::MAX - 4;
+pub(crate) const AT_OTHER: u32 = u32::MAX - 5;
 
 /// A rank's side of all its rings.
 pub(crate) struct Mail {
