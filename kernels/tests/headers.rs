@@ -2,42 +2,11 @@
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Bytes, Rig, headers, nvcc, nvrtc, sc, weak};
+use common::{Bytes, Rig, headers, in_all_modes, is_caught, nvcc, nvrtc, patience, ptx, run, sc};
 use vgpu::mem::space::Kind;
-
-const NO_TIMEOUT: u64 = u64::MAX >> 1;
-
-fn ptx(source: &str) -> Option<String> {
-    Some(nvrtc::compile(source, 90)?.unwrap_or_else(|log| panic!("{log}")))
-}
-
-/// SC mode, and weak mode with race detection, which must find nothing.
-fn in_all_modes(source: &str, devices: u32, test: impl Fn(&Rig)) {
-    let Some(ptx) = ptx(source) else { return };
-    test(&Rig::new(&ptx, sc(devices)));
-    for seed in 0..6 {
-        let rig = Rig::new(&ptx, weak(devices, seed));
-        test(&rig);
-        rig.assert_no_races();
-    }
-}
-
-fn run(rig: &Rig, kernel: &str, grid: u32, block: u32, params: &[Vec<u8>]) {
-    let start = |(device, p): (usize, &Vec<u8>)| rig.start(kernel, device as u32, grid, block, p);
-    let launches: Vec<_> = params.iter().enumerate().map(start).collect();
-    for launch in launches {
-        rig.machine.wait(&launch).unwrap_or_else(|e| panic!("{kernel}: {e}"));
-    }
-}
-
-/// `Patience` with memory of its own.
-fn patience(rig: &Rig, bytes: Bytes, device: u32) -> Bytes {
-    bytes.u64(rig.alloc(device, 64 + 32 * 64)).u64s(&[NO_TIMEOUT, 1])
-}
 
 #[test]
 fn vgpu_every_header_compiles_alone_with_both_compilers() {
@@ -557,13 +526,7 @@ fn vgpu_mutants_of_barriers_and_channels_are_caught() {
         let Some(ptx) = nvrtc::compile_with(&nvrtc::mutated(file, from, to), source, 90) else {
             return;
         };
-        let ptx = ptx.unwrap_or_else(|log| panic!("{to}: {log}"));
-        let caught = |seed| {
-            let rig = Rig::new(&ptx, weak(devices, seed));
-            let wrong = catch_unwind(AssertUnwindSafe(|| test(&rig))).is_err();
-            wrong || !rig.machine.races().is_empty()
-        };
-        if !(0..24).any(caught) {
+        if !is_caught(&ptx.unwrap_or_else(|log| panic!("{to}: {log}")), devices, test) {
             missed.push((file, to));
         }
     }

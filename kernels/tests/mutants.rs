@@ -7,15 +7,11 @@ use std::time::Duration;
 
 use common::oracle::Type;
 use common::plans::{ALGORITHMS, Shape, World, prelude, source};
-use common::{Rig, nvrtc, weak};
+use common::{HASTE, HASTY, Rig, nvrtc, weak};
 use vgpu::MachineConfig;
 
 const RANKS: usize = 3;
 const SEEDS: u64 = 24;
-/// In weak mode the clock counts a warp's instructions. With ticks of 2^10 of them a hang ends soon.
-const TICK: (&str, &str) = ("TICK = 20;", "TICK = 10;");
-const TIMEOUT: u64 = 50_000;
-
 /// What is weakened: header, text, and what stands there instead.
 const MUTANTS: [(&str, &str, &str, &str); 12] = [
     (
@@ -64,7 +60,7 @@ const MUTANTS: [(&str, &str, &str, &str); 12] = [
 
 fn mutated(file: &str, from: &str, to: &str) -> Vec<(&'static str, String)> {
     let mut headers = nvrtc::mutated(file, from, to);
-    headers.iter_mut().for_each(|(_, text)| *text = text.replace(TICK.0, TICK.1));
+    headers.iter_mut().for_each(|(_, text)| *text = text.replace(HASTE.0, HASTE.1));
     headers
 }
 
@@ -82,7 +78,7 @@ fn caught(ptx: &str) -> Option<String> {
         for (call, algorithm) in ALGORITHMS.iter().cycle().take(2 * ALGORITHMS.len()).enumerate() {
             let count = [70, 200][call / ALGORITHMS.len()];
             let shape =
-                Shape { blocks: 1 + call % 3, window: 48, timeout: TIMEOUT, ..Shape::new(count) };
+                Shape { blocks: 1 + call % 3, window: 48, timeout: HASTY, ..Shape::new(count) };
             if let Err(what) = world.run(algorithm, "Sum", &shape) {
                 return Some(format!("seed {seed}: {}", what.lines().next().unwrap_or_default()));
             }

@@ -5,6 +5,7 @@ pub mod nvrtc;
 pub mod oracle;
 pub mod plans;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -129,6 +130,53 @@ impl Rig {
     }
 }
 
+const NO_TIMEOUT: u64 = u64::MAX >> 1;
+
+/// PTX of a source by NVRTC. `None` without it.
+pub fn ptx(source: &str) -> Option<String> {
+    Some(nvrtc::compile(source, 90)?.unwrap_or_else(|log| panic!("{log}")))
+}
+
+/// SC mode, and weak mode with race detection, which must find nothing.
+pub fn in_all_modes(source: &str, devices: u32, test: impl Fn(&Rig)) {
+    let Some(ptx) = ptx(source) else { return };
+    test(&Rig::new(&ptx, sc(devices)));
+    for seed in 0..6 {
+        let rig = Rig::new(&ptx, weak(devices, seed));
+        test(&rig);
+        rig.assert_no_races();
+    }
+}
+
+/// Runs a kernel on as many devices as there are parameters, all at once.
+pub fn run(rig: &Rig, kernel: &str, grid: u32, block: u32, params: &[Vec<u8>]) {
+    let start = |(device, p): (usize, &Vec<u8>)| rig.start(kernel, device as u32, grid, block, p);
+    let launches: Vec<_> = params.iter().enumerate().map(start).collect();
+    for launch in launches {
+        rig.machine.wait(&launch).unwrap_or_else(|e| panic!("{kernel}: {e}"));
+    }
+}
+
+/// `Patience` with memory of its own.
+pub fn patience(rig: &Rig, bytes: Bytes, device: u32) -> Bytes {
+    bytes.u64(rig.alloc(device, 64 + 32 * 64)).u64s(&[NO_TIMEOUT, 1])
+}
+
+/// In weak mode the clock counts a warp's instructions. With ticks of 2^10 of them, which this makes, a hang ends soon.
+pub const HASTE: (&str, &str) = ("TICK = 20;", "TICK = 10;");
+/// A timeout for that.
+pub const HASTY: u64 = 50_000;
+
+/// Whether weak memory or race detection tells that something is wrong with a kernel.
+pub fn is_caught(ptx: &str, devices: u32, test: fn(&Rig)) -> bool {
+    (0..24).any(|seed| {
+        let watchdog = Duration::from_millis(100);
+        let rig = Rig::new(ptx, MachineConfig { watchdog, ..weak(devices, seed) });
+        let wrong = catch_unwind(AssertUnwindSafe(|| test(&rig))).is_err();
+        wrong || !rig.machine.races().is_empty()
+    })
+}
+
 /// A struct of a kernel's parameters, field by field with its alignment.
 #[derive(Clone, Default)]
 pub struct Bytes(pub Vec<u8>);
@@ -142,6 +190,15 @@ impl Bytes {
     pub fn u32(mut self, x: u32) -> Self {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
         self.0.extend(x.to_le_bytes());
+        self
+    }
+    pub fn u16(mut self, x: u16) -> Self {
+        self.0.resize(self.0.len().next_multiple_of(2), 0);
+        self.0.extend(x.to_le_bytes());
+        self
+    }
+    pub fn u8s(mut self, all: &[u8]) -> Self {
+        self.0.extend(all);
         self
     }
     pub fn u64s(self, all: &[u64]) -> Self {
