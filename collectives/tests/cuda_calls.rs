@@ -421,3 +421,96 @@ fn a_rank_whose_gpu_has_no_memory_is_named_on_all_ranks() {
         gpu::again(NAME, Some(("VGPU_REFUSE", "cuMemCreate@1")));
     }
 }
+
+/// Makes communicators on virtual GPUs with such a setting, in a process of its own; what each rank is told.
+fn refusals(test: &str, setting: (&str, &str), look: impl Fn(usize, String) + Sync) {
+    if gpu::is_run_again() {
+        let since = Instant::now();
+        common::ranks_with(common::settings(), 3, |host| {
+            let (rank, context) = (host.rank(), CudaContext::new(host.rank()).unwrap());
+            look(rank, host.on_gpu(context).map(|_| ()).unwrap_err().to_string());
+        });
+        assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    } else if gpu::count().is_some_and(|count| count >= 3)
+        && std::env::var_os("VGPU_DEVICES").is_some()
+    {
+        gpu::again(test, Some(setting));
+    }
+}
+
+#[test]
+fn gpus_of_different_architectures_are_refused() {
+    let test = "gpus_of_different_architectures_are_refused";
+    refusals(test, ("VGPU_ARCH", "90,80,90"), |rank, error| {
+        let said = ["GPU of rank 1 is sm_80", "GPU of rank 0 is sm_90", "GPU of rank 1 is sm_80"];
+        assert!(error.contains(said[rank]), "{error}");
+    });
+}
+
+#[test]
+fn gpus_that_do_not_reach_each_other_are_refused() {
+    let test = "gpus_that_do_not_reach_each_other_are_refused";
+    refusals(test, ("VGPU_ISOLATED", "1"), |rank, error| {
+        let other = usize::from(rank == 0);
+        let said = format!("CUDA device {rank} does not reach the memory of rank {other}'s GPU");
+        assert!(error.contains(&said), "{error}");
+    });
+}
+
+#[test]
+fn an_old_driver_is_refused() {
+    refusals("an_old_driver_is_refused", ("VGPU_DRIVER", "11080"), |_, error| {
+        assert!(error.contains("the driver is of CUDA 11.8, at least 12.1 is needed"), "{error}");
+    });
+}
+
+#[test]
+fn a_driver_that_does_not_take_the_compilers_code_is_named() {
+    const NAME: &str = "a_driver_that_does_not_take_the_compilers_code_is_named";
+    if gpu::is_run_again() {
+        gpu::ranks_with(common::settings(), 2, |mut rank| {
+            let memory = Memory::new(&mut rank, 1 << 12, false);
+            let error = rank.call(&all_reduce(memory.address(), memory.address(), 10)).unwrap_err();
+            let said = "the driver is of CUDA 12.8, at least 13.0 is needed";
+            assert!(error.to_string().contains(said), "{error}");
+        });
+    } else if gpu::count().is_some() && std::env::var_os("VGPU_DEVICES").is_some() {
+        gpu::again(NAME, Some(("VGPU_DRIVER", "12080")));
+    }
+}
+
+#[test]
+fn memory_that_is_asked_for_while_a_stream_is_captured_is_refused_on_all_ranks() {
+    // In a process of its own, since what invalidates a capture also does so to those of other tests.
+    if !gpu::is_run_again() {
+        const NAME: &str =
+            "memory_that_is_asked_for_while_a_stream_is_captured_is_refused_on_all_ranks";
+        if gpu::count().is_some() {
+            gpu::again(NAME, None);
+        }
+        return;
+    }
+    gpu::ranks_with(common::settings(), 2, |mut rank| {
+        let before = Memory::new(&mut rank, 1 << 12, false);
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let captures = rank.comm.rank() == 1;
+        if captures {
+            rank.stream.begin_capture(mode).unwrap();
+        }
+        let error = rank.comm.alloc_bytes(1 << 12).map(|_| ()).unwrap_err().to_string();
+        let said = if captures { "CAPTURE" } else { "rank 1 could not allocate GPU memory" };
+        assert!(error.contains(said), "{error}");
+        if captures {
+            let flags =
+                sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            let _ = rank.stream.end_capture(flags);
+        }
+        // Nothing of that is left.
+        let at = before.address();
+        rank.upload(at, &[1_f32; 10]);
+        rank.call(&all_reduce(at, at, 10)).unwrap();
+        rank.synchronize().unwrap();
+        assert_eq!(rank.download::<f32>(at, 10), [2.0; 10]);
+        assert!(rank.comm.alloc_bytes(1 << 12).is_ok());
+    });
+}

@@ -290,7 +290,7 @@ fn wrong_arguments_of_messages_are_refused() {
         let memory = Memory::new(&mut rank, 1 << 12, false);
         let (me, stream, good) =
             (rank.comm.rank(), rank.stream.cu_stream(), memory.address() as usize);
-        let host = vec![0_u8; 64];
+        let host = [0_u8; 64];
         let mut send = |at: usize, dtype: DataType, peer: usize| {
             // SAFETY: what is wrong is refused before it is used.
             let sent = unsafe {

@@ -8,6 +8,14 @@ mod compile;
 
 pub use compile::{CompileError, Compiled, compile};
 
+/// NVRTC's version, as drivers have theirs: 13050 for 13.5.
+///
+/// # Errors
+/// There is none.
+pub fn nvrtc_version() -> Result<i32, CompileError> {
+    compile::version().map(|(major, minor)| 1000 * major + 10 * minor)
+}
+
 /// The headers of the device library: name as in `#include "warpmesh/NAME"`, and text.
 ///
 /// They include each other by `NAME` alone, so NVRTC needs each under both names. (Include guards keep them apart, not

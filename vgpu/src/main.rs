@@ -31,9 +31,9 @@ enum Command {
         /// Number of devices.
         #[arg(long, default_value_t = 1)]
         devices: u32,
-        /// Architecture: 80, 90 or 100.
-        #[arg(long, default_value_t = 90)]
-        arch: u32,
+        /// Architecture: 80, 90 or 100; several, with commas between, for unlike devices.
+        #[arg(long, default_value = "90")]
+        arch: String,
         /// Multiprocessors per device.
         #[arg(long, default_value_t = 132)]
         sms: u32,
@@ -196,7 +196,7 @@ fn run(command: &Command) -> std::io::Result<ExitCode> {
     child.args(&program[1..]).env("LD_LIBRARY_PATH", path);
     child
         .env("VGPU_DEVICES", devices.to_string())
-        .env("VGPU_ARCH", arch.to_string())
+        .env("VGPU_ARCH", arch)
         .env("VGPU_SMS", sms.to_string());
     let mode = match (weak, idle) {
         (true, _) => "weak",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
 use warpmesh_kernels::Compiled;
-use warpmesh_primitives::gpu::{CudaError, PeerMemory};
+use warpmesh_primitives::gpu::{CudaError, PeerMemory, driver_version};
 
 use super::emit::{Kernel, Operand, THREADS, Tables};
 use super::geometry::{Bounds, LINE_BYTES};
@@ -38,7 +38,7 @@ impl Module {
                 return Ok(Self { context: context.clone(), module });
             }
         }
-        Err(CudaError::new("cuModuleLoadData", code))
+        Err(explain_refusal(CudaError::new("cuModuleLoadData", code)))
     }
 
     pub(crate) fn function(&self, name: &str) -> Result<CUfunction, CudaError> {
@@ -48,6 +48,24 @@ impl Module {
         let code = unsafe { sys::cuModuleGetFunction(&mut function, self.module, name.as_ptr()) };
         CudaError::check(code, "cuModuleGetFunction")?;
         Ok(function)
+    }
+}
+
+/// What it means that the driver does not take a kernel.
+#[cold]
+fn explain_refusal(error: CudaError) -> CudaError {
+    let codes = [
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
+        CUresult::CUDA_ERROR_INVALID_IMAGE,
+    ];
+    let versions = warpmesh_kernels::nvrtc_version().ok().zip(driver_version().ok());
+    match versions {
+        Some((nvrtc, driver)) if codes.into_iter().any(|code| error.is(code)) && driver < nvrtc => {
+            let what = "its NVRTC compiled the kernel; install that driver, or the NVRTC of this one's CUDA";
+            CudaError::DriverTooOld { driver, needed: nvrtc / 1000 * 1000, what }
+        }
+        _ => error,
     }
 }
 

@@ -24,6 +24,29 @@ pub enum CudaError {
         what: &'static str,
     },
 
+    /// The driver is of an older CUDA than what is needed.
+    #[error("the driver is of CUDA {}, at least {} is needed: {what}", dotted(*.driver), dotted(*.needed))]
+    DriverTooOld {
+        /// The driver's version, as `cuDriverGetVersion` has it: 12040 for 12.4.
+        driver: i32,
+        /// The oldest that does.
+        needed: i32,
+        /// What for, and what else would help.
+        what: &'static str,
+    },
+
+    /// A GPU does not reach a peer's memory.
+    #[error(
+        "CUDA device {device} does not reach the memory of rank {rank}'s GPU: there is no peer access between the two, by NVLink or \
+         PCIe (`nvidia-smi topo -p2p rw` shows which have it)"
+    )]
+    NoPeerAccess {
+        /// The device of this rank.
+        device: usize,
+        /// The peer.
+        rank: usize,
+    },
+
     /// An address is not memory of the GPU that it should be of.
     #[error("{address:#x} is not memory of CUDA device {device}")]
     NotOfDevice {
@@ -66,7 +89,17 @@ pub enum CudaError {
     NoDriver,
 }
 
+/// 12040 is 12.4.
+fn dotted(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
 impl CudaError {
+    /// Whether a call was answered with this code.
+    pub fn is(&self, code: CUresult) -> bool {
+        matches!(self, Self::Driver { code: answered, .. } if *answered == code as u32)
+    }
+
     /// Makes one of cudarc's errors say what was tried.
     pub(super) fn of(what: &'static str) -> impl Fn(cudarc::driver::DriverError) -> Self {
         move |error| Self::new(what, error.0)

@@ -235,18 +235,31 @@ impl Gpu {
         let (physical, mine, file) = made;
         let files = node.exchange(&file)?;
         let mut mine = Some(mine);
-        let map = |file: Option<OwnedFd>| -> Result<Mapped, CudaError> {
+        let map = |(rank, file): (usize, Option<OwnedFd>)| -> Result<Mapped, CudaError> {
             match (file, mine.take()) {
                 (Some(file), back) => {
                     mine = back;
-                    Mapped::new(self, &Physical::import(&file, whole)?, unit)
+                    let mapped = Mapped::new(self, &Physical::import(&file, whole)?, unit);
+                    mapped.map_err(|error| self.explain_access(error, rank))
                 }
                 (None, own) => own.ok_or(CudaError::NoDriver),
             }
         };
-        let mappings = files.into_iter().map(map).collect();
+        let mappings = files.into_iter().enumerate().map(map).collect();
         let mappings = agree(node, "map its peers' GPU memory", mappings)?;
         Ok((PeerMemory { len, multicast: None, mappings }, physical))
+    }
+
+    /// What it means that memory of a peer's GPU cannot be mapped for this one.
+    fn explain_access(&self, error: CudaError, rank: usize) -> CudaError {
+        let codes = [
+            sys::CUresult::CUDA_ERROR_INVALID_DEVICE,
+            sys::CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED,
+        ];
+        if !codes.into_iter().any(|code| error.is(code)) {
+            return error;
+        }
+        CudaError::NoPeerAccess { device: self.context.ordinal(), rank }
     }
 
     /// Memory that peers can map, all zero: the allocation, this rank's mapping, and the file for the others.

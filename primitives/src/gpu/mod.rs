@@ -29,14 +29,39 @@ pub struct Gpu {
     multiprocessors: u32,
 }
 
+/// Multicast objects are of 12.1; the rest is older.
+const OLDEST_DRIVER: i32 = 12010;
+
+/// The version of the driver's CUDA: 12040 for 12.4.
+///
+/// # Errors
+/// The driver does not say.
+pub fn driver_version() -> Result<i32, CudaError> {
+    let mut version = 0;
+    // SAFETY: `version` is a local.
+    let code = unsafe { sys::cuDriverGetVersion(&mut version) };
+    CudaError::check(code, "cuDriverGetVersion")?;
+    Ok(version)
+}
+
+fn check_driver() -> Result<(), CudaError> {
+    let (driver, needed) = (driver_version()?, OLDEST_DRIVER);
+    if driver < needed {
+        let what = "virtual memory that ranks share; install a newer driver";
+        return Err(CudaError::DriverTooOld { driver, needed, what });
+    }
+    Ok(())
+}
+
 impl Gpu {
     /// The GPU of a context. Its current context becomes that of the calling thread.
     ///
     /// # Errors
-    /// The driver or the device lacks virtual memory management with file descriptors.
+    /// The driver is too old, or it or the device lacks virtual memory management with file descriptors.
     pub fn new(context: Arc<CudaContext>) -> Result<Self, Error> {
         use sys::CUdevice_attribute_enum as Attribute;
         context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
+        check_driver()?;
         let attribute = |attribute, what| context.attribute(attribute).map_err(CudaError::of(what));
         let exports = attribute(
             Attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,

@@ -281,6 +281,9 @@ api! {
         if other.device == c.device {
             return Err(Error::InvalidDevice);
         }
+        if !driver()?.reaches(c.device, other.device) {
+            return Err(Error::PeerAccessUnsupported);
+        }
         if !c.peers.lock().unwrap().insert(peer_context) {
             return Err(Error::PeerAccessAlreadyEnabled);
         }

@@ -39,14 +39,14 @@ fn attribute(d: &Driver, a: c_int, device: c_int) -> Res<c_int> {
         16 => d.machine.config().sms as c_int,
         33 => device,
         39 => 2048,
-        75 => (d.arch / 10) as c_int,
-        76 => (d.arch % 10) as c_int,
+        75 => (d.arch(device as u32) / 10) as c_int,
+        76 => (d.arch(device as u32) % 10) as c_int,
         81 => 228 * 1024,
         87 => 2, // the ratio of single to double precision
         97 => crate::machine::BLOCK_SHARED as c_int,
         131 | 134 => -1, // no NUMA node
         // Multicast objects need hardware that has multimem instructions.
-        132 => c_int::from(d.arch >= 90),
+        132 => c_int::from(d.arch(device as u32) >= 90),
         _ => return Err(Error::InvalidValue),
     })
 }
@@ -74,7 +74,7 @@ api! {
         }
         Ok(())
     }
-    cuDriverGetVersion(version: *mut c_int) { put(version, 13000) }
+    cuDriverGetVersion(version: *mut c_int) { put(version, driver()?.version as c_int) }
     cuDeviceGetCount(n: *mut c_int) { put(n, driver()?.primary.len() as c_int) }
     cuDeviceGet(device: *mut c_int, ordinal: c_int) {
         driver()?.primary(ordinal)?;
@@ -125,7 +125,7 @@ api! {
         let d = driver()?;
         d.primary(a)?;
         d.primary(b)?;
-        put(can, c_int::from(a != b))
+        put(can, c_int::from(a != b && d.reaches(a as u32, b as u32)))
     }
     cuDeviceGetP2PAttribute(value: *mut c_int, which: c_uint, a: c_int, b: c_int) {
         let d = driver()?;
@@ -136,7 +136,7 @@ api! {
         }
         let answer = match which {
             1 => 0, // all links are alike
-            2 | 3 => 1,
+            2 | 3 => c_int::from(d.reaches(a as u32, b as u32)),
             4 | 5 => 0,
             _ => return Err(Error::InvalidValue),
         };

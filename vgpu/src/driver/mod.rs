@@ -90,7 +90,12 @@ impl<T> Handles<T> {
 /// The driver of this process.
 struct Driver {
     machine: Arc<Machine>,
-    arch: u32,
+    /// Architectures: device d has the d-th, or where there are fewer, they go round.
+    archs: Vec<u32>,
+    /// What the driver says that its version is.
+    version: u64,
+    /// Devices do not reach each other.
+    isolated: bool,
     refusal: Option<entry::Refusal>,
     contexts: Handles<Context>,
     primary: Vec<Arc<Context>>,
@@ -124,9 +129,29 @@ fn number(name: &str, default: u64) -> u64 {
     }
 }
 
+/// VGPU_ARCH: one number for all devices, or several with commas between.
+fn archs() -> Vec<u32> {
+    let text = std::env::var("VGPU_ARCH").unwrap_or_else(|_| "90".to_owned());
+    let all: Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
+    all.unwrap_or_else(|_| {
+        eprintln!("vgpu: VGPU_ARCH={text} is not numbers with commas between; 90 is used");
+        vec![90]
+    })
+}
+
 impl Driver {
-    /// Reads the environment: VGPU_DEVICES, VGPU_SMS, VGPU_ARCH, VGPU_MODE (sc, weak or idle), VGPU_RACES, VGPU_SEED, VGPU_WATCHDOG,
-    /// VGPU_REFUSE.
+    /// Compute capability of a device: 90 for 9.0.
+    fn arch(&self, device: u32) -> u32 {
+        self.archs[device as usize % self.archs.len()]
+    }
+
+    /// Whether a device reaches memory of another one.
+    fn reaches(&self, device: u32, owner: u32) -> bool {
+        device == owner || !self.isolated
+    }
+
+    /// Reads the environment: VGPU_DEVICES, VGPU_SMS, VGPU_ARCH, VGPU_DRIVER, VGPU_ISOLATED, VGPU_MODE (sc, weak or idle), VGPU_RACES,
+    /// VGPU_SEED, VGPU_WATCHDOG, VGPU_REFUSE.
     fn new() -> std::io::Result<Driver> {
         let mode = std::env::var("VGPU_MODE").unwrap_or_default();
         let weak = mode == "weak";
@@ -158,7 +183,9 @@ impl Driver {
             pools: pool::Pools::new(machine.config().devices),
             vmm: vmm::Vmm::new(machine.space().clone()),
             machine,
-            arch: number("VGPU_ARCH", 90) as u32,
+            archs: archs(),
+            version: number("VGPU_DRIVER", 13000),
+            isolated: number("VGPU_ISOLATED", 0) != 0,
             refusal: entry::Refusal::from_environment(),
             contexts,
             primary,

@@ -102,10 +102,21 @@ impl Log {
     }
 }
 
-unsafe fn load(d: &Driver, image: *const c_void, log: &Log) -> Res<Arc<LoadedModule>> {
+/// Whether PTX is of a toolkit with a larger major number than the driver: PTX 8 came with CUDA 12, PTX 9 with CUDA 13.
+fn is_newer(ptx: &str, driver: u64) -> bool {
+    let version = ptx.lines().find_map(|line| line.trim().strip_prefix(".version "));
+    let major = version.and_then(|text| text.split('.').next()?.trim().parse::<u64>().ok());
+    major.is_some_and(|major| major >= 8 && major + 4 > driver / 1000)
+}
+
+/// An image for a device of this architecture.
+unsafe fn load(d: &Driver, arch: u32, image: *const c_void, log: &Log) -> Res<Arc<LoadedModule>> {
     d.prohibit_in_capture()?;
     // SAFETY: the caller's promise is that of the driver API.
-    let text = unsafe { image::ptx(image, d.arch)? };
+    let text = unsafe { image::ptx(image, arch)? };
+    if is_newer(&text, d.version) {
+        return Err(Error::UnsupportedPtxVersion);
+    }
     let loaded = d.machine.load(&text).map_err(|e| {
         eprintln!("vgpu: {e}");
         // SAFETY: as above.
@@ -119,7 +130,7 @@ unsafe fn load_module(module: *mut usize, image: *const c_void, log: &Log) -> Re
     let (d, c) = current()?;
     // SAFETY: as above.
     unsafe {
-        let loaded = load(d, image, log)?;
+        let loaded = load(d, d.arch(c.device), image, log)?;
         put(module, d.modules.add(Arc::new(Module { loaded, device: c.device })))
     }
 }
@@ -128,7 +139,9 @@ unsafe fn load_library(library: *mut usize, image: *const c_void, log: &Log) -> 
     let d = driver()?;
     // SAFETY: as above.
     unsafe {
-        let loaded = load(d, image, log)?;
+        // A library is for all devices.
+        let arch = d.archs.iter().copied().min().unwrap_or_default();
+        let loaded = load(d, arch, image, log)?;
         let (kernels, modules, functions) = Default::default();
         let new = Library { loaded, kernels, modules, functions };
         put(library, d.libraries.add(Arc::new(new)))
@@ -180,7 +193,7 @@ fn attribute(d: &Driver, f: &Function, device: u32, which: c_uint) -> Res<c_int>
         3 => kernel.local_bytes as c_int,
         // A kernel's registers cannot be known without ptxas; what every kernel can have is said.
         4 => 32,
-        5 | 6 => d.arch as c_int,
+        5 | 6 => d.arch(device) as c_int,
         7 => 0,
         8 => f.dynamic_limit(&kernel) as c_int,
         9 => -1,

@@ -274,7 +274,7 @@ impl Team for Multicast {
 fn member(device: c_int) -> Res<u32> {
     let d = driver()?;
     let device = d.primary(device)?.device;
-    if d.arch >= 90 { Ok(device) } else { Err(Error::NotSupported) }
+    if d.arch(device) >= 90 { Ok(device) } else { Err(Error::NotSupported) }
 }
 
 api! {

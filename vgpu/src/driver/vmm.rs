@@ -112,6 +112,14 @@ pub(super) enum Held {
 }
 
 impl Held {
+    /// The device that memory is on.
+    fn owner(&self) -> Option<u32> {
+        match self {
+            Held::Memory(m) => Some(m.object.owner),
+            Held::Multicast(_) => None,
+        }
+    }
+
     fn object(&self) -> &Object {
         match self {
             Held::Memory(m) => &m.object,
@@ -430,6 +438,10 @@ api! {
     cuMemSetAccess(at: u64, bytes: usize, descs: *const AccessDesc, n: usize) {
         let d = driver()?;
         let wanted = slice(descs, n)?.iter().map(|x| x.check(d)).collect::<Res<Vec<_>>>()?;
+        let owner = d.vmm.at(at).map(|(_, held)| held.owner());
+        if wanted.iter().any(|(device, ..)| owner.flatten().is_some_and(|o| !d.reaches(*device, o))) {
+            return Err(Error::InvalidDevice);
+        }
         for region in d.vmm.regions(at, bytes as u64)? {
             wanted.iter().for_each(|(device, load, store)| region.allow(*device, *load, *store));
         }
