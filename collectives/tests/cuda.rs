@@ -44,6 +44,20 @@ fn every_algorithm_for_every_number_of_ranks() {
     }
 }
 
+/// More sources and destinations than moves of a node of eight GPUs have.
+#[test]
+fn an_all_reduce_of_many_ranks() {
+    if gpu::count().is_some() {
+        let named =
+            |a: &&Algorithm| ["one_shot_packet", "two_shot_packet", "direct"].contains(&a.name);
+        for algorithm in
+            algorithms().filter(named).filter(|a| a.collective == Collective::AllReduce)
+        {
+            check(&[case(algorithm, 34, 1000)]);
+        }
+    }
+}
+
 /// Small enough to be run under many seeds: three calls of each algorithm on one communicator, on memory that is registered and
 /// that is not, in place and not.
 #[test]

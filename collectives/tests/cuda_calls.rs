@@ -275,6 +275,10 @@ fn a_rank_that_does_not_come_is_named() {
     gpu::ranks_with(settings, 3, |mut rank| {
         let memory = Memory::new(&mut rank, 1 << 16, false);
         let at = memory.address();
+        // So that the kernel is compiled.
+        rank.call(&all_reduce(at, at, 1000)).unwrap();
+        rank.synchronize().unwrap();
+        rank.comm.host_barrier().unwrap();
         if rank.comm.rank() == 1 {
             // Comes when the others have given up.
             std::thread::sleep(Duration::from_secs(3));

@@ -153,7 +153,7 @@ class Postman {
             const u32 at = n + k < jobs ? n + k : n + k - jobs;
             if (is_done(at)) continue;
             open = at;
-            seen = load_polled_sys(letter(at).mine + channel(at));
+            seen = load_relaxed_sys(letter(at).mine + channel(at));
             if (seen >= needed(at)) {
               found = at;
               return true;
@@ -164,8 +164,8 @@ class Postman {
         [&] {
           return WaitingFor{letter(open).peer, letter(open).receives ? AT_RECEIVE : AT_SEND, needed(open), seen};
         });
-    acquire_polled_sys();
     if (!reached || found == NONE) return NONE;
+    acquire_polled_sys(letter(found).mine + channel(found));
     return agrees(found) ? found : NONE;
   }
 

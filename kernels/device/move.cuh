@@ -23,7 +23,6 @@ enum Kind : int {
 template <Kind... K>
 struct Kinds {
   static constexpr int N = sizeof...(K);
-  static_assert(N <= 32, "more operands go in several moves");
   // Four bits each: after unrolling, a constant.
   static WARPMESH_DEVICE constexpr u64 code(int first) {
     u64 code = 0;
@@ -32,7 +31,12 @@ struct Kinds {
     return code;
   }
   static WARPMESH_DEVICE constexpr Kind at(int n) {
-    return static_cast<Kind>((n < 16 ? code(0) >> 4 * n : code(16) >> 4 * (n - 16)) & 15);
+    if constexpr (N <= 32) return static_cast<Kind>((n < 16 ? code(0) >> 4 * n : code(16) >> 4 * (n - 16)) & 15);
+    // The same for many, which the compiler takes longer to see.
+    Kind found = USER;
+    int k = 0;
+    ((found = k++ == n ? K : found), ...);
+    return found;
   }
   static WARPMESH_DEVICE constexpr bool has(Kind kind) { return ((K == kind) || ...); }
 };

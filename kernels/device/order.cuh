@@ -26,28 +26,20 @@ WARPMESH_DEVICE u64 load_acquire_sys(const u64* at) {
   return value;
 }
 
-// For polling: with `acquire_polled_sys` behind the load that at last showed what was awaited it is an acquire. So the loop need not acquire
-// each time. (Before sm_90 such a fence would be a full one, and the loads acquire by themselves.)
-WARPMESH_DEVICE u64 load_polled_sys(const u64* at) {
-#if __CUDA_ARCH__ >= 900
-  u64 value;
-  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(global(at)) : "memory");
-  return value;
-#else
-  return load_acquire_sys(at);
-#endif
-}
-
-WARPMESH_DEVICE void acquire_polled_sys() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.acquire.sys;" ::: "memory");
-#endif
-}
-
 WARPMESH_DEVICE u64 load_relaxed_sys(const u64* at) {
   u64 value;
   asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(global(at)) : "memory");
   return value;
+}
+
+// Behind a poll by relaxed loads, of which the last one showed what was awaited: makes it an acquire, so that the loop need not acquire each
+// time. (Before sm_90 such a fence would be a full one, and the word is loaded once more: it only grows, by releases.)
+WARPMESH_DEVICE void acquire_polled_sys(const u64* at) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.acquire.sys;" ::: "memory");
+#else
+  load_acquire_sys(at);
+#endif
 }
 
 WARPMESH_DEVICE u32 load_relaxed_sys(const u32* at) {

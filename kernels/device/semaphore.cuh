@@ -4,7 +4,7 @@
 //   writes data
 //   bar.sync (takes in the block's writes)
 //   st.release.sys word = value  ──────────►  ld.relaxed.sys word >= value, then fence.acquire.sys
-//                                             (before sm_90: ld.acquire.sys)
+//                                             (before sm_90: ld.acquire.sys once more)
 //                                             bar.sync (hands it to the block)
 //                                             reads data
 //
@@ -30,8 +30,8 @@ struct Semaphore {
   WARPMESH_DEVICE bool wait(u64 value, const Patience& patience, u32 peer, u32 place) const {
     u64 seen = 0;
     const bool reached = persist<8>(
-        patience, [&] { return (seen = load_polled_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
-    acquire_polled_sys();
+        patience, [&] { return (seen = load_relaxed_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
+    acquire_polled_sys(word);
     return reached;
   }
 };

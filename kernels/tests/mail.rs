@@ -76,7 +76,7 @@ const MUTANTS: [(&str, &str); 4] = [
     ("desk.next = find(n);\n      __syncthreads();", "desk.next = find(n);"),
     // A slot is filled before it was emptied.
     ("return next > MAIL_SLOTS ? next - MAIL_SLOTS : 0;", "return 0;"),
-    ("acquire_polled_sys();", ""),
+    ("acquire_polled_sys(letter(found).mine + channel(found));", ""),
 ];
 
 #[test]

@@ -5,9 +5,8 @@
 //! the order in which the text names it. So ranks whose programs have the same structure share a kernel.
 #![forbid(unsafe_code)]
 
-use std::fmt::Write as _;
-
 use super::arrange::{arrange, conflict};
+use super::lines::{self, Line};
 use super::names::{contributions, entry_name, kinds, kinds_name, op_name, type_name};
 use super::switch;
 use crate::dtype::DataType;
@@ -98,7 +97,7 @@ pub(crate) fn emit(
         world: shape.world,
         dtype,
         op,
-        body: String::new(),
+        body: Vec::new(),
         tables: Tables::default(),
         signalled: Vec::new(),
         awaited: Vec::new(),
@@ -131,7 +130,7 @@ struct Writer {
     world: usize,
     dtype: DataType,
     op: OpKind,
-    body: String,
+    body: Vec<Line>,
     tables: Tables,
     /// How often a semaphore of a peer has been signalled so far, and awaited.
     signalled: Vec<(usize, usize, u32)>,
@@ -153,18 +152,19 @@ impl Writer {
         let count = peers.len();
         if count > 0 {
             let first = self.semaphores(GUARD, &peers, true);
-            self.line(&format!(
-                "w.guard<{count}>(p.semaphore + {first}, p.peer + {first}, {AT_GUARD});"
-            ));
+            self.line(
+                format!("w.guard<{count}>(p.semaphore + @, p.peer + @, {AT_GUARD});"),
+                &[first, first],
+            );
             if !claims.synchronises {
                 let first = self.semaphores(GUARD, &peers, false);
-                self.line(&format!("w.begin<{count}>(p.semaphore + {first});"));
+                self.line(format!("w.begin<{count}>(p.semaphore + @);"), &[first]);
             }
         }
         // A rank that is alone has nobody to tell, but its own factor.
         self.tables.announces = (announces && count > 0) || self.op == OpKind::PreMulSum;
         if self.tables.announces {
-            self.line(&format!("w.announce<{count}>(p, learned);"));
+            self.line(format!("w.announce<{count}>(p, learned);"), &[]);
             self.tables.boards = peers;
             self.learning = true;
         }
@@ -183,7 +183,7 @@ impl Writer {
                 let conflicts =
                     |earlier| list[..count].iter().any(|m| conflict(earlier, m, shape, self.rank));
                 if self.learning || self.open.iter().any(conflicts) {
-                    self.line("w.sync();");
+                    self.line("w.sync();".to_owned(), &[]);
                     self.synced();
                 }
                 self.open.extend_from_slice(&list[..count]);
@@ -208,7 +208,7 @@ impl Writer {
         for (nth, peers) in by_turn(&mut self.signalled, semaphore, to)? {
             let first = self.semaphores(semaphore, &peers, false);
             let count = peers.len();
-            self.line(&format!("w.signal<{count}>(p.semaphore + {first}, {nth});"));
+            self.line(format!("w.signal<{count}>(p.semaphore + @, @);"), &[first, nth as usize]);
         }
         Ok(())
     }
@@ -230,13 +230,15 @@ impl Writer {
                 if meeting > MOST_MEETINGS {
                     return Err("waits for more than 63 different groups of peers");
                 }
-                self.line(&format!(
-                    "w.meet<{count}, {meeting}>(p, learned, {first}, {nth}, {number});"
-                ));
+                self.line(
+                    format!("w.meet<{count}, {meeting}>(p, learned, @, @, @);"),
+                    &[first, nth as usize, number],
+                );
             } else {
-                self.line(&format!(
-                    "w.wait<{count}>(p.semaphore + {first}, p.peer + {first}, {nth}, {number});"
-                ));
+                self.line(
+                    format!("w.wait<{count}>(p.semaphore + @, p.peer + @, @, @);"),
+                    &[first, first, nth as usize, number],
+                );
             }
         }
         Ok(())
@@ -294,15 +296,18 @@ impl Writer {
             let operands = self.entries(operands(instruction).1)?;
             self.tables.places.extend(operands);
         }
-        let (peers, count) = (format!("p.peer + PEERS + {sources}"), group.len());
+        let count = group.len();
         let (at, factor) = if self.tables.announces {
             ("learned.at", "learned.factor")
         } else {
             ("p.place", "p.place")
         };
-        self.line(&format!(
-            "w.move<{form}, {count}>({at} + {sources}, {at} + {destinations}, {factor} + {sources}, {peers}, p.parts + {part}, {number});",
-        ));
+        self.line(
+            format!(
+                "w.move<{form}, {count}>({at} + @, {at} + @, {factor} + @, p.peer + PEERS + @, p.parts + @, @);"
+            ),
+            &[sources, destinations, sources, sources, part, number],
+        );
         Ok(())
     }
 
@@ -335,12 +340,13 @@ impl Writer {
         Ok(format!("Move<{ty}, {op}, {}, {}{tables}>", kinds_name(&sources), kinds_name(&to)))
     }
 
-    fn line(&mut self, text: &str) {
-        writeln!(self.body, "    {text}").expect("writing to a string");
+    fn line(&mut self, text: String, numbers: &[usize]) {
+        self.body.push(Line::new(text, numbers));
     }
 
     fn finish(self, shape: &Shape, claims: &Claims) -> Kernel {
         let Self { dtype, op, body, tables, world, switched, .. } = self;
+        let body = lines::text(&body);
         let header = if switched { "#include \"warpmesh/multicast.cuh\"\n" } else { "" };
         let name = entry_name(shape, dtype, op);
         let (peers, parts) = (tables.semaphores.len(), tables.parts.len());

@@ -12,6 +12,7 @@ pub(crate) mod emit;
 mod geometry;
 mod group;
 mod kernel;
+mod lines;
 mod mail;
 mod names;
 pub(crate) mod params;

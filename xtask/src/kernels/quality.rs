@@ -25,8 +25,7 @@ compiled as a communicator does it (NVRTC) and read off `nvdisasm`'s listing. `r
 - **generic**: accesses that find out at run time which memory they mean.
 - **128-bit**, **narrow**: loads and stores of global memory. The narrow ones are signals, polls, state, and what is no whole unit.
 - **in flight**: the most loads of 128 bits that a thread has issued before it needs the first of them.
-- **poll**: instructions for each look at an awaited word, in the worst of the loops that wait. (A packet's look checks its two flags.
-  Before sm_90 each look is an acquire, one instruction more: a fence behind the loop would be a full one there.)
+- **poll**: instructions for each look at an awaited word, in the worst of the loops that wait. (A packet's look checks its two flags.)
 ";
 
 const BESIDE: &str = "
