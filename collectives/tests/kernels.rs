@@ -8,7 +8,7 @@ use std::time::Instant;
 use common::gpu::{self, Memory};
 use warpmesh::algorithms::{self, Algorithm};
 use warpmesh::plan::Collective;
-use warpmesh::{CudaKernel, DataType, RawCall, ReduceOp, cuda_kernel};
+use warpmesh::{CudaKernel, DataType, RawCall, ReduceOp, cuda_kernel, cuda_mail_kernel};
 use warpmesh_kernels::cache;
 
 const WORLD: usize = 8;
@@ -20,6 +20,13 @@ fn compile_all() {
     let folder = PathBuf::from(std::env::var_os("WARPMESH_KERNELS").expect("WARPMESH_KERNELS"));
     let archs = std::env::var("WARPMESH_ARCHS").expect("WARPMESH_ARCHS");
     let archs: Vec<u32> = archs.split(',').map(|arch| arch.parse().expect("a number")).collect();
+    for arch in &archs {
+        compile(
+            &cuda_mail_kernel(),
+            *arch,
+            &folder.join(format!("send_receive.letters.all.{arch}")),
+        );
+    }
     for algorithm in algorithms::all() {
         for (role, rank) in roles(algorithm) {
             let Some((kernel, _)) = kernel(algorithm, rank) else { continue };

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use warpmesh::algorithms::{self, Algorithm};
 use warpmesh::bootstrap::Bootstrap;
 use warpmesh::plan::Collective;
-use warpmesh::{Builder, Communicator, DataType, Error, RawCall, ReduceOp};
+use warpmesh::{Builder, Communicator, DataType, Error, Group, RawCall, ReduceOp};
 
 use super::{Backend, Buffer, Call, Kind, Refused};
 use crate::layout::{Place, Test};
@@ -52,16 +52,28 @@ impl Warpmesh {
     /// # Safety
     /// As [`Backend::run`].
     unsafe fn exchange(&mut self, call: &Call) -> Result<()> {
-        let (rank, world) = (self.comm.rank(), self.comm.world());
-        let (to, from) = ((rank + 1) % world, (rank + world - 1) % world);
-        self.comm.group(|group| {
-            // SAFETY: as promised by the caller, until the group has ended.
-            unsafe {
-                group.send_raw(call.input, call.count, call.dtype, to)?;
-                group.recv_raw(call.output, call.count, call.dtype, from)
-            }
-        })?;
+        let world = self.comm.world();
+        // SAFETY: as promised by the caller, until the group has ended.
+        self.comm.group(|group| unsafe { exchange(group, call, world) })?;
         Ok(())
+    }
+}
+
+/// Sends to the next rank and receives from the one before.
+///
+/// # Safety
+/// The call's buffers are good until the group is done.
+pub(super) unsafe fn exchange(
+    group: &mut Group<'_>,
+    call: &Call,
+    world: usize,
+) -> Result<(), Error> {
+    let rank = group.rank();
+    let (to, from) = ((rank + 1) % world, (rank + world - 1) % world);
+    // SAFETY: the caller's.
+    unsafe {
+        group.send_raw(call.input, call.count, call.dtype, to)?;
+        group.recv_raw(call.output, call.count, call.dtype, from)
     }
 }
 

@@ -27,14 +27,14 @@ const HEADER: usize = 128;
 const BUDGET: usize = 4 << 20;
 const LEAST_SLOT: usize = 8 * HEADER;
 
-const SOURCE: &str = "// Carries out the letters of a group.\n\
+pub(super) const SOURCE: &str = "// Carries out the letters of a group.\n\
     #include \"warpmesh/mail.cuh\"\n\
     using namespace warpmesh;\n\n\
     extern \"C\" __global__ void __launch_bounds__(512, 2) mail(const __grid_constant__ Mail mail) {\n  \
       __shared__ Postman::Desk desk;\n  \
       Postman(mail, desk).deliver();\n\
     }\n";
-const NAME: &str = "mail";
+pub(super) const NAME: &str = "mail";
 
 /// `Letter` of mail.cuh.
 #[derive(Clone, Copy, Debug, Default)]

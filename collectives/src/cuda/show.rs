@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::switch::AtHand;
-use super::{CudaCommunicator, choose, emit};
+use super::{CudaCommunicator, choose, emit, mail};
 use crate::algorithms;
 use crate::communicator::RawCall;
 use crate::error::{Error, argument};
@@ -51,6 +51,12 @@ pub fn cuda_kernel(
     let announces = candidate.registered;
     let kernel = emit::emit(&shape, &program, &plan.claims, announces, rank, call.dtype, query.op)?;
     Ok(CudaKernel { plan: plan.name, name: kernel.name, source: kernel.source })
+}
+
+/// The kernel that carries out sends and receives. Its plan's name is `letters`.
+pub fn cuda_mail_kernel() -> CudaKernel {
+    let (name, source) = (mail::NAME.to_owned(), mail::SOURCE.to_owned());
+    CudaKernel { plan: "letters", name, source }
 }
 
 /// What calls have where there is multicast memory or not: registered buffers lie at the same place on all ranks.

@@ -25,7 +25,8 @@ compiled as a communicator does it (NVRTC) and read off `nvdisasm`'s listing. `r
 - **generic**: accesses that find out at run time which memory they mean.
 - **128-bit**, **narrow**: loads and stores of global memory. The narrow ones are signals, polls, state, and what is no whole unit.
 - **in flight**: the most loads of 128 bits that a thread has issued before it needs the first of them.
-- **poll**: instructions for each look at an awaited word, in the worst of the loops that wait. (A packet's look checks its two flags.)
+- **poll**: instructions for each look at an awaited word, in the worst of the loops that wait. (A packet's look checks its two flags.
+  The kernel of sends and receives chooses among the letters that it serves: a look is at one of them.)
 ";
 
 const BESIDE: &str = "

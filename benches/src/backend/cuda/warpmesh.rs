@@ -6,8 +6,10 @@ use anyhow::{Context, Result};
 
 use super::Device;
 use crate::backend::clock::Clock;
-use crate::backend::warpmesh::{Settings, in_place_is_claimed, told_apart, unknown_algorithm};
-use crate::backend::{Backend, Buffer, Call, Graph, Kind, Refused};
+use crate::backend::warpmesh::{
+    Settings, exchange, in_place_is_claimed, told_apart, unknown_algorithm,
+};
+use crate::backend::{Backend, Buffer, Call, Graph, Kind};
 use crate::layout::{Place, Test};
 use crate::perf::Control;
 
@@ -36,16 +38,11 @@ impl WarpmeshCuda {
         })
     }
 
-    fn collective(test: Test) -> Result<Collective, Refused> {
-        match test {
-            Test::Collective(collective) => Ok(collective),
-            Test::SendRecv => Err(Refused("it has no send and receive on GPUs yet".to_owned())),
-        }
-    }
-
-    fn raw(call: &Call) -> Result<RawCall, Refused> {
-        Ok(RawCall {
-            collective: Self::collective(call.test)?,
+    /// None for what is no collective.
+    fn raw(call: &Call) -> Option<RawCall> {
+        let Test::Collective(collective) = call.test else { return None };
+        Some(RawCall {
+            collective,
             dtype: call.dtype,
             op: call.op,
             root: call.root,
@@ -56,7 +53,7 @@ impl WarpmeshCuda {
     }
 
     fn plan(&self, call: &Call, place: Place, registered: bool) -> Option<&'static str> {
-        self.comm.plan(&Self::raw(call).ok()?, registered, place == Place::In)
+        self.comm.plan(&Self::raw(call)?, registered, place == Place::In)
     }
 
     /// Puts an all-reduce on the stream, which ends on no rank before it has begun on all.
@@ -86,8 +83,7 @@ impl Backend for WarpmeshCuda {
     }
 
     fn refuses(&self, test: Test, _: DataType, _: ReduceOp, _: Place) -> Option<String> {
-        let missing = Self::collective(test).err().map(|Refused(why)| why);
-        missing.or_else(|| unknown_algorithm(self.algorithm.as_deref()?, test))
+        unknown_algorithm(self.algorithm.as_deref()?, test)
     }
 
     fn substitutes(&mut self, call: &Call, place: Place, registered: bool) -> Option<String> {
@@ -112,9 +108,18 @@ impl Backend for WarpmeshCuda {
 
     #[inline]
     unsafe fn run(&mut self, call: &Call) -> Result<()> {
-        let raw = Self::raw(call)?;
+        let stream = self.device.stream();
         // SAFETY: the same contract; the stream is of the communicator's context.
-        unsafe { self.comm.call(&raw, self.device.stream()) }.map_err(told_apart)
+        let queued = unsafe {
+            match Self::raw(call) {
+                Some(raw) => self.comm.call(&raw, stream),
+                None => {
+                    let world = self.comm.world();
+                    self.comm.group_raw(stream, |group| exchange(group, call, world))
+                }
+            }
+        };
+        queued.map_err(told_apart)
     }
 
     fn finish(&mut self) -> Result<()> {
