@@ -19,6 +19,7 @@
 //! | registered memory | the transport's thread, or the NIC | who has seen the signal behind the transfer | plain; by the signal |
 
 mod error;
+pub mod rdma;
 mod signals;
 
 use std::fmt;
@@ -42,6 +43,11 @@ pub unsafe trait Region: Send + Sync + fmt::Debug {
     /// Whether there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it is a device's, so that the processor cannot read it at its address.
+    fn is_on_device(&self) -> bool {
+        self.dma_buf().is_some()
     }
 
     /// A dma-buf of the memory and where it begins in it, if it is a device's.

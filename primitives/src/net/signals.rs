@@ -54,6 +54,11 @@ impl Signals {
         self.word(semaphore, lane).fetch_add(1, Ordering::Release);
     }
 
+    /// Where the words are, and how many bytes: semaphore by semaphore, lane by lane.
+    pub(crate) fn memory(&self) -> (*mut u8, usize) {
+        (self.words.base(), self.words.len())
+    }
+
     /// The word of a lane, which NICs of peers may count up.
     #[inline]
     pub(crate) fn word(&self, semaphore: u32, lane: usize) -> &AtomicU64 {

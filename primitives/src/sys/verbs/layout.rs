@@ -74,7 +74,13 @@ fn devices(out: &mut String) {
         sm_lid lmc max_vl_num sm_sl subnet_timeout init_type_reply active_width active_speed phys_state link_layer flags
         port_cap_flags2);
     same!(out, "struct ibv_async_event", AsyncEvent, element event_type);
-    layout!(out, "struct ibv_async_event", AsyncEvent, "element.qp" = element, "element.port_num" = element);
+    layout!(
+        out,
+        "struct ibv_async_event",
+        AsyncEvent,
+        "element.qp" = element,
+        "element.port_num" = element
+    );
 }
 
 fn queues(out: &mut String) {
@@ -97,9 +103,16 @@ fn queues(out: &mut String) {
 fn requests(out: &mut String) {
     same!(out, "struct ibv_sge", Sge, addr length lkey);
     same!(out, "struct ibv_send_wr", SendWr, wr_id next sg_list num_sge opcode send_flags imm_data);
-    layout!(out, "struct ibv_send_wr", SendWr,
-        "wr" = remote, "qp_type" = qp_type, "bind_mw" = rest,
-        "wr.rdma.remote_addr" = remote, "wr.atomic.remote_addr" = remote);
+    layout!(
+        out,
+        "struct ibv_send_wr",
+        SendWr,
+        "wr" = remote,
+        "qp_type" = qp_type,
+        "bind_mw" = rest,
+        "wr.rdma.remote_addr" = remote,
+        "wr.atomic.remote_addr" = remote
+    );
     let remote = offset_of!(SendWr, remote);
     for (c, offset) in [
         ("wr.rdma.rkey", offset_of!(RemoteRdma, rkey)),
@@ -108,7 +121,8 @@ fn requests(out: &mut String) {
         ("wr.atomic.rkey", offset_of!(RemoteAtomic, rkey)),
     ] {
         let at = remote + offset;
-        writeln!(out, "_Static_assert(offsetof(struct ibv_send_wr, {c}) == {at}, \"{c}\");").unwrap();
+        writeln!(out, "_Static_assert(offsetof(struct ibv_send_wr, {c}) == {at}, \"{c}\");")
+            .unwrap();
     }
     same!(out, "struct ibv_recv_wr", RecvWr, wr_id next sg_list num_sge);
     same!(out, "struct ibv_wc", Wc,

@@ -12,7 +12,7 @@ mod objects;
 mod types;
 mod work;
 
-pub(crate) use library::{Unavailable, Verbs};
+pub(crate) use library::Verbs;
 pub(crate) use objects::{
     Completions, Connect, Domain, Event, GidEntry, Opened, Owner, QueuePair, QueueSizes,
     RegisteredMemory, Route,

@@ -61,7 +61,8 @@ impl Verbs {
     pub(crate) fn open(&self, name: &str) -> io::Result<Opened> {
         let list = DeviceList::get(self)?;
         // SAFETY: as above.
-        let mut named = list.iter().filter(|device| unsafe { text((**device).name.as_ptr()) == name });
+        let mut named =
+            list.iter().filter(|device| unsafe { text((**device).name.as_ptr()) == name });
         let device = named.next().ok_or(io::ErrorKind::NotFound)?;
         // SAFETY: a device of a list that lives.
         let context = owned(unsafe { (self.call().open_device)(device) })?;
@@ -145,9 +146,8 @@ impl Opened {
         let mut table = vec![GidEntry::default(); 512];
         let Some(query) = self.verbs.call().query_gid_table else { return Vec::new() };
         // SAFETY: the context lives, and the table has room for so many entries of this size.
-        let found = unsafe {
-            query(self.raw(), table.as_mut_ptr(), table.len(), 0, size_of::<GidEntry>())
-        };
+        let found =
+            unsafe { query(self.raw(), table.as_mut_ptr(), table.len(), 0, size_of::<GidEntry>()) };
         table.truncate(usize::try_from(found).unwrap_or(0));
         table.retain(|entry| entry.port_num == u32::from(port));
         table
@@ -156,8 +156,9 @@ impl Opened {
     fn plain_gid(&self, port: u8, index: u32) -> Option<GidEntry> {
         let mut gid = raw::Gid::default();
         // SAFETY: the context lives; the library fills the address.
-        let found =
-            unsafe { (self.verbs.call().query_gid)(self.raw(), port, index as c_int, &raw mut gid) };
+        let found = unsafe {
+            (self.verbs.call().query_gid)(self.raw(), port, index as c_int, &raw mut gid)
+        };
         let (port_num, gid_type) = (u32::from(port), raw::GID_TYPE_ROCE_V2);
         let entry = GidEntry { gid, gid_index: index, port_num, gid_type, ndev_ifindex: 0 };
         (found == 0 && gid.raw != [0; 16]).then_some(entry)

@@ -131,7 +131,12 @@ fn link<T>(items: &mut [T], set: impl Fn(&mut T, *mut T)) -> *mut T {
 fn request(work: &Work, bytes: *mut Sge) -> SendWr {
     let rdma = Remote { rdma: RemoteRdma { remote_addr: work.remote, rkey: work.key } };
     let atomic = |add| Remote {
-        atomic: RemoteAtomic { remote_addr: work.remote, compare_add: add, swap: 0, rkey: work.key },
+        atomic: RemoteAtomic {
+            remote_addr: work.remote,
+            compare_add: add,
+            swap: 0,
+            rkey: work.key,
+        },
     };
     let (opcode, imm_data, remote) = match work.op {
         Op::Write => (WR_RDMA_WRITE, 0, rdma),
