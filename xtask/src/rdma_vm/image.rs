@@ -32,11 +32,13 @@ pub fn write(to: &Path, packages: &Packages, init: &str, programs: &[PathBuf]) -
     }
     image.file("init", init.as_bytes().to_vec());
     image.file("etc/hosts", b"127.0.0.1 localhost\n".to_vec());
-    image.copy("etc/libibverbs.d/rxe.driver", &packages.guest.join("etc/libibverbs.d/rxe.driver"))?;
+    image
+        .copy("etc/libibverbs.d/rxe.driver", &packages.guest.join("etc/libibverbs.d/rxe.driver"))?;
     image.copy(LOADER, &packages.guest.join(LOADER))?;
     image.copy("bin/busybox", &packages.guest.join("bin/busybox"))?; // needs no libraries
     for name in PROGRAMS {
-        let path = BIN.iter().map(|bin| packages.guest.join(bin).join(name)).find(|path| path.exists());
+        let path =
+            BIN.iter().map(|bin| packages.guest.join(bin).join(name)).find(|path| path.exists());
         let path = path.with_context(|| format!("the packages have no program {name}"))?;
         image.program(&format!("bin/{name}"), &path, packages)?;
     }
@@ -88,7 +90,11 @@ impl Image {
     /// libibverbs' driver for soft-RoCE, and libibverbs itself, which programs look for when they run.
     fn driver(&mut self, packages: &Packages) -> Result<()> {
         let folder = packages.guest.join(LIB[0]);
-        self.program(&format!("{}/libibverbs.so.1", LIB[1]), &folder.join("libibverbs.so.1"), packages)?;
+        self.program(
+            &format!("{}/libibverbs.so.1", LIB[1]),
+            &folder.join("libibverbs.so.1"),
+            packages,
+        )?;
         let drivers = fs::read_dir(folder.join("libibverbs")).context("libibverbs' drivers")?;
         for driver in drivers.flatten() {
             let name = driver.file_name().to_string_lossy().into_owned();
@@ -139,7 +145,11 @@ fn libraries(program: &Path, packages: &Packages) -> Result<Vec<PathBuf>> {
         bail!("libraries of {}: {error}{text}", program.display());
     }
     if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
-        bail!("{} wants a library that Debian's packages here lack: {}", program.display(), missing.trim());
+        bail!(
+            "{} wants a library that Debian's packages here lack: {}",
+            program.display(),
+            missing.trim()
+        );
     }
     let paths = text.lines().filter_map(|line| line.split("=> ").nth(1)?.split(' ').next());
     Ok(paths.map(PathBuf::from).collect())
@@ -167,11 +177,7 @@ fn find_modules(folder: &Path, all: &mut BTreeMap<String, PathBuf>) -> Result<()
     Ok(())
 }
 
-fn add_module(
-    name: &str,
-    all: &BTreeMap<String, PathBuf>,
-    order: &mut Vec<PathBuf>,
-) -> Result<()> {
+fn add_module(name: &str, all: &BTreeMap<String, PathBuf>, order: &mut Vec<PathBuf>) -> Result<()> {
     let path = all.get(&name.replace('-', "_"));
     let path = path.with_context(|| format!("the kernel's package has no module {name}"))?;
     if order.contains(path) {
@@ -193,7 +199,8 @@ fn add_module(
 /// A module's content; newer kernels have it compressed.
 fn unpacked(module: &Path) -> Result<Vec<u8>> {
     if module.extension().is_some_and(|ending| ending == "xz") {
-        let output = Command::new("xz").arg("-dc").arg(module).output().context("cannot start xz")?;
+        let output =
+            Command::new("xz").arg("-dc").arg(module).output().context("cannot start xz")?;
         return Ok(output.stdout);
     }
     fs::read(module).with_context(|| module.display().to_string())

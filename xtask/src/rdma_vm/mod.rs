@@ -71,7 +71,10 @@ fn boot(packages: &Packages, archive: &Path) -> Result<()> {
             bail!("the virtual machine was not done after {} s; {console}", LIMIT.as_secs())
         }
         Some(code) if code > 33 && code % 2 == 1 => {
-            bail!("the tests in the virtual machine failed with exit code {}; {console}", (code - 1) / 2 - 16)
+            bail!(
+                "the tests in the virtual machine failed with exit code {}; {console}",
+                (code - 1) / 2 - 16
+            )
         }
         _ => bail!("the virtual machine ended without the tests' verdict ({status}); {console}"),
     }
@@ -80,7 +83,8 @@ fn boot(packages: &Packages, archive: &Path) -> Result<()> {
 /// The emulator, which its own packages' loader starts, as they may be of another release than this machine.
 fn qemu(packages: &Packages, archive: &Path) -> Command {
     let (tree, seconds) = (&packages.qemu, LIMIT.as_secs().to_string());
-    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
+    let libraries =
+        ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
     let libraries = libraries.map(|lib| tree.join(lib).display().to_string()).join(":");
     let kernel = packages.kernel.join(format!("boot/vmlinuz-{}", packages.release));
     let mut qemu = Command::new("timeout");

@@ -124,7 +124,11 @@ impl<'a> Apt<'a> {
                 let mut dpkg = Command::new("dpkg");
                 let unpack = dpkg.arg("-x").args([&package, &tree]).output()?;
                 if !unpack.status.success() {
-                    bail!("dpkg -x {}: {}", package.display(), String::from_utf8_lossy(&unpack.stderr));
+                    bail!(
+                        "dpkg -x {}: {}",
+                        package.display(),
+                        String::from_utf8_lossy(&unpack.stderr)
+                    );
                 }
             }
         }

@@ -157,7 +157,8 @@ impl RdmaTransport {
         let lanes = self.nics.len().min(offer.ends.len());
         let immediate = [self.own_mode(), offer.mode].contains(&SignalMode::Immediate);
         let mode = if immediate { SignalMode::Immediate } else { SignalMode::FetchAdd };
-        let receives = if immediate { self.receives() } else { 0 };
+        // One that is never used comes back when the queue pair breaks: so a rank that does not send learns it.
+        let receives = if immediate { self.receives() } else { 1 };
         let mut connected = Vec::new();
         let mut rules =
             Rules { mode, stripe: self.options.stripe, longest: u32::MAX, inline: u32::MAX };

@@ -8,17 +8,28 @@ use rustix::process::{Resource, getrlimit};
 use crate::net::NetError;
 use crate::sys::verbs::{
     Verbs, WC_LOC_PROT_ERR, WC_REM_ACCESS_ERR, WC_REM_OP_ERR, WC_RETRY_EXC_ERR,
-    WC_RNR_RETRY_EXC_ERR, Wc,
+    WC_RNR_RETRY_EXC_ERR, WC_WR_FLUSH_ERR, Wc,
 };
 
 pub(super) fn unavailable(reason: String) -> NetError {
     NetError::Unavailable { transport: "rdma", reason }
 }
 
-/// A completion that failed.
-pub(super) fn completion(verbs: &Verbs, wc: &Wc, mtu: u32) -> String {
+/// A completion that failed: of a receive that waited for a signal, or of a request.
+pub(super) fn completion(verbs: &Verbs, wc: &Wc, receive: bool, mtu: u32) -> String {
     let status = verbs.status(wc.status);
-    let advice = match wc.status {
+    let advice = if receive { of_receive() } else { of_request(wc, mtu) };
+    format!("{status} (status {}, vendor {:#x}); {advice}", wc.status, wc.vendor_err)
+}
+
+fn of_receive() -> String {
+    "this rank's NIC refuses what the peer sent: to memory that was taken back (forget), or by another version; or the \
+     NIC failed, then the kernel's log (dmesg) tells it"
+        .to_owned()
+}
+
+fn of_request(wc: &Wc, mtu: u32) -> String {
+    match wc.status {
         WC_RETRY_EXC_ERR => format!(
             "the peer's NIC does not answer: its process has ended, its port or a switch is down, or packets of {mtu} bytes \
              do not come through (compare the MTU of ports and switches; RoCE wants priority flow control or ECN)"
@@ -30,11 +41,11 @@ pub(super) fn completion(verbs: &Verbs, wc: &Wc, mtu: u32) -> String {
         WC_LOC_PROT_ERR => "this rank's NIC refuses the source: the memory was taken back (forget) before its transfers \
              were sent, or it was unmapped"
             .to_owned(),
+        WC_WR_FLUSH_ERR => "the queue pair had stopped; the peer's report may tell why".to_owned(),
         _ => "look at the kernel's log (dmesg) and the port's counters \
              (/sys/class/infiniband/*/ports/*/hw_counters)"
             .to_owned(),
-    };
-    format!("{status} (status {}, vendor {:#x}); {advice}", wc.status, wc.vendor_err)
+    }
 }
 
 /// Memory that a NIC would not take.

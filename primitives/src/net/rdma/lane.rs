@@ -138,6 +138,7 @@ impl<Q: Queue> Lane<Q> {
     }
 
     /// Requests that wait or are in flight.
+    #[cfg(test)]
     pub(super) fn unfinished(&self) -> usize {
         self.waiting.len() + self.in_flight.len()
     }

@@ -72,7 +72,7 @@ use self::queue::SendQueue;
 use self::wire::{Description, MAX_NICS};
 use crate::net::{NetError, NetFault, Region, Signals, Span, Transfer, Transport};
 use crate::sys::verbs::{
-    Event, Owner, RegisteredMemory, Verbs, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS, WC_WR_FLUSH_ERR, Wc,
+    Event, Owner, RegisteredMemory, Verbs, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS, Wc,
 };
 
 /// Completions that are taken at a time.
@@ -245,13 +245,12 @@ impl RdmaTransport {
     }
 
     fn failed(&mut self, nic: usize, number: usize, wc: &Wc) {
-        if wc.status == WC_WR_FLUSH_ERR {
-            // Something else came first: an event of the queue pair may say what.
-            self.look();
-        }
-        if self.peers.get(&number).is_some_and(|peer| peer.fault.is_none()) {
-            let mtu = self.peers.get(&number).map_or(0, |peer| peer.mtu);
-            let cause = faults::completion(&self.verbs, wc, mtu);
+        // Something else may be behind it: an event of the queue pair, or a port that is down.
+        self.look();
+        self.nics[nic].look_at_port();
+        if let Some(peer) = self.peers.get(&number) {
+            let receive = (wc.wr_id >> 32) as u32 & RECEIVE != 0;
+            let cause = faults::completion(&self.verbs, wc, receive, peer.mtu);
             self.break_one(number, nic, &cause);
         }
     }
@@ -263,8 +262,12 @@ impl RdmaTransport {
             return;
         }
         let nic = &self.nics[nic];
-        let down =
-            nic.down.map(|since| format!(" (this port is down since {:?})", since.elapsed()));
+        let down = nic.down.map(|since| {
+            format!(
+                " (the port is down since {:?}: look at its cable, its interface and the switch)",
+                since.elapsed()
+            )
+        });
         let cause = cause.to_owned() + &down.unwrap_or_default();
         let fault = NetFault { peer: number, via: nic.via.clone(), cause };
         peer.connection.lanes.iter_mut().for_each(|lane| lane.queue.0.stop());

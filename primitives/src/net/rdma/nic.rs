@@ -11,8 +11,8 @@ use super::options::{RdmaOptions, code_of_mtu, mtu_of_code};
 use crate::net::{NetError, Region, Signals};
 use crate::sys::Mapping;
 use crate::sys::verbs::{
-    Completions, Domain, GID_TYPE_IB, GID_TYPE_ROCE_V1, GID_TYPE_ROCE_V2, Gid, GidEntry,
-    LINK_LAYER_ETHERNET, Local, Opened, PORT_ACTIVE, PortAttr, QueuePair, QueueSizes,
+    ATOMIC_NONE, Completions, Domain, GID_TYPE_IB, GID_TYPE_ROCE_V1, GID_TYPE_ROCE_V2, Gid,
+    GidEntry, LINK_LAYER_ETHERNET, Local, Opened, PORT_ACTIVE, PortAttr, QueuePair, QueueSizes,
     RegisteredMemory, Verbs,
 };
 
@@ -115,7 +115,7 @@ impl Nic {
         let sink = unsafe { domain.register(sink_page.base(), sink_page.len(), false) };
         let sink = sink.map_err(|error| refused(&via, "a page of its own", 4096, &error))?;
         let (address, bytes) = signals.memory();
-        let has_atomics = limits.atomic_cap != 0 && limits.max_qp_rd_atom > 0;
+        let has_atomics = limits.atomic_cap != ATOMIC_NONE && limits.max_qp_rd_atom > 0;
         // SAFETY: the transport keeps the signals longer than its NICs, and they are read as atomics only.
         let table = unsafe { domain.register(address, bytes, has_atomics) };
         let table = table.map_err(|error| refused(&via, "the semaphores", bytes, &error))?;
@@ -151,6 +151,14 @@ impl Nic {
     pub(super) fn sink(&self) -> Local {
         let address = self.sink_page.base() as u64;
         Local { address, bytes: 8, key: self.sink.local_key() }
+    }
+
+    /// Notices that the port is down, if its event has not come yet.
+    pub(super) fn look_at_port(&mut self) {
+        let state = self.device.port(self.port);
+        if state.is_ok_and(|port| port.state != PORT_ACTIVE) {
+            self.down.get_or_insert_with(Instant::now);
+        }
     }
 
     /// A queue pair that takes receives.

@@ -36,7 +36,8 @@ pub struct RdmaOptions {
     /// How long a NIC waits for an answer: 4.096 µs · 2^timeout, 1 to 31. `WARPMESH_IB_TIMEOUT`, 18: 1.1 s. Together with
     /// the retries it is how long it takes until a peer that does not answer is an error.
     pub timeout: u8,
-    /// How often it tries again, 0 to 7. `WARPMESH_IB_RETRIES`, 7.
+    /// How often it tries again, 0 to 7. `WARPMESH_IB_RETRIES`, 6: soft-RoCE takes 7 for "for ever", and would never tell
+    /// that a peer has gone.
     pub retries: u8,
     /// `WARPMESH_IB_SIGNALS`: `fetch-add` or `immediate`.
     pub signals: SignalMode,
@@ -59,7 +60,7 @@ impl Default for RdmaOptions {
             service_level: 0,
             mtu: None,
             timeout: 18,
-            retries: 7,
+            retries: 6,
             signals: SignalMode::default(),
             depth: 256,
             stripe: 64 << 10,
@@ -135,11 +136,6 @@ impl RdmaOptions {
         }
         Ok(())
     }
-
-    /// How long a NIC tries before it gives a peer up, at least.
-    pub(super) fn patience(&self) -> Duration {
-        Duration::from_nanos(4096 << self.timeout) * (u32::from(self.retries) + 1)
-    }
 }
 
 fn set<T: TryFrom<u64>>(option: &mut T, value: Option<u64>) {
@@ -194,7 +190,6 @@ mod tests {
         assert_eq!(options.devices, ["mlx5_0", "mlx5_1:2"]);
         assert_eq!((options.mtu, options.timeout, options.gid_index), (Some(2048), 14, Some(3)));
         assert_eq!(options.signals, SignalMode::Immediate);
-        assert_eq!(options.patience(), Duration::from_nanos(4096 << 14) * 8);
     }
 
     #[test]

@@ -19,7 +19,6 @@ pub(crate) use super::types::GidEntry;
 pub(crate) struct Opened {
     verbs: Verbs,
     context: NonNull<raw::Context>,
-    name: String,
 }
 
 // SAFETY: the library's objects may be used by any thread, and by several at once where a shared reference suffices.
@@ -66,7 +65,7 @@ impl Verbs {
         let device = named.next().ok_or(io::ErrorKind::NotFound)?;
         // SAFETY: a device of a list that lives.
         let context = owned(unsafe { (self.call().open_device)(device) })?;
-        Ok(Opened { verbs: self.clone(), context, name: name.to_owned() })
+        Ok(Opened { verbs: self.clone(), context })
     }
 }
 
@@ -105,14 +104,6 @@ impl Drop for DeviceList<'_> {
 }
 
 impl Opened {
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(crate) fn verbs(&self) -> &Verbs {
-        &self.verbs
-    }
-
     fn raw(&self) -> *mut raw::Context {
         self.context.as_ptr()
     }

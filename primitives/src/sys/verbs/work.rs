@@ -63,10 +63,13 @@ impl QueuePair {
     /// The local bytes of each lie in memory that is registered under its key or, if it is inline, can be read now.
     /// Bytes that are not inline stay readable (for a fetch-add: writable) until the request has completed.
     pub(crate) unsafe fn post(&mut self, batch: &[Work]) -> io::Result<()> {
+        if batch.is_empty() {
+            return Ok(()); // drivers refuse an empty list
+        }
+        let post = self.operations().post_send.ok_or(io::ErrorKind::Unsupported)?;
         let mut scratch = std::mem::take(&mut self.scratch);
         let first = scratch.write(batch);
         let mut bad = std::ptr::null_mut();
-        let post = self.operations().post_send.ok_or(io::ErrorKind::Unsupported)?;
         // SAFETY: the queue pair lives; the list is well formed and lives through the call; the bytes by the contract.
         let result = unsafe { post(self.raw(), first, &raw mut bad) };
         self.scratch = scratch;
@@ -75,10 +78,13 @@ impl QueuePair {
 
     /// Posts receives without memory, for writes with immediate data.
     pub(crate) fn post_receives(&mut self, id: u64, count: usize) -> io::Result<()> {
+        if count == 0 {
+            return Ok(()); // drivers refuse an empty list
+        }
+        let post = self.operations().post_recv.ok_or(io::ErrorKind::Unsupported)?;
         let mut scratch = std::mem::take(&mut self.scratch);
         let first = scratch.write_receives(id, count);
         let mut bad = std::ptr::null_mut();
-        let post = self.operations().post_recv.ok_or(io::ErrorKind::Unsupported)?;
         // SAFETY: the queue pair lives; the list is well formed, lives through the call and names no memory.
         let result = unsafe { post(self.raw(), first, &raw mut bad) };
         self.scratch = scratch;

@@ -37,7 +37,7 @@ struct Peer {
 
 impl Peer {
     fn take(&mut self, lane: usize, work: &Work) {
-        let mut write = |bytes: &mut [bool]| {
+        let write = |bytes: &mut [bool]| {
             let at = (work.remote - TARGET) as usize;
             for byte in &mut bytes[at..at + work.local.bytes as usize] {
                 assert!(!*byte, "written twice");
