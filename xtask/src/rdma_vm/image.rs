@@ -13,7 +13,7 @@ use super::packages::Packages;
 /// Programs of the guest's packages.
 const PROGRAMS: [&str; 6] = ["dash", "ip", "tc", "rdma", "ib_write_bw", "ib_write_lat"];
 /// The drivers' modules, whose dependencies come with them. Soft-RoCE asks the kernel's cryptography for crc32 by name.
-const MODULES: [&str; 5] = ["crc32_generic", "rdma_rxe", "rdma_ucm", "veth", "sch_netem"];
+const MODULES: [&str; 6] = ["crc32_generic", "rdma_rxe", "rdma_ucm", "veth", "dummy", "sch_netem"];
 /// Where the packages' programs and libraries are.
 const BIN: [&str; 4] = ["bin", "usr/bin", "sbin", "usr/sbin"];
 const LIB: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];

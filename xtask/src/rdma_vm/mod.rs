@@ -20,7 +20,7 @@ use crate::system::{cargo, root, step};
 const INIT: &str = include_str!("init.sh");
 
 /// From the boot to the last test.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(300);
 
 const HELP: &str = "\
 cargo xtask rdma-vm [--measure]

@@ -60,7 +60,7 @@ mod options;
 mod queue;
 mod wire;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,8 +91,8 @@ const RECEIVE: u32 = 1 << 31;
 #[derive(Debug)]
 pub struct RdmaTransport {
     // Declared in the order in which they are to go: queue pairs, memory, NICs, and what the NICs write.
-    peers: HashMap<usize, Peer>,
-    memories: HashMap<u32, Registered>,
+    peers: BTreeMap<usize, Peer>,
+    memories: BTreeMap<u32, Registered>,
     nics: Vec<Nic>,
     signals: Signals,
     verbs: Verbs,
@@ -101,7 +101,7 @@ pub struct RdmaTransport {
     options: RdmaOptions,
     exchange: Box<dyn Exchange>,
     /// Peers' memory, by peer and number.
-    known: HashMap<(usize, u32), Description>,
+    known: BTreeMap<(usize, u32), Description>,
     /// Peers with requests that wait for room.
     backlog: Vec<usize>,
     /// Connections that broke, and have not been reported.
@@ -165,8 +165,8 @@ impl RdmaTransport {
         };
         let nics = ports.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            peers: HashMap::new(),
-            memories: HashMap::new(),
+            peers: BTreeMap::new(),
+            memories: BTreeMap::new(),
             nics,
             signals,
             verbs,
@@ -174,7 +174,7 @@ impl RdmaTransport {
             world,
             options,
             exchange,
-            known: HashMap::new(),
+            known: BTreeMap::new(),
             backlog: Vec::new(),
             faults: VecDeque::new(),
             polled: vec![Wc::default(); POLLED],
@@ -390,8 +390,8 @@ fn receive_id(peer: usize) -> u64 {
 /// The transfer with addresses and keys for numbers, if all of it lies where it may: in `own` memory and in what is known
 /// of the peer's.
 fn job<'a>(
-    own: &'a HashMap<u32, Registered>,
-    known: &'a HashMap<(usize, u32), Description>,
+    own: &'a BTreeMap<u32, Registered>,
+    known: &'a BTreeMap<(usize, u32), Description>,
     (peer, lanes): (usize, usize),
     transfer: &Transfer,
 ) -> Result<Job<'a>, NetError> {
