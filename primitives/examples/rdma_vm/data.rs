@@ -214,6 +214,8 @@ fn under_loss(job: &mut Job) -> Outcome {
         sizes(&mut pair, job.rank, &[1, 1000, 65_536, 1 << 20])?;
         drop(pair);
         many_in_flight(job, signals, 2, 200)?;
+        // One cable of two is slower for its losses: the other's signals must not count alone.
+        stripes(job, signals)?;
     }
     Ok(())
 }

@@ -40,9 +40,8 @@ cable va vb 10.9.1 101
 cable vc vd 10.9.2 103
 ip rule add pref 30 lookup local
 ip rule del pref 0
-# One more without a cable, for measurements: soft-RoCE hands packets to itself there. (Two ranks that spin keep a small
+# One more without a cable (the driver's module makes the interface), for measurements: soft-RoCE hands packets to itself there. (Two ranks that spin keep a small
 # machine's processors from what the kernel has to do for packets on a cable.)
-ip link add dummy0 type dummy
 ip link set dummy0 mtu 4200 up
 ip addr add 10.9.0.1/24 dev dummy0
 for nic in rxe0:dummy0 rxe1:va rxe2:vb rxe3:vc rxe4:vd; do

@@ -88,7 +88,7 @@ fn qemu(packages: &Packages, archive: &Path) -> Command {
     let libraries = libraries.map(|lib| tree.join(lib).display().to_string()).join(":");
     let kernel = packages.kernel.join(format!("boot/vmlinuz-{}", packages.release));
     let mut qemu = Command::new("timeout");
-    qemu.args(["-k", "5", &seconds]).arg(tree.join("lib64/ld-linux-x86-64.so.2"));
+    qemu.args(["--foreground", "-k", "5", &seconds]).arg(tree.join("lib64/ld-linux-x86-64.so.2"));
     qemu.args(["--library-path", &libraries]).arg(tree.join("usr/bin/qemu-system-x86_64"));
     qemu.env("QEMU_MODULE_DIR", tree.join("usr/lib/x86_64-linux-gnu/qemu"));
     for data in ["usr/share/qemu", "usr/share/seabios"] {

@@ -22,7 +22,8 @@ use crate::net::NetError;
 use crate::sys::verbs::{Connect, QueuePair, Route};
 
 /// Carries small messages between this rank and its peers before their NICs can: a way that is authenticated, since
-/// whoever speaks on it gets to write registered memory.
+/// whoever speaks on it gets to write registered memory. After an error of [`connect`](crate::net::Transport::connect)
+/// the two ends may be out of step: begin with a new one.
 pub trait Exchange: Send + fmt::Debug {
     /// Sends a message, of at most some kilobytes, to a peer. Does not wait for the peer to take it.
     ///

@@ -278,9 +278,8 @@ impl RdmaTransport {
     /// All connections over a NIC are of no use any more.
     fn break_all(&mut self, nic: usize, cause: &str) {
         let over = |peer: &Peer| nic < peer.connection.lanes.len();
-        let mut over: Vec<_> =
+        let over: Vec<_> =
             self.peers.iter().filter(|(_, peer)| over(peer)).map(|(number, _)| *number).collect();
-        over.sort_unstable();
         over.into_iter().for_each(|number| self.break_one(number, nic, cause));
     }
 
@@ -298,8 +297,10 @@ impl RdmaTransport {
         let peers = &mut self.peers;
         self.backlog.retain(|number| {
             let Some(peer) = peers.get_mut(number) else { return false };
+            if peer.fault.is_some() {
+                return false; // what waits may read memory that is gone
+            }
             match peer.connection.flush() {
-                _ if peer.fault.is_some() => peer.in_backlog = false,
                 Ok(flushed) => {
                     any |= flushed;
                     peer.in_backlog = peer.connection.is_waiting();
@@ -334,10 +335,7 @@ impl RdmaTransport {
             let down =
                 self.nics[nic].down.filter(|since| since.elapsed() >= self.options.port_grace);
             if down.is_some() {
-                self.break_all(
-                    nic,
-                    "the port is down; look at its cable, its interface and the switch",
-                );
+                self.break_all(nic, "no link");
             }
         }
     }

@@ -107,7 +107,14 @@ impl Nic {
         let gid = choose_gid(&device, port, &state, options.gid_index, &via)?;
         let mtu = mtu(&state, options, &via)?;
         let domain = Arc::new(Domain::new(&device).map_err(failed("a protection domain"))?);
-        let (sizes, entries) = queue_sizes(options.depth, peers, limits.max_cqe, limits.max_qp_wr);
+        let (sizes, entries) = queue_sizes(options.depth, peers, limits.max_cqe, limits.max_qp_wr)
+            .ok_or_else(|| NetError::System {
+                what: format!("{via}: queues for {peers} peers"),
+                cause: format!(
+                    "it has room for {} completions; spread ranks over more NICs",
+                    limits.max_cqe
+                ),
+            })?;
         let completions =
             Completions::new(&device, entries).map_err(failed("a completion queue"))?;
         let (sink_page, _) = Mapping::create(8).map_err(|e| failed("a page")(e.into()))?;
@@ -219,13 +226,19 @@ fn not_opened(verbs: &Verbs, name: &str, error: &io::Error) -> NetError {
 }
 
 /// How large the queues of a pair and the completion queue are: as many as wanted, if the NIC can have that for all peers.
-fn queue_sizes(depth: u32, peers: usize, max_cqe: i32, max_qp_wr: i32) -> (QueueSizes, usize) {
-    let (max_cqe, max_qp_wr) = (max_cqe.max(1) as usize, max_qp_wr.max(1) as usize);
+/// None if it cannot even have one request for each.
+fn queue_sizes(
+    depth: u32,
+    peers: usize,
+    max_cqe: i32,
+    max_qp_wr: i32,
+) -> Option<(QueueSizes, usize)> {
+    let (max_cqe, max_qp_wr) = (max_cqe.max(0) as usize, max_qp_wr.max(0) as usize);
     // Each request that is under way may leave a completion: sends, and twice as many receives.
-    let share = (max_cqe / peers.max(1) / 3).min(max_qp_wr / 2).max(1);
+    let share = (max_cqe / peers.max(1) / 3).min(max_qp_wr / 2);
     let sends = (depth as usize).min(share);
     let sizes = QueueSizes { sends: sends as u32, receives: 2 * sends as u32, inline: 0 };
-    (sizes, (3 * sends * peers.max(1)).min(max_cqe))
+    (sends > 0).then_some((sizes, 3 * sends * peers.max(1)))
 }
 
 /// The library's number of the MTU to offer.
@@ -318,13 +331,11 @@ mod tests {
 
     #[test]
     fn queues_fit_the_nic() {
-        let (sizes, entries) = queue_sizes(256, 10, 1 << 22, 1 << 15);
+        let (sizes, entries) = queue_sizes(256, 10, 1 << 22, 1 << 15).unwrap();
         assert_eq!((sizes.sends, sizes.receives, entries), (256, 512, 7680));
-        let (sizes, entries) = queue_sizes(256, 1000, 30_000, 1 << 15);
-        assert_eq!((sizes.sends, sizes.receives), (10, 20));
-        assert!(entries >= 30 * 1000);
-        let (sizes, entries) = queue_sizes(256, 100_000, 1000, 100);
-        assert!(sizes.sends == 1 && entries == 1000);
+        let (sizes, entries) = queue_sizes(256, 1000, 30_000, 1 << 15).unwrap();
+        assert_eq!((sizes.sends, sizes.receives, entries), (10, 20, 30_000));
+        assert!(queue_sizes(256, 1000, 2999, 1 << 15).is_none());
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn rig(mode: SignalMode, lanes: usize, peer_lanes: usize, depth: usize) -> Rig {
     let connection = Connection::new(queues, rules, table);
     let words = vec![0; 2 * peer_lanes];
     let peer =
-        Peer { bytes: vec![false; 1 << 20], words, lanes: peer_lanes, connection_lanes: lanes };
+        Peer { bytes: vec![false; 1 << 18], words, lanes: peer_lanes, connection_lanes: lanes };
     Rig { connection, wires, peer }
 }
 
@@ -112,6 +112,8 @@ impl Rig {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     /// Whatever the order in which lanes get on: a signal that is seen has all data before it, and in the end all has
     /// come, once.
     #[test]
@@ -120,8 +122,8 @@ proptest! {
         lanes in 1_usize..4,
         more in 0_usize..3,
         depth in 1_usize..9,
-        sizes in prop::collection::vec((0_u64..40_000, prop::option::of(0_u32..2)), 1..20),
-        order in prop::collection::vec(0_usize..4, 0..300),
+        sizes in prop::collection::vec((0_u64..20_000, prop::option::of(0_u32..2)), 1..12),
+        order in prop::collection::vec(0_usize..4, 0..100),
     ) {
         let mode = if immediate { SignalMode::Immediate } else { SignalMode::FetchAdd };
         let mut rig = rig(mode, lanes, lanes + more, depth);
