@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   push ──► waiting ──► flush: at most `depth` with the NIC ──► in flight ──► completed(sequence): all up to it
-//!            (memory)     one list, its last request is signalled
+//!            (memory)     one list; its last request is signalled, and some before
 //! ```
 //!
-//! Requests of a queue pair complete in order, so the completion of one tells those of all before it. Only the last of
-//! each list asks for one, which is enough: nothing is in flight behind it. As never more than `depth` requests are
+//! Requests of a queue pair complete in order, so the completion of one tells those of all before it. The last of each
+//! list asks for one, so nothing is ever in flight behind that; and in long lists one of every [`OFTEN`] requests or
+//! [`MUCH`] bytes, so that room is made while the NIC still has something to do. As never more than `depth` requests are
 //! in flight, neither the NIC's queue nor the completion queue overflows.
 
 use std::collections::VecDeque;
@@ -15,8 +16,13 @@ use std::ops::Range;
 
 use crate::sys::verbs::{Local, Work};
 
-/// Lists with the NIC below which a request goes at once; with more, requests wait for the next flush and share a list.
+/// Completions under way below which a request goes at once; with more, requests wait for the next flush and share a
+/// list.
 const EAGER: usize = 4;
+
+/// Requests, and bytes, of which one asks for a completion.
+const OFTEN: usize = 16;
+const MUCH: u64 = 64 << 10;
 
 /// Where requests go: a queue pair, or what a test puts in its place.
 pub(super) trait Queue: fmt::Debug {
@@ -44,8 +50,8 @@ pub(super) struct Lane<Q> {
     in_flight: VecDeque<InFlight>,
     /// The sequence number of the first in flight.
     first: u32,
-    /// Lists in flight.
-    lists: usize,
+    /// Of those in flight, the ones that ask for a completion.
+    signalled: usize,
     batch: Vec<Work>,
 }
 
@@ -67,7 +73,7 @@ impl<Q: Queue> Lane<Q> {
             load: 0,
             in_flight: VecDeque::with_capacity(depth),
             first: 0,
-            lists: 0,
+            signalled: 0,
             batch: Vec::with_capacity(depth),
         }
     }
@@ -90,7 +96,7 @@ impl<Q: Queue> Lane<Q> {
 
     /// [`Lane::flush`], unless the NIC has enough to do.
     pub(super) fn flush_if_idle(&mut self) -> std::io::Result<bool> {
-        if self.lists < EAGER { self.flush() } else { Ok(false) }
+        if self.signalled < EAGER { self.flush() } else { Ok(false) }
     }
 
     /// Hands over what waits, as far as there is room; whether anything was.
@@ -100,8 +106,15 @@ impl<Q: Queue> Lane<Q> {
             return Ok(false);
         }
         self.batch.clear();
+        let (mut requests, mut load) = (0, 0);
         for (i, piece) in self.waiting.drain(..count).enumerate() {
-            let signalled = i + 1 == count;
+            requests += 1;
+            load += u64::from(piece.work.local.bytes);
+            let signalled = i + 1 == count || requests >= OFTEN || load >= MUCH;
+            if signalled {
+                (requests, load) = (0, 0);
+                self.signalled += 1;
+            }
             let sequence = self.first.wrapping_add(self.in_flight.len() as u32);
             let id = self.tag | u64::from(sequence);
             self.batch.push(Work { id, signalled, ..piece.work });
@@ -109,7 +122,6 @@ impl<Q: Queue> Lane<Q> {
             let transfer = piece.transfer;
             self.in_flight.push_back(InFlight { transfer, address, bytes, signalled });
         }
-        self.lists += 1;
         self.queue.post(&self.batch).map(|()| true)
     }
 
@@ -122,7 +134,7 @@ impl<Q: Queue> Lane<Q> {
         }
         for done in self.in_flight.drain(..count) {
             self.load -= u64::from(done.bytes);
-            self.lists -= usize::from(done.signalled);
+            self.signalled -= usize::from(done.signalled);
             done.transfer.into_iter().for_each(&mut left);
         }
         self.first = sequence.wrapping_add(1);
@@ -210,7 +222,7 @@ mod tests {
                 left.extend(complete(&mut lane));
             }
             assert_eq!(left, (0..1000).collect::<Vec<_>>(), "depth {depth}");
-            assert_eq!((lane.load(), lane.unfinished(), lane.lists), (0, 0, 0));
+            assert_eq!((lane.load(), lane.unfinished(), lane.signalled), (0, 0, 0));
         }
     }
 
@@ -225,7 +237,19 @@ mod tests {
         lane.flush().unwrap();
         assert_eq!((lane.queue.lists, lane.queue.largest), (EAGER + 1, 40 - EAGER));
         let signalled = lane.queue.held.iter().filter(|work| work.signalled).count();
-        assert_eq!(signalled, lane.queue.lists);
+        assert_eq!(signalled, EAGER + (40 - EAGER).div_ceil(OFTEN));
+        assert_eq!(signalled, lane.signalled);
+    }
+
+    #[test]
+    fn large_requests_make_room_one_by_one() {
+        let mut lane = lane(64);
+        for i in 0..40 {
+            lane.push(piece(i, MUCH as u32));
+        }
+        lane.flush().unwrap();
+        assert_eq!((lane.queue.lists, lane.signalled), (1, 40));
+        assert_eq!(complete(&mut lane), [0]);
     }
 
     #[test]
