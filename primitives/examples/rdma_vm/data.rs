@@ -195,6 +195,7 @@ pub fn loss_of_2_percent(job: &mut Job) -> Outcome {
         shell("for i in va vb; do tc qdisc add dev $i root netem loss 2%; done")?;
     }
     job.barrier()?;
+    job.loses = true;
     let result = under_loss(job);
     job.barrier()?;
     if job.rank == 0 {
