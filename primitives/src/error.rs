@@ -81,6 +81,10 @@ pub enum Error {
     #[error(transparent)]
     Cuda(#[from] CudaError),
 
+    /// A transfer to another host could not be done.
+    #[error(transparent)]
+    Net(#[from] crate::net::NetError),
+
     /// A wait ended without what it waited for.
     #[error("{0}")]
     Failed(Failure),

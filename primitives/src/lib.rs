@@ -14,6 +14,7 @@ pub mod gpu;
 pub mod host;
 mod meeting;
 pub mod memory;
+pub mod net;
 pub mod node;
 pub mod packet;
 pub mod patience;

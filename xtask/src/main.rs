@@ -4,6 +4,7 @@ mod cuda;
 mod gpu;
 mod kernels;
 mod peers;
+mod rdma_vm;
 mod steps;
 mod system;
 mod tables;
@@ -21,6 +22,8 @@ cargo xtask COMMAND
   cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
   gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
                 target/gpu-report.md (see `cargo xtask gpu --help`)
+  rdma-vm       boots a virtual machine with soft-RoCE NICs and runs the RDMA transport's tests in it
+                (see `cargo xtask rdma-vm --help`)
   vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md
   kernels       writes docs/cuda-kernels.md and docs/cuda-costs.md: what kernels are made of and what they move;
                 with --check it only compares
@@ -38,6 +41,7 @@ fn main() -> Result<()> {
         "peers" => peers::run(&rest),
         "cuda" => cuda::ensure(),
         "gpu" => gpu::run(&rest),
+        "rdma-vm" => rdma_vm::run(&rest),
         "vgpu" => tables::write(),
         "kernels" => kernels::run(&rest),
         "help" | "--help" | "-h" => {

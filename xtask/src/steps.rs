@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::system::{cargo, ensure_open_mpi, root, step};
-use crate::{cuda, gpu, kernels, tables};
+use crate::{cuda, gpu, kernels, rdma_vm, tables};
 
 /// Crates that the model checker builds.
 const MODELLED: &str = "warpmesh-primitives";
@@ -19,6 +19,7 @@ pub fn test() -> Result<()> {
     tables::check()?;
     kernels::check()?;
     gpu::test()?;
+    rdma_vm::run(&[])?;
     loom()?;
     ensure_open_mpi()?;
     let mpi = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];

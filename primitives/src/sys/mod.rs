@@ -4,6 +4,7 @@
 mod futex;
 mod mapping;
 mod socket;
+pub(crate) mod verbs;
 
 pub(crate) use futex::{futex_wait, futex_wake};
 pub use mapping::Mapping;

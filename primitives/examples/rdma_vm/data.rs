@@ -1,0 +1,260 @@
+//! Tests of data that arrives.
+
+use warpmesh_primitives::net::Transport;
+use warpmesh_primitives::net::rdma::SignalMode;
+
+use super::ensure;
+use super::job::{BYTES, Job, Outcome, Pair, Random, SEMAPHORES, counter, shell};
+use super::memory::pattern;
+
+/// Half of the memory is what a rank sends, the other half what it gets.
+const HALF: u64 = BYTES as u64 / 2;
+const BACK: u32 = 1;
+
+fn mode(mode: SignalMode, job: &mut Job, cables: usize) -> Outcome<Pair> {
+    let options = job.options(cables);
+    let pair =
+        job.pair(warpmesh_primitives::net::rdma::RdmaOptions { signals: mode, ..options })?;
+    ensure!(pair.transport.signal_mode(job.peer) == Some(mode), "signals in another way");
+    Ok(pair)
+}
+
+pub fn sizes_by_fetch_add(job: &mut Job) -> Outcome {
+    let mut pair = mode(SignalMode::FetchAdd, job, 1)?;
+    sizes(&mut pair, job.rank, &LENGTHS)
+}
+
+pub fn sizes_by_immediate(job: &mut Job) -> Outcome {
+    let mut pair = mode(SignalMode::Immediate, job, 1)?;
+    sizes(&mut pair, job.rank, &LENGTHS)
+}
+
+const LENGTHS: [u64; 15] =
+    [1, 2, 3, 7, 8, 64, 219, 220, 221, 1000, 4095, 4097, 65_536, 262_147, 700_001];
+
+/// Every length at several offsets, there and back; the bytes beside stay as they were.
+fn sizes(pair: &mut Pair, rank: usize, lengths: &[u64]) -> Outcome {
+    let mut round = 0;
+    for (i, len) in lengths.iter().enumerate() {
+        for (from, to) in [(0, 0), (1, 3), (4093, 64), (65, 4095)] {
+            round += 1;
+            let seed = round * 2 + i as u64;
+            if rank == 0 {
+                pair.memory.fill(from, *len, seed);
+                pair.put(from, HALF + to, *len, Some(0))?;
+                pair.wait(BACK, round)?;
+            } else {
+                pair.wait(0, round)?;
+            }
+            if rank == 1 {
+                arrived(pair, to, *len, seed)?;
+                pair.memory.write(HALF + to, &vec![0; *len as usize]);
+                pair.memory.fill(from, *len, seed + 1);
+                pair.put(from, HALF + to, *len, Some(BACK))?;
+                pair.flush()?;
+            } else {
+                arrived(pair, to, *len, seed + 1)?;
+                pair.memory.write(HALF + to, &vec![0; *len as usize]);
+            }
+        }
+    }
+    pair.flush()
+}
+
+/// The pattern is there, and around it are zeros.
+fn arrived(pair: &Pair, to: u64, len: u64, seed: u64) -> Outcome {
+    let bytes = pair.memory.read(HALF + to, len);
+    let wrong = bytes.iter().zip(pattern(len, seed)).position(|(got, wanted)| *got != wanted);
+    ensure!(wrong.is_none(), "{len} bytes to {to}: byte {wrong:?} is wrong");
+    let before = pair.memory.read(HALF, to);
+    let after = pair.memory.read(HALF + to + len, 64);
+    ensure!(
+        before.iter().chain(&after).all(|byte| *byte == 0),
+        "{len} bytes to {to}: more was written"
+    );
+    Ok(())
+}
+
+pub fn many_in_flight_by_fetch_add(job: &mut Job) -> Outcome {
+    many_in_flight(job, SignalMode::FetchAdd, 1, 1500)
+}
+
+pub fn many_in_flight_by_immediate(job: &mut Job) -> Outcome {
+    many_in_flight(job, SignalMode::Immediate, 1, 1500)
+}
+
+/// Both ranks post everything before they look, with a queue that is much too short for it, and over all semaphores.
+fn many_in_flight(job: &mut Job, signals: SignalMode, cables: usize, count: u64) -> Outcome {
+    let options = job.options(cables);
+    let options = warpmesh_primitives::net::rdma::RdmaOptions { signals, depth: 16, ..options };
+    let mut pair = job.pair(options)?;
+    let size = 512;
+    for i in 0..count {
+        pair.memory.fill(i * size, size, i + job.rank as u64);
+    }
+    for i in 0..count {
+        pair.put(i * size, HALF + i * size, size - i % 7, Some((i % SEMAPHORES as u64) as u32))?;
+    }
+    let all = SEMAPHORES as u64;
+    for semaphore in 0..all {
+        let expected = count / all + u64::from(semaphore < count % all);
+        pair.wait(semaphore as u32, expected)?;
+        let seen = pair.transport.signals().seen(semaphore as u32);
+        ensure!(seen == expected, "{seen} signals of {expected}");
+    }
+    for i in 0..count {
+        let got = pair.memory.read(HALF + i * size, size - i % 7);
+        let wanted = pattern(size - i % 7, i + job.peer as u64);
+        ensure!(got == wanted, "transfer {i} is wrong");
+    }
+    pair.flush()?;
+    ensure!(pair.transport.sent(job.peer) == count, "more left than was posted");
+    job.barrier()
+}
+
+pub fn stripes_by_fetch_add(job: &mut Job) -> Outcome {
+    stripes(job, SignalMode::FetchAdd)
+}
+
+pub fn stripes_by_immediate(job: &mut Job) -> Outcome {
+    stripes(job, SignalMode::Immediate)
+}
+
+/// Two NICs: large and small transfers mixed. A signal that is seen has all before it; both cables are used.
+fn stripes(job: &mut Job, signals: SignalMode) -> Outcome {
+    let mut pair = mode(signals, job, 2)?;
+    let sent = || -> Outcome<[u64; 2]> {
+        Ok([
+            counter("/sys/class/net/va/statistics/tx_bytes")?,
+            counter("/sys/class/net/vc/statistics/tx_bytes")?,
+        ])
+    };
+    let before = sent()?;
+    let mut random = Random(5);
+    let mut total = 0;
+    for round in 0..6 {
+        let lengths: Vec<u64> =
+            (0..6)
+                .map(|i| {
+                    if i % 2 == 0 { 65_536 + random.below(400_000) } else { 1 + random.below(5000) }
+                })
+                .collect();
+        let all: u64 = lengths.iter().sum();
+        let mut at = 0;
+        if job.rank == 0 {
+            pair.memory.fill(0, all, round);
+            for len in &lengths {
+                pair.put(at, HALF + at, *len, Some(0))?;
+                at += len;
+            }
+            pair.wait(BACK, round + 1)?;
+        } else {
+            let wanted = pattern(all, round);
+            for (i, len) in lengths.iter().enumerate() {
+                pair.wait(0, round * 6 + i as u64 + 1)?;
+                let got = pair.memory.read(HALF + at, *len);
+                ensure!(
+                    got == wanted[at as usize..][..*len as usize],
+                    "round {round}, transfer {i}"
+                );
+                at += len;
+            }
+            pair.memory.write(HALF, &vec![0; all as usize]);
+            pair.signal(BACK)?;
+            pair.flush()?;
+        }
+        total += all;
+    }
+    pair.flush()?;
+    let after = sent()?;
+    for cable in 0..2 {
+        let carried = after[cable] - before[cable];
+        ensure!(carried > total / 3, "cable {cable} carried {carried} of {total} bytes");
+    }
+    job.barrier()
+}
+
+pub fn two_nics_and_one_by_fetch_add(job: &mut Job) -> Outcome {
+    let options = job.options(2 - job.rank);
+    let mut pair = job.pair(options)?;
+    sizes(&mut pair, job.rank, &[8, 4096, 200_000])
+}
+
+pub fn two_nics_and_one_by_immediate(job: &mut Job) -> Outcome {
+    let options = job.options(2 - job.rank);
+    // One that wants it is enough.
+    let signals = [SignalMode::FetchAdd, SignalMode::Immediate][job.rank];
+    let mut pair = job.pair(warpmesh_primitives::net::rdma::RdmaOptions { signals, ..options })?;
+    ensure!(pair.transport.signal_mode(job.peer) == Some(SignalMode::Immediate), "not immediate");
+    sizes(&mut pair, job.rank, &[8, 4096, 200_000])
+}
+
+/// Two packets of a hundred are lost, in both directions.
+pub fn loss_of_2_percent(job: &mut Job) -> Outcome {
+    if job.rank == 0 {
+        shell("for i in va vb; do tc qdisc add dev $i root netem loss 2%; done")?;
+    }
+    job.barrier()?;
+    job.loses = true;
+    let result = under_loss(job);
+    job.barrier()?;
+    if job.rank == 0 {
+        shell(
+            "tc -s qdisc show dev va | grep -o 'dropped [0-9]*' >/tmp/dropped; for i in va vb; do tc qdisc del dev $i root; done",
+        )?;
+        let dropped = std::fs::read_to_string("/tmp/dropped")?;
+        let dropped: u64 = dropped.trim().trim_start_matches("dropped ").parse()?;
+        ensure!(dropped > 10, "only {dropped} packets were lost: no test of anything");
+    }
+    result
+}
+
+fn under_loss(job: &mut Job) -> Outcome {
+    for signals in [SignalMode::FetchAdd, SignalMode::Immediate] {
+        let mut pair = mode(signals, job, 1)?;
+        sizes(&mut pair, job.rank, &[1, 1000, 65_536, 1 << 20])?;
+        drop(pair);
+        many_in_flight(job, signals, 2, 200)?;
+        // One cable of two is slower for its losses: the other's signals must not count alone.
+        stripes(job, signals)?;
+    }
+    Ok(())
+}
+
+/// The ends' options and ports differ: the lesser MTU counts, and data arrives.
+pub fn mtus_that_differ(job: &mut Job) -> Outcome {
+    use warpmesh_primitives::net::rdma::RdmaOptions;
+    let options = job.options(1);
+    let mtu = [None, Some(512)][job.rank];
+    let mut pair = job.pair(RdmaOptions { mtu, ..options })?;
+    ensure!(pair.transport.mtu(job.peer) == Some(512), "{:?}", pair.transport.mtu(job.peer));
+    sizes(&mut pair, job.rank, &[1, 511, 513, 70_000])?;
+    job.barrier()?;
+    drop(pair);
+    // An interface with Ethernet's usual MTU at one end has packets of 1024 bytes.
+    if job.rank == 1 {
+        shell("ip link set vb mtu 1500")?;
+    }
+    job.barrier()?;
+    let result = one_port_is_smaller(job);
+    job.barrier()?;
+    if job.rank == 1 {
+        shell("ip link set vb mtu 4200")?;
+    }
+    result
+}
+
+fn one_port_is_smaller(job: &mut Job) -> Outcome {
+    use warpmesh_primitives::net::rdma::RdmaOptions;
+    let options = job.options(1);
+    let mut pair = job.pair(options.clone())?;
+    ensure!(pair.transport.mtu(job.peer) == Some(1024), "{:?}", pair.transport.mtu(job.peer));
+    sizes(&mut pair, job.rank, &[1, 1025, 70_000])?;
+    job.barrier()?;
+    let refused = job.transport(RdmaOptions { mtu: Some(4096), ..options });
+    match (job.rank, refused) {
+        (0, Ok(_)) => Ok(()),
+        (1, Err(error)) if error.to_string().contains("the port has 1024") => Ok(()),
+        (_, other) => Err(format!("an MTU above the port's: {other:?}").into()),
+    }
+}

@@ -1,0 +1,124 @@
+//! The RDMA transport's tests, for a machine whose NICs `rxe1` to `rxe4` are two cables' ends and whose network may be
+//! broken: the virtual machine of `cargo xtask rdma-vm`, which starts this as `rdma_vm`, or as `rdma_vm measure`.
+//!
+//! Each test is run by two processes of this program: rank 0, which starts rank 1. A test that does not end is ended.
+
+mod data;
+mod faults;
+mod job;
+mod measure;
+mod memory;
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use job::{Job, Outcome};
+
+type Test = fn(&mut Job) -> Outcome;
+
+/// A test's name, which says what is so.
+macro_rules! tests {
+    ($($module:ident::$name:ident,)*) => {
+        &[$((stringify!($name), $module::$name as Test),)*]
+    };
+}
+
+const TESTS: &[(&str, Test)] = tests! {
+    data::sizes_by_fetch_add,
+    data::sizes_by_immediate,
+    data::many_in_flight_by_fetch_add,
+    data::many_in_flight_by_immediate,
+    data::stripes_by_fetch_add,
+    data::stripes_by_immediate,
+    data::two_nics_and_one_by_fetch_add,
+    data::two_nics_and_one_by_immediate,
+    data::loss_of_2_percent,
+    data::mtus_that_differ,
+    faults::a_killed_peer_is_named,
+    faults::memory_that_was_forgotten_is_refused,
+    faults::a_wrong_key_is_refused,
+    faults::ranges_are_checked,
+    faults::forgetting_a_source_breaks_the_connection,
+    faults::a_port_that_goes_down_is_named,
+    faults::a_port_that_is_back_in_time_breaks_nothing,
+    faults::options_that_cannot_be_say_what_could,
+    faults::the_limit_of_locked_memory_is_named,
+    faults::memory_with_a_dma_buf_that_the_nic_does_not_know,
+    faults::a_peer_that_does_not_connect_is_named,
+    faults::a_peer_that_talks_nonsense_is_named,
+};
+
+const MEASURE: (&str, Test) = ("beside_perftest", measure::beside_perftest);
+
+/// A test's time, and a measurement's.
+const LIMIT: Duration = Duration::from_secs(40);
+const LONG: Duration = Duration::from_secs(90);
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let good = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--test", name] => rank(name),
+        ["measure"] => run_all(&[MEASURE]),
+        [] => run_all(TESTS) & run_all(&[MEASURE]),
+        _ => {
+            eprintln!("usage: rdma_vm [measure]");
+            false
+        }
+    };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One rank of a test.
+fn rank(name: &str) -> bool {
+    let test = TESTS.iter().chain([&MEASURE]).find(|(other, _)| *other == name);
+    let run = || -> Outcome {
+        let (_, test) = test.ok_or("there is no such test")?;
+        let mut job = Job::start(name)?;
+        test(&mut job)?;
+        job.finish()
+    };
+    let result = run();
+    if let Err(error) = &result {
+        let rank = usize::from(std::env::var_os("RDMA_VM_ID").is_some());
+        println!("    rank {rank}: {error}");
+    }
+    result.is_ok()
+}
+
+/// Runs tests one after the other; whether all were good.
+fn run_all(tests: &[(&str, Test)]) -> bool {
+    let mut failed = 0;
+    for (name, _) in tests {
+        let start = Instant::now();
+        let good = run(name).unwrap_or_else(|error| {
+            println!("    {error}");
+            false
+        });
+        let verdict = if good { "ok" } else { "FAILED" };
+        println!("rdma {name}: {verdict}, {:.1} s", start.elapsed().as_secs_f64());
+        failed += usize::from(!good);
+    }
+    println!("{} of {} RDMA tests passed", tests.len() - failed, tests.len());
+    failed == 0
+}
+
+/// Runs a test in a group of processes of its own, which is ended as a whole.
+fn run(name: &str) -> Outcome<bool> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut child = command.args(["--test", name]).process_group(0).spawn()?;
+    let (start, limit) = (Instant::now(), if name == MEASURE.0 { LONG } else { LIMIT });
+    let mut status = None;
+    while status.is_none() && start.elapsed() < limit {
+        std::thread::sleep(Duration::from_millis(20));
+        status = child.try_wait()?;
+    }
+    let group = rustix::process::Pid::from_child(&child);
+    // Rank 1 as well, whose parent has ended; an error says that nobody is left.
+    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    if status.is_none() {
+        child.wait()?;
+        println!("    not done after {limit:?}; ended");
+    }
+    Ok(status.is_some_and(|status| status.success()))
+}

@@ -1,0 +1,543 @@
+//! Transfers by RDMA: InfiniBand and RoCE, through libibverbs.
+//!
+//! ```text
+//!   Transfer          ranges checked, memory numbers become addresses and keys          (this file)
+//!     └► connection   cut into requests, dealt out to lanes, signals added              connection.rs
+//!          └► lane    waits for room, goes to the NIC in lists, completes               lane.rs
+//!               └► queue pair of a NIC                                                  queue.rs, nic.rs, sys/verbs
+//! ```
+//!
+//! # Lanes
+//!
+//! A rank has one or several NICs. A connection has as many *lanes* as the rank with fewer of them: lane i is a
+//! reliable connection between the i-th NIC of one and the i-th of the other. A transfer of [`RdmaOptions::stripe`]
+//! bytes or more is cut over all lanes; a smaller one goes to the lane with the fewest unacknowledged bytes.
+//!
+//! # Signals
+//!
+//! Requests of one lane take effect in their order at the peer, those of different lanes in any. So a semaphore has a
+//! word for each NIC of its owner, and [`Signals::seen`] is the least of them.
+//!
+//! > A signal is sent on **every** lane, behind all requests of the transfers before it; lane i of n counts up
+//! > the words i, i + n, i + 2n, ... by one.
+//!
+//! Let a semaphore's words all be at least k. Then on each lane the k-th signal has taken effect, and with it all
+//! that was posted before it on that lane; as that is so for all lanes, all data before the k-th signal is there. It
+//! costs one small request for each lane and signal, and needs no agreement about which lanes carried what. The
+//! words beyond the connection's lanes exist where the owner has more NICs than the sender.
+//!
+//! - *Fetch-add* ([`SignalMode::FetchAdd`]): an atomic addition by the owner's NIC. A NIC performs it after the writes
+//!   before it on the same queue pair, and memory is registered without relaxed ordering. Nobody in the owner's
+//!   process has to do anything. What it fetches goes to a word that nobody reads.
+//! - *Immediate* ([`SignalMode::Immediate`]): the last request of the transfer on each lane, or an empty write where it has
+//!   none, carries the semaphore's number and takes a receive of the owner's; its transport counts the words up in
+//!   [`Transport::progress`]. Receives are posted anew as they are used; a sender that finds none is told to try
+//!   again by the NIC, for as long as it takes.
+//!
+//! A connection signals immediately if either end wants that or has a NIC without atomics.
+//!
+//! # Words that are shared
+//!
+//! | word | written by | read by | order |
+//! |---|---|---|---|
+//! | semaphore, fetch-add | the peers' requests, by this rank's NICs | anyone | the NIC's / Acquire |
+//! | semaphore, immediate | this transport's thread | anyone | Release, after the completion was polled / Acquire |
+//! | the sink of fetch-add | this rank's NICs | nobody | none |
+//!
+//! # Failure
+//!
+//! A connection breaks as a whole with the first of its requests that fails, with an event of its queue pairs, or when a
+//! port stays down for longer than [`RdmaOptions::port_grace`]; its other lanes are stopped, so that no later data
+//! arrives without the earlier. A NIC notices that a peer has gone only when it sends: whoever but waits for a
+//! peer must learn of its end from elsewhere (the connection that [`Exchange`] stands for does).
+
+mod connect;
+mod connection;
+mod faults;
+mod lane;
+mod nic;
+mod options;
+mod queue;
+mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use self::connect::Exchange;
+use self::connection::{Connection, Job, words};
+use self::nic::Nic;
+pub use self::options::{RdmaOptions, SignalMode};
+use self::queue::SendQueue;
+use self::wire::{Description, MAX_NICS};
+use crate::net::{NetError, NetFault, Region, Signals, Span, Transfer, Transport};
+use crate::sys::verbs::{
+    Event, Owner, RegisteredMemory, Verbs, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS, Wc,
+};
+
+/// Completions that are taken at a time.
+const POLLED: usize = 32;
+
+/// Calls of `progress` in a row that find nothing, between looks at the clock.
+const IDLE: u32 = 64;
+
+/// Time between looks at the NICs' events, which cost a system call.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Marks the identities of receives; the peer's number is below it.
+const RECEIVE: u32 = 1 << 31;
+
+/// One rank's side of transfers by RDMA. See the [module](self).
+#[derive(Debug)]
+pub struct RdmaTransport {
+    // Declared in the order in which they are to go: queue pairs, memory, NICs, and what the NICs write.
+    peers: BTreeMap<usize, Peer>,
+    memories: BTreeMap<u32, Registered>,
+    nics: Vec<Nic>,
+    signals: Signals,
+    verbs: Verbs,
+    rank: usize,
+    world: usize,
+    options: RdmaOptions,
+    exchange: Box<dyn Exchange>,
+    /// Peers' memory, by peer and number.
+    known: BTreeMap<(usize, u32), Description>,
+    /// Peers with requests that wait for room.
+    backlog: Vec<usize>,
+    /// Connections that broke, and have not been reported.
+    faults: VecDeque<NetFault>,
+    polled: Vec<Wc>,
+    idle: u32,
+    looked: Instant,
+}
+
+/// A peer that is connected.
+#[derive(Debug)]
+struct Peer {
+    connection: Connection<SendQueue>,
+    /// Receives that were taken since some were posted, by lane.
+    taken: Vec<usize>,
+    /// Of receives, for each lane.
+    receives: usize,
+    mtu: u32,
+    in_backlog: bool,
+    fault: Option<NetFault>,
+}
+
+/// Memory of this rank.
+#[derive(Debug)]
+struct Registered {
+    /// One for each NIC; dropped before the region.
+    _memories: Vec<RegisteredMemory>,
+    local_keys: Vec<u32>,
+    region: Arc<dyn Region>,
+}
+
+impl RdmaTransport {
+    /// Opens the NICs of rank `rank` of `world`, with a table of so many semaphores. Peers are met through `exchange`.
+    /// Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`NetError::Unavailable`] if there is no libibverbs, no NIC, or one without an address or a link, with what to do;
+    /// [`NetError::System`] if the system refuses something: options that cannot be, or a limit.
+    pub fn new(
+        rank: usize,
+        world: usize,
+        semaphores: usize,
+        options: RdmaOptions,
+        exchange: Box<dyn Exchange>,
+    ) -> Result<Self, NetError> {
+        options.check()?;
+        let verbs = Verbs::load().map_err(|error| faults::unavailable(error.to_string()))?;
+        let ports = nic::ports(&verbs, &options)?;
+        if ports.len() > MAX_NICS || world > RECEIVE as usize {
+            return Err(NetError::System {
+                what: format!("{} NICs for one of {world} ranks", ports.len()),
+                cause: format!("at most {MAX_NICS} are used; name them in WARPMESH_IB_DEVICES"),
+            });
+        }
+        let signals = Signals::new(semaphores, ports.len()).map_err(|error| NetError::System {
+            what: format!("a table of {semaphores} semaphores"),
+            cause: error.to_string(),
+        })?;
+        let open = |(name, port): &(String, u8)| {
+            Nic::open(&verbs, (name, *port), &options, &signals, world.saturating_sub(1))
+        };
+        let nics = ports.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            peers: BTreeMap::new(),
+            memories: BTreeMap::new(),
+            nics,
+            signals,
+            verbs,
+            rank,
+            world,
+            options,
+            exchange,
+            known: BTreeMap::new(),
+            backlog: Vec::new(),
+            faults: VecDeque::new(),
+            polled: vec![Wc::default(); POLLED],
+            idle: 0,
+            looked: Instant::now(),
+        })
+    }
+
+    /// The NICs' names and ports, in the order of the lanes.
+    pub fn nics(&self) -> impl Iterator<Item = &str> {
+        self.nics.iter().map(|nic| nic.via.as_str())
+    }
+
+    /// How signals go to and come from a connected peer.
+    pub fn signal_mode(&self, peer: usize) -> Option<SignalMode> {
+        self.peers.get(&peer).map(|peer| peer.connection.mode())
+    }
+
+    /// Bytes of a packet's data on the connection to a peer.
+    pub fn mtu(&self, peer: usize) -> Option<u32> {
+        self.peers.get(&peer).map(|peer| peer.mtu)
+    }
+
+    /// Takes what has completed on a NIC; whether anything has.
+    fn poll(&mut self, nic: usize) -> bool {
+        let mut polled = std::mem::take(&mut self.polled);
+        let found = self.nics[nic].completions.poll(&mut polled);
+        match &found {
+            Ok(found) => polled[..*found].iter().for_each(|wc| self.completed(nic, wc)),
+            Err(error) => self.break_all(nic, &error.to_string()),
+        }
+        self.polled = polled;
+        found.is_ok_and(|found| found > 0)
+    }
+
+    fn completed(&mut self, nic: usize, wc: &Wc) {
+        let (tag, sequence) = ((wc.wr_id >> 32) as u32, wc.wr_id as u32);
+        let number = (tag & !RECEIVE) as usize;
+        let Some(peer) = self.peers.get_mut(&number) else { return };
+        if peer.fault.is_some() {
+            return; // what was under way when it broke
+        }
+        if wc.status != WC_SUCCESS {
+            self.failed(nic, number, wc);
+        } else if tag & RECEIVE != 0 {
+            self.signalled(nic, number, wc);
+        } else if !peer.connection.completed(nic, sequence) {
+            self.break_one(number, nic, "the NIC completed a request that was not under way");
+        } else if peer.connection.is_waiting() {
+            self.put_in_backlog(number);
+        }
+    }
+
+    /// A signal by immediate data has come.
+    fn signalled(&mut self, nic: usize, number: usize, wc: &Wc) {
+        let semaphore = u32::from_be(wc.imm_data);
+        if wc.opcode != WC_RECV_RDMA_WITH_IMM || semaphore as usize >= self.signals.len() {
+            let cause = format!("it signals semaphore {semaphore}, of {}", self.signals.len());
+            return self.break_one(number, nic, &cause);
+        }
+        let Some(peer) = self.peers.get_mut(&number) else { return };
+        for word in words(nic, peer.connection.lanes.len(), self.nics.len()) {
+            self.signals.count(semaphore, word);
+        }
+        if let Err(error) = peer.received(nic, number) {
+            self.break_one(number, nic, &format!("posting receives: {error}"));
+        }
+    }
+
+    fn failed(&mut self, nic: usize, number: usize, wc: &Wc) {
+        // Something else may be behind it: an event of the queue pair, or a port that is down.
+        self.look();
+        self.nics[nic].look_at_port();
+        if let Some(peer) = self.peers.get(&number) {
+            let receive = (wc.wr_id >> 32) as u32 & RECEIVE != 0;
+            let cause = faults::completion(&self.verbs, wc, receive, peer.mtu);
+            self.break_one(number, nic, &cause);
+        }
+    }
+
+    /// A connection is of no use any more. The first cause counts.
+    fn break_one(&mut self, number: usize, nic: usize, cause: &str) {
+        let Some(peer) = self.peers.get_mut(&number) else { return };
+        if peer.fault.is_some() {
+            return;
+        }
+        let nic = &self.nics[nic];
+        let down = nic.down.map(|since| {
+            format!(
+                " (the port is down since {:?}: look at its cable, its interface and the switch)",
+                since.elapsed()
+            )
+        });
+        let cause = cause.to_owned() + &down.unwrap_or_default();
+        let fault = NetFault { peer: number, via: nic.via.clone(), cause };
+        peer.connection.lanes.iter_mut().for_each(|lane| lane.queue.0.stop());
+        peer.fault = Some(fault.clone());
+        self.faults.push_back(fault);
+    }
+
+    /// All connections over a NIC are of no use any more.
+    fn break_all(&mut self, nic: usize, cause: &str) {
+        let over = |peer: &Peer| nic < peer.connection.lanes.len();
+        let over: Vec<_> =
+            self.peers.iter().filter(|(_, peer)| over(peer)).map(|(number, _)| *number).collect();
+        over.into_iter().for_each(|number| self.break_one(number, nic, cause));
+    }
+
+    fn put_in_backlog(&mut self, number: usize) {
+        if let Some(peer) = self.peers.get_mut(&number)
+            && !std::mem::replace(&mut peer.in_backlog, true)
+        {
+            self.backlog.push(number);
+        }
+    }
+
+    /// Hands over what waits and has room now; whether anything was.
+    fn flush(&mut self) -> bool {
+        let (mut any, mut broken) = (false, Vec::new());
+        let peers = &mut self.peers;
+        self.backlog.retain(|number| {
+            let Some(peer) = peers.get_mut(number) else { return false };
+            if peer.fault.is_some() {
+                return false; // what waits may read memory that is gone
+            }
+            match peer.connection.flush() {
+                Ok(flushed) => {
+                    any |= flushed;
+                    peer.in_backlog = peer.connection.is_waiting();
+                }
+                Err((lane, error)) => broken.push((*number, lane, error)),
+            }
+            peer.in_backlog
+        });
+        for (number, lane, error) in broken {
+            self.break_one(number, lane, &format!("posting requests: {error}"));
+        }
+        any
+    }
+
+    /// Looks at the NICs' events now and then, while there is nothing else to do.
+    fn look_sometimes(&mut self) {
+        self.idle += 1;
+        if self.idle >= IDLE {
+            self.idle = 0;
+            if self.looked.elapsed() >= LOOK {
+                self.look();
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        for nic in 0..self.nics.len() {
+            while let Ok(Some(event)) = self.nics[nic].device.event() {
+                self.happened(nic, &event);
+            }
+            let down =
+                self.nics[nic].down.filter(|since| since.elapsed() >= self.options.port_grace);
+            if down.is_some() {
+                self.break_all(nic, "no link");
+            }
+        }
+    }
+
+    fn happened(&mut self, nic: usize, event: &Event) {
+        match event.owner {
+            Owner::Device => {
+                let advice = "look at the kernel's log (dmesg)";
+                self.break_all(nic, &format!("the NIC failed: {}; {advice}", event.text));
+            }
+            Owner::Port { number, up } if number == self.nics[nic].port => {
+                self.nics[nic].down = if up { None } else { Some(Instant::now()) };
+            }
+            Owner::Queue(identity) => {
+                let is = |peer: &Peer| peer.has_queue(identity);
+                let peer = self.peers.iter().find(|(_, peer)| is(peer)).map(|(number, _)| *number);
+                let cause = format!(
+                    "{}: the NIC refused what the peer sent; it wrote to memory that was taken back (forget), or is \
+                     of another version",
+                    event.text
+                );
+                peer.into_iter().for_each(|number| self.break_one(number, nic, &cause));
+            }
+            Owner::Port { .. } | Owner::Other => {}
+        }
+    }
+}
+
+impl Peer {
+    /// A receive of this lane was taken. Posts new ones, many at a time.
+    fn received(&mut self, lane: usize, number: usize) -> std::io::Result<()> {
+        self.taken[lane] += 1;
+        if self.taken[lane] < self.receives.div_ceil(4) {
+            return Ok(());
+        }
+        let count = std::mem::take(&mut self.taken[lane]);
+        self.connection.lanes[lane].queue.0.post_receives(receive_id(number), count)
+    }
+
+    fn has_queue(&self, identity: usize) -> bool {
+        self.connection.lanes.iter().any(|lane| lane.queue.0.identity() == identity)
+    }
+}
+
+/// What completions of receives from a peer are known by.
+fn receive_id(peer: usize) -> u64 {
+    u64::from(RECEIVE | peer as u32) << 32
+}
+
+/// The transfer with addresses and keys for numbers, if all of it lies where it may: in `own` memory and in what is known
+/// of the peer's.
+fn job<'a>(
+    own: &'a BTreeMap<u32, Registered>,
+    known: &'a BTreeMap<(usize, u32), Description>,
+    (peer, lanes): (usize, usize),
+    transfer: &Transfer,
+) -> Result<Job<'a>, NetError> {
+    let Transfer { from, to, bytes, signal } = *transfer;
+    if bytes == 0 {
+        let (from_keys, to_keys): (&[u32], &[u32]) = (&[], &[]);
+        return Ok(Job { from: 0, from_keys, to: 0, to_keys, bytes, signal, on_host: true });
+    }
+    let (own, theirs) = (own.get(&from.memory), known.get(&(peer, to.memory)));
+    let size = own.map_or(0, |own| own.region.len() as u64);
+    let their_size = theirs.map_or(0, |theirs| theirs.bytes);
+    let (Some(own), true) = (own, inside(from, bytes, size)) else {
+        return Err(outside("the source of a transfer", from, bytes, size));
+    };
+    let (Some(theirs), true) = (theirs, inside(to, bytes, their_size)) else {
+        return Err(outside("the target of a transfer", to, bytes, their_size));
+    };
+    if theirs.keys.len() < lanes {
+        let keys = theirs.keys.len();
+        let what = format!("memory {} has {keys} keys for {lanes} lanes", to.memory);
+        return Err(NetError::Protocol { peer, what });
+    }
+    Ok(Job {
+        from: own.region.address() as u64 + from.offset,
+        from_keys: &own.local_keys,
+        to: theirs.address + to.offset,
+        to_keys: &theirs.keys,
+        bytes,
+        signal,
+        on_host: !own.region.is_on_device(),
+    })
+}
+
+fn inside(span: Span, bytes: u64, size: u64) -> bool {
+    span.offset.checked_add(bytes).is_some_and(|end| end <= size)
+}
+
+fn outside(what: &'static str, span: Span, len: u64, size: u64) -> NetError {
+    let Span { memory, offset } = span;
+    NetError::OutOfRange { what, memory, offset, len, size }
+}
+
+impl Transport for RdmaTransport {
+    fn name(&self) -> &'static str {
+        "rdma"
+    }
+
+    fn register(&mut self, number: u32, region: Arc<dyn Region>) -> Result<Vec<u8>, NetError> {
+        if self.memories.contains_key(&number) {
+            return Err(NetError::System {
+                what: format!("registering memory {number}"),
+                cause: "the number is in use; forget it first".to_owned(),
+            });
+        }
+        let memories = self.nics.iter().map(|nic| nic.register(&*region));
+        let memories = memories.collect::<Result<Vec<_>, _>>()?;
+        let keys = memories.iter().map(RegisteredMemory::remote_key).collect();
+        let (address, bytes) = (region.address() as u64, region.len() as u64);
+        let description = Description { address, bytes, keys };
+        let local_keys = memories.iter().map(RegisteredMemory::local_key).collect();
+        self.memories.insert(number, Registered { _memories: memories, local_keys, region });
+        Ok(description.to_bytes())
+    }
+
+    fn forget(&mut self, number: u32) {
+        let Some(memory) = self.memories.get(&number) else { return };
+        let first = memory.region.address() as u64;
+        let range = first..first + memory.region.len() as u64;
+        let reads = |peer: &Peer| {
+            let mut lanes = peer.connection.lanes.iter().enumerate();
+            lanes.find(|(_, lane)| lane.reads(&range)).map(|(lane, _)| lane)
+        };
+        let readers = self.peers.iter().filter_map(|(number, peer)| Some((*number, reads(peer)?)));
+        // Requests with its address must not get to a NIC any more.
+        for (peer, lane) in readers.collect::<Vec<_>>() {
+            let cause =
+                format!("memory {number} was taken back while transfers from it were under way");
+            self.break_one(peer, lane, &cause);
+        }
+        self.memories.remove(&number);
+    }
+
+    fn learn(&mut self, peer: usize, number: u32, description: &[u8]) -> Result<(), NetError> {
+        let description = Description::parse(description).map_err(|what| NetError::Protocol {
+            peer,
+            what: format!("memory {number}: {what}"),
+        })?;
+        self.known.insert((peer, number), description);
+        Ok(())
+    }
+
+    fn connect(&mut self, peers: &[usize], timeout: Duration) -> Result<(), NetError> {
+        self.connect_to(peers, Instant::now() + timeout, timeout)
+    }
+
+    fn post(&mut self, peer: usize, transfer: &Transfer) -> Result<(), NetError> {
+        let Some(found) = self.peers.get_mut(&peer) else {
+            return Err(NetError::System {
+                what: format!("a transfer to rank {peer}"),
+                cause: "there is no connection to it; call connect first".to_owned(),
+            });
+        };
+        if let Some(fault) = &found.fault {
+            return Err(NetError::Broken(fault.clone()));
+        }
+        let connection = &mut found.connection;
+        let semaphores = connection.semaphores();
+        if let Some(signal) = transfer.signal.filter(|signal| *signal >= semaphores) {
+            return Err(NetError::System {
+                what: format!("semaphore {signal} of rank {peer}"),
+                cause: format!("it has {semaphores}"),
+            });
+        }
+        let lanes = connection.lanes.len();
+        let job = job(&self.memories, &self.known, (peer, lanes), transfer)?;
+        let posted = connection.post(&job);
+        let waits = connection.is_waiting();
+        if let Err((lane, error)) = posted {
+            self.break_one(peer, lane, &format!("posting requests: {error}"));
+        } else if waits {
+            self.put_in_backlog(peer);
+        }
+        Ok(())
+    }
+
+    fn sent(&self, peer: usize) -> u64 {
+        self.peers.get(&peer).map_or(0, |peer| peer.connection.sent())
+    }
+
+    fn progress(&mut self) -> Result<bool, NetFault> {
+        let mut any = false;
+        for nic in 0..self.nics.len() {
+            any |= self.poll(nic);
+        }
+        any |= !self.backlog.is_empty() && self.flush();
+        if !any {
+            self.look_sometimes();
+        }
+        match self.faults.pop_front() {
+            Some(fault) => Err(fault),
+            None => Ok(any),
+        }
+    }
+
+    /// Returns at once: a NIC that adds to a semaphore tells nobody.
+    fn doze(&mut self, _longest: Duration) {}
+
+    fn signals(&self) -> &Signals {
+        &self.signals
+    }
+}
