@@ -50,6 +50,8 @@ const TESTS: &[(&str, Test)] = tests! {
 };
 
 const MEASURE: (&str, Test) = ("beside_perftest", measure::beside_perftest);
+/// Shorter, and with more room for what else a machine does: for among the tests.
+const LOOK: (&str, Test) = ("not_far_from_perftest", measure::not_far_from_perftest);
 
 /// A test's time, and a measurement's.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
     let good = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--test", name] => rank(name),
         ["measure"] => run_all(&[MEASURE]),
-        [] => run_all(TESTS) & run_all(&[MEASURE]),
+        [] => run_all(TESTS) & run_all(&[LOOK]),
         _ => {
             eprintln!("usage: rdma_vm [measure]");
             false
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
 
 /// One rank of a test.
 fn rank(name: &str) -> bool {
-    let test = TESTS.iter().chain([&MEASURE]).find(|(other, _)| *other == name);
+    let test = TESTS.iter().chain([&MEASURE, &LOOK]).find(|(other, _)| *other == name);
     let run = || -> Outcome {
         let (_, test) = test.ok_or("there is no such test")?;
         let mut job = Job::start(name)?;
