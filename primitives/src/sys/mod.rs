@@ -2,9 +2,13 @@
 //! the unsafe code of this crate that touches the kernel is here.
 
 mod futex;
+mod interface;
 mod mapping;
 mod socket;
+mod stream;
 
 pub(crate) use futex::{futex_wait, futex_wake};
+pub(crate) use interface::interface_addresses;
 pub use mapping::Mapping;
 pub(crate) use socket::{hung_up, recv_with_fd, send_with_fd, wait_readable};
+pub(crate) use stream::{Piece, receive_pieces, send_pieces};
