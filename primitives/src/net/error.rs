@@ -19,6 +19,14 @@ impl fmt::Display for NetFault {
     }
 }
 
+impl std::error::Error for NetFault {}
+
+impl From<NetFault> for NetError {
+    fn from(fault: NetFault) -> Self {
+        Self::Broken(fault)
+    }
+}
+
 /// An error of a transport.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]

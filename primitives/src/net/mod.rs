@@ -21,6 +21,7 @@
 mod error;
 pub mod link;
 mod signals;
+pub mod tcp;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -130,4 +131,15 @@ pub trait Transport: Send + fmt::Debug {
 
     /// What peers' transfers count up here.
     fn signals(&self) -> &Signals;
+}
+
+// SAFETY: a mapping is valid for reading and writing until it is dropped, and hands out only raw pointers.
+unsafe impl Region for crate::sys::Mapping {
+    fn address(&self) -> *mut u8 {
+        self.base()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
 }

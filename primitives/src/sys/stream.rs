@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recv, recvmsg, send, sendmsg,
 };
 
 /// A piece of memory by address and length, of which no reference is formed. Laid out as the system's `iovec`.
@@ -41,6 +41,29 @@ pub(crate) unsafe fn send_pieces(socket: impl AsFd, pieces: &[Piece]) -> Result<
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     loop {
         match sendmsg(&socket, slices, &mut SendAncillaryBuffer::default(), flags) {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Receives what is there, into the beginning of `bytes`; AGAIN if that is nothing, 0 if the peer has closed. A third of
+/// a microsecond cheaper than pieces.
+#[inline]
+pub(crate) fn receive_bytes(socket: impl AsFd, bytes: &mut [u8]) -> Result<usize, Errno> {
+    loop {
+        match recv(&socket, &mut *bytes, RecvFlags::DONTWAIT) {
+            Err(Errno::INTR) => {}
+            other => return other.map(|(got, _)| got),
+        }
+    }
+}
+
+/// Sends what the socket takes of `bytes` now; AGAIN if that is nothing.
+#[inline]
+pub(crate) fn send_bytes(socket: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
+    loop {
+        match send(&socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Err(Errno::INTR) => {}
             other => return other,
         }
