@@ -79,6 +79,15 @@ pub enum NetError {
         cause: String,
     },
 
+    /// What was waited for did not come.
+    #[error("within {timeout:?} there was not: {what}")]
+    TimedOut {
+        /// What.
+        what: String,
+        /// How long it took.
+        timeout: std::time::Duration,
+    },
+
     /// What a peer sent is not of this protocol or this version.
     #[error("rank {peer}: {what}")]
     Protocol {

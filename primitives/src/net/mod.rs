@@ -19,6 +19,7 @@
 //! | registered memory | the transport's thread, or the NIC | who has seen the signal behind the transfer | plain; by the signal |
 
 mod error;
+pub mod fifo;
 pub mod link;
 mod signals;
 pub mod tcp;

@@ -294,6 +294,13 @@ impl Link {
         &self.stream
     }
 
+    /// Whether both ends have the same address.
+    pub fn stays_on_this_host(&self) -> bool {
+        let ip = |address: std::io::Result<SocketAddr>| address.ok().map(|address| address.ip());
+        let own = ip(self.stream.local_addr());
+        own.is_some() && own == ip(self.stream.peer_addr())
+    }
+
     /// Whether the peer has closed it, or it broke: the peer's process ended, however, or its host has been silent for
     /// too long. One system call.
     pub fn closed(&self) -> bool {
