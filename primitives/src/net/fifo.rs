@@ -215,8 +215,13 @@ impl Words<'_> {
     fn lie_down(&self, next: u64) -> bool {
         self.counters.sleeping.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let first = self.entry(next).first.load(Ordering::Relaxed);
-        first >> layout::PARITY_SHIFT == self.parity(next)
+        self.holds(next)
+    }
+
+    /// Whether a trigger is there. Relaxed: nothing of it is read.
+    fn holds(&self, number: u64) -> bool {
+        let first = self.entry(number).first.load(Ordering::Relaxed);
+        first >> layout::PARITY_SHIFT == self.parity(number)
     }
 
     fn get_up(&self) {
@@ -409,6 +414,13 @@ impl Consumer {
     #[inline]
     pub fn polled(&self) -> u64 {
         self.next
+    }
+
+    /// Triggers that are there and were not polled.
+    pub fn pending(&self) -> u64 {
+        let words = self.fifo.words();
+        let there = |number: &u64| words.holds(*number);
+        (self.next..self.next + self.fifo.size as u64).take_while(there).count() as u64
     }
 
     /// Publishes that so many triggers have been carried out: their sources may be written again.

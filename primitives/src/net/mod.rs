@@ -21,6 +21,7 @@
 mod error;
 pub mod fifo;
 pub mod link;
+pub mod proxy;
 mod signals;
 pub mod tcp;
 
