@@ -175,7 +175,7 @@ fn an_idle_proxy_uses_under_a_hundredth_of_a_core_and_wakes_soon() {
             std::thread::sleep(Duration::from_millis(100));
             let (begin, before) =
                 (Instant::now(), own.proxy.with_transport(LONG, |_| cpu_time()).unwrap());
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(Duration::from_secs(2));
             let used = own.proxy.with_transport(LONG, |_| cpu_time()).unwrap() - before;
             assert!(used * 100 < begin.elapsed(), "{used:?} of {:?}", begin.elapsed());
             own.bootstrap.barrier().unwrap();
@@ -188,7 +188,7 @@ fn an_idle_proxy_uses_under_a_hundredth_of_a_core_and_wakes_soon() {
                 begin.elapsed()
             });
             let soonest = soonest.min().unwrap();
-            assert!(soonest < Duration::from_millis(5), "{soonest:?}");
+            assert!(soonest < Duration::from_millis(8), "{soonest:?}");
             own.bootstrap.barrier().unwrap();
         });
     }
