@@ -24,6 +24,7 @@ pub mod link;
 pub mod proxy;
 mod signals;
 pub mod tcp;
+mod wait;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{PortError, Shared};
-use crate::net::fifo::{Fifo, Trigger, Wait, What};
+use crate::net::fifo::{Fifo, Trigger, What};
+use crate::net::wait::Wait;
 use crate::net::{NetError, Signals};
 
 /// What `PortChannel` of port.cuh is for kernels, for one thread of the host. Made by
