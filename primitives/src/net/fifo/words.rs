@@ -50,6 +50,14 @@ impl Words<'_> {
     /// The trigger's number, or None if the ring is full.
     #[inline]
     pub(super) fn push(&self, trigger: &Trigger) -> Option<u64> {
+        let number = self.claim()?;
+        self.fill(number, trigger);
+        Some(number)
+    }
+
+    /// A number whose entry the consumer has given back.
+    #[inline]
+    fn claim(&self) -> Option<u64> {
         let mut number = self.counters.head.load(Ordering::Relaxed);
         loop {
             let tail = self.counters.tail.load(Ordering::Acquire);
@@ -59,15 +67,18 @@ impl Words<'_> {
             }
             let (ok, failed) = (Ordering::Relaxed, Ordering::Relaxed);
             match self.counters.head.compare_exchange_weak(number, number + 1, ok, failed) {
-                Ok(_) => break,
+                Ok(_) => return Some(number),
                 Err(other) => number = other,
             }
         }
+    }
+
+    #[inline]
+    fn fill(&self, number: u64, trigger: &Trigger) {
         let (first, second) = trigger.encode(self.parity(number));
         let entry = self.entry(number);
         entry.second.store(second, Ordering::Relaxed);
         entry.first.store(first, Ordering::Release);
-        Some(number)
     }
 
     /// Whether the consumer sleeps, or is about to, and may have missed what was pushed before.
@@ -81,14 +92,24 @@ impl Words<'_> {
     /// Trigger `next`, if it is there; its entry is given back.
     #[inline]
     pub(super) fn poll(&self, next: u64) -> Option<Trigger> {
+        let trigger = self.peek(next)?;
+        self.give_back(next);
+        Some(trigger)
+    }
+
+    #[inline]
+    fn peek(&self, next: u64) -> Option<Trigger> {
         let entry = self.entry(next);
         let first = entry.first.load(Ordering::Acquire);
         if first >> layout::PARITY_SHIFT != self.parity(next) {
             return None;
         }
-        let trigger = Trigger::decode(first, entry.second.load(Ordering::Relaxed));
+        Some(Trigger::decode(first, entry.second.load(Ordering::Relaxed)))
+    }
+
+    #[inline]
+    fn give_back(&self, next: u64) {
         self.counters.tail.store(next + 1, Ordering::Release);
-        Some(trigger)
     }
 
     /// Says that the consumer sleeps; whether trigger `next` has come before that was to be seen.
@@ -120,12 +141,15 @@ mod loom_tests {
         ring: Vec<Entry>,
         /// What each trigger is about: its source.
         sources: Vec<UnsafeCell<u64>>,
+        /// What `second` of each entry would be if it were no atomic: tells whether anybody uses an entry too early.
+        shadows: Vec<UnsafeCell<u64>>,
     }
 
     fn memory(size: usize, sources: usize) -> Arc<Memory> {
         let ring = (0..size).map(|_| Entry::default()).collect();
-        let sources = (0..sources).map(|_| UnsafeCell::new(0)).collect();
-        Arc::new(Memory { counters: Counters::default(), ring, sources })
+        let cells = |count| (0..count).map(|_| UnsafeCell::new(0)).collect();
+        let (sources, shadows) = (cells(sources), cells(size));
+        Arc::new(Memory { counters: Counters::default(), ring, sources, shadows })
     }
 
     impl Memory {
@@ -138,22 +162,35 @@ mod loom_tests {
             self.sources[source].with_mut(|at| unsafe { *at = 100 + source as u64 });
             let trigger =
                 Trigger { bytes: source as u64, from: source as u64, ..Trigger::default() };
-            while self.words().push(&trigger).is_none() {
-                loom::thread::yield_now();
-            }
+            let number = loop {
+                match self.words().claim() {
+                    Some(number) => break number,
+                    None => loom::thread::yield_now(),
+                }
+            };
+            // SAFETY: as above.
+            self.shadow(number).with_mut(|at| unsafe { *at = source as u64 });
+            self.words().fill(number, &trigger);
+        }
+
+        fn shadow(&self, number: u64) -> &UnsafeCell<u64> {
+            &self.shadows[number as usize % self.shadows.len()]
         }
 
         /// Takes so many triggers, reads their sources, and counts them as done.
         fn consume(&self, count: u64) {
             for next in 0..count {
                 let trigger = loop {
-                    match self.words().poll(next) {
+                    match self.words().peek(next) {
                         Some(trigger) => break trigger,
                         None => loom::thread::yield_now(),
                     }
                 };
                 // Of two words of one trigger, not of two laps.
                 assert_eq!(trigger.bytes, trigger.from);
+                // SAFETY: as above.
+                assert_eq!(self.shadow(next).with(|at| unsafe { *at }), trigger.from);
+                self.words().give_back(next);
                 // SAFETY: as above.
                 let value = self.sources[trigger.from as usize].with(|at| unsafe { *at });
                 assert_eq!(value, 100 + trigger.from);
