@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use warpmesh_primitives::bootstrap::{Bootstrap, TcpBootstrap, TcpRoot, UniqueId};
+use warpmesh_primitives::net::fifo::{Bell, Fifo};
+use warpmesh_primitives::net::proxy::{Port, Proxy, ProxyOptions};
 use warpmesh_primitives::net::tcp::{TcpOptions, TcpTransport};
 use warpmesh_primitives::net::{Region, Span, Transfer, Transport};
 
@@ -154,5 +156,28 @@ fn run(mut bootstrap: TcpBootstrap) -> Result<(), Box<dyn Error>> {
         }
     }
     bootstrap.barrier()?;
+    if peer == 1 {
+        let micros = through_a_proxy(end.transport)?;
+        println!("a proxy takes a trigger, and says that it is done  {micros:>6.2} us");
+    }
+    bootstrap.barrier()?;
     Ok(())
+}
+
+/// Microseconds from a push until it is seen that the proxy has carried it out: both ways through the FIFO, and a look
+/// at the network.
+fn through_a_proxy(transport: TcpTransport) -> Result<f64, Box<dyn Error>> {
+    let bell = Bell::new()?;
+    let fifo = Fifo::new(64, bell.clone())?;
+    let port = Port { peer: 1, ..Port::default() };
+    let options = ProxyOptions::default();
+    let proxy = Proxy::start(Box::new(transport), vec![port], vec![fifo.clone()], bell, &options)?;
+    let channel = proxy.channel(&fifo, 0, 0, TIMEOUT);
+    let mut best = f64::MAX;
+    for _ in 0..BATCHES {
+        let begin = Instant::now();
+        (0..1_000).try_for_each(|_| channel.flush())?;
+        best = best.min(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(best)
 }
