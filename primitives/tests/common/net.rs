@@ -122,8 +122,8 @@ pub fn transfer(from: u64, to: u64, bytes: u64, signal: Option<u32>) -> Transfer
     }
 }
 
-/// Nanoseconds for which the calling thread has had a CPU.
-pub fn cpu_time() -> Duration {
-    let words = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(words.split(' ').next().unwrap().parse().unwrap())
+/// For how long a thread of this process has had a CPU.
+pub fn cpu_time(thread: i32) -> Duration {
+    let table = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).unwrap();
+    Duration::from_nanos(table.split(' ').next().unwrap().parse().unwrap())
 }

@@ -60,8 +60,8 @@ pub struct ProxyOptions {
     pub device_producers: bool,
     /// How long it looks without a pause after its last work.
     pub spin: Duration,
-    /// The longest sleep, with kernels as producers. Waking up costs 5 to 25 microseconds, the latter in virtual
-    /// machines: 4 ms keep that under a hundredth of a core.
+    /// The longest sleep, with kernels as producers. Waking up costs 5 to 50 microseconds, the latter in busy
+    /// virtual machines: 8 ms keep that under a hundredth of a core.
     pub slice: Duration,
     /// CPUs on which it runs, for instance those near the GPU. Empty: any.
     pub cpus: Vec<usize>,
@@ -74,7 +74,7 @@ impl Default for ProxyOptions {
         Self {
             device_producers: false,
             spin: Duration::from_micros(50),
-            slice: Duration::from_millis(4),
+            slice: Duration::from_millis(8),
             cpus: Vec::new(),
             name: "warpmesh-proxy".to_owned(),
         }
