@@ -37,6 +37,9 @@ const FEW: usize = 2;
 /// Sockets that the system tells of at once.
 const EVENTS: usize = 64;
 
+/// Congestion controls that send as fast as they may, the fastest first.
+const UNPACED: [&str; 2] = ["cubic", "reno"];
+
 /// How TCP is used.
 #[derive(Clone, Debug, Default)]
 pub struct TcpOptions {
@@ -45,7 +48,7 @@ pub struct TcpOptions {
     /// Bytes that the system may hold for a connection in each direction. None: it adapts them itself.
     pub buffer: Option<usize>,
     /// The system's congestion control by name. None: its default; but between ranks of one host, where there is no
-    /// network that could be congested, `reno`, for one that paces itself (BBR) costs a third of the speed there.
+    /// network that could be congested, cubic or reno, for one that paces itself (BBR) costs a third of the speed there.
     pub congestion: Option<String>,
 }
 
@@ -122,8 +125,10 @@ impl TcpTransport {
             match &self.options.congestion {
                 Some(name) => sockopt::set_tcp_congestion(stream, name),
                 None if link.stays_on_this_host() => {
-                    // A system without it has something else that will do.
-                    let _ = sockopt::set_tcp_congestion(stream, "reno");
+                    // Not every user may choose each; what the system has will do, too.
+                    let _ = UNPACED
+                        .iter()
+                        .any(|name| sockopt::set_tcp_congestion(stream, name).is_ok());
                     Ok(())
                 }
                 None => Ok(()),
