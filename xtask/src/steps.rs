@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::system::{cargo, ensure_open_mpi, root, step};
+use crate::system::{cargo, ensure_iproute2, ensure_open_mpi, is_root, root, step};
 use crate::{cuda, gpu, kernels, rdma_vm, tables};
 
 /// Crates that the model checker builds.
@@ -16,6 +16,7 @@ pub fn test() -> Result<()> {
     // Ranks that spin and move megabytes: in release, as users run them.
     let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;
+    hosts()?;
     tables::check()?;
     kernels::check()?;
     gpu::test()?;
@@ -27,6 +28,19 @@ pub fn test() -> Result<()> {
     benchmark()?;
     println!("every layer passed");
     Ok(())
+}
+
+/// Ranks in network namespaces, with a wire between them that delays, loses and ends. Only root may make these.
+fn hosts() -> Result<()> {
+    ensure_iproute2()?;
+    let tests = ["test", "--release", "-p", "warpmesh-primitives", "--test", "net_hosts"];
+    let mut hosts = cargo(&tests);
+    hosts.args(["--", "--ignored"]);
+    if !is_root() {
+        let target = std::env::consts::ARCH.to_uppercase();
+        hosts.env(format!("CARGO_TARGET_{target}_UNKNOWN_LINUX_GNU_RUNNER"), "sudo -n");
+    }
+    step("hosts and networks", &mut hosts)
 }
 
 pub fn lint() -> Result<()> {

@@ -119,10 +119,21 @@ pub fn ensure_open_mpi() -> Result<()> {
         return Ok(());
     }
     let packages = ["libopenmpi-dev", "openmpi-bin", "libclang1-14", "libclang-common-14-dev"];
+    install("Open MPI or libclang", &packages)
+}
+
+/// What the tests between hosts need: `ip`, which makes their networks.
+pub fn ensure_iproute2() -> Result<()> {
+    let there = Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success());
+    if there { Ok(()) } else { install("ip", &["iproute2"]) }
+}
+
+/// The system's packages that have `what`.
+fn install(what: &str, packages: &[&str]) -> Result<()> {
     if !has("apt-get") {
-        bail!("Open MPI or libclang is missing; install the equivalents of {packages:?}");
+        bail!("{what} is missing; install the equivalents of {packages:?}");
     }
-    let sudo = if rustix_is_root() { None } else { Some("sudo") };
+    let sudo = if is_root() { None } else { Some("sudo") };
     let apt = |args: &[&str]| {
         let mut command = Command::new(sudo.unwrap_or("apt-get"));
         if sudo.is_some() {
@@ -133,7 +144,7 @@ pub fn ensure_open_mpi() -> Result<()> {
     };
     step("apt-get update", &mut apt(&["update", "-qq"]))?;
     let mut install = apt(&["install", "-y", "-qq", "--no-install-recommends"]);
-    step("install Open MPI", install.args(packages))
+    step(&format!("install {what}"), install.args(packages))
 }
 
 /// bindgen finds libclang by itself, but not without clang's own headers.
@@ -145,7 +156,8 @@ fn libclang_is_there() -> bool {
         .any(|dirs| dirs.flatten().any(headers))
 }
 
-fn rustix_is_root() -> bool {
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output();
     id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }

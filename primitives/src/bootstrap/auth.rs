@@ -22,11 +22,11 @@ use sha2::Sha256;
 use super::error::BootstrapError;
 
 /// The version of everything that this module puts on a wire.
-pub(super) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 
-pub(super) const HELLO_BYTES: usize = 48;
-pub(super) const PROOF_BYTES: usize = 32;
-pub(super) const REPLY_BYTES: usize = 48;
+pub(crate) const HELLO_BYTES: usize = 48;
+pub(crate) const PROOF_BYTES: usize = 32;
+pub(crate) const REPLY_BYTES: usize = 48;
 
 const MAGIC: [u8; 4] = *b"wmbs";
 
@@ -38,33 +38,33 @@ pub struct Secret([u8; 32]);
 
 /// 32 bytes that are used once.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Nonce([u8; 32]);
+pub(crate) struct Nonce([u8; 32]);
 
 /// Who a connection says it comes from, before it is believed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Hello {
-    pub(super) rank: u32,
-    pub(super) world: u32,
+pub(crate) struct Hello {
+    pub(crate) rank: u32,
+    pub(crate) world: u32,
     nonce: Nonce,
 }
 
 /// Why a hello was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadHello {
+pub(crate) enum BadHello {
     NotOurs,
     Version(u16),
 }
 
 /// One connection's hello and the root's nonce for it: what both proofs cover.
 #[derive(Clone, Copy)]
-pub(super) struct Handshake {
-    pub(super) hello: Hello,
+pub(crate) struct Handshake {
+    pub(crate) hello: Hello,
     challenge: Nonce,
 }
 
 /// What the root thinks of a rank that has proved the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Accepted,
     OtherWorld { root_world: u32 },
     OutOfRange,
@@ -73,7 +73,7 @@ pub(super) enum Verdict {
 
 /// A message from the root during the handshake.
 #[derive(Clone, Copy)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Challenge(Nonce),
     /// Not yet believed: see [`Handshake::believe`].
     Verdict(Verdict, [u8; PROOF_BYTES]),
@@ -106,11 +106,11 @@ impl Secret {
         Self(mac.finalize().into_bytes().into())
     }
 
-    pub(super) fn from_bytes(bytes: [u8; 32]) -> Self {
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn bytes(&self) -> &[u8; 32] {
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
@@ -122,17 +122,17 @@ impl fmt::Debug for Secret {
 }
 
 impl Nonce {
-    pub(super) fn fresh() -> Result<Self, BootstrapError> {
+    pub(crate) fn fresh() -> Result<Self, BootstrapError> {
         random().map(Self)
     }
 }
 
 impl Hello {
-    pub(super) fn new(rank: u32, world: u32) -> Result<Self, BootstrapError> {
+    pub(crate) fn new(rank: u32, world: u32) -> Result<Self, BootstrapError> {
         Ok(Self { rank, world, nonce: Nonce::fresh()? })
     }
 
-    pub(super) fn encode(&self) -> [u8; HELLO_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
@@ -142,7 +142,7 @@ impl Hello {
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, BadHello> {
+    pub(crate) fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, BadHello> {
         let version = u16::from_le_bytes(at(bytes, 4));
         if at(bytes, 0) != MAGIC {
             return Err(BadHello::NotOurs);
@@ -162,28 +162,28 @@ impl Hello {
 }
 
 impl Handshake {
-    pub(super) fn new(hello: Hello, challenge: Nonce) -> Self {
+    pub(crate) fn new(hello: Hello, challenge: Nonce) -> Self {
         Self { hello, challenge }
     }
 
     /// What the joining rank sends.
-    pub(super) fn proof(&self, secret: &Secret) -> [u8; PROOF_BYTES] {
+    pub(crate) fn proof(&self, secret: &Secret) -> [u8; PROOF_BYTES] {
         self.mac(secret, b"join", &[]).finalize().into_bytes().into()
     }
 
     /// Whether `proof` is the joining rank's, in constant time.
-    pub(super) fn proves(&self, secret: &Secret, proof: &[u8; PROOF_BYTES]) -> bool {
+    pub(crate) fn proves(&self, secret: &Secret, proof: &[u8; PROOF_BYTES]) -> bool {
         self.mac(secret, b"join", &[]).verify_slice(proof).is_ok()
     }
 
     /// The root's verdict with its own proof.
-    pub(super) fn verdict(&self, secret: &Secret, verdict: Verdict) -> Reply {
+    pub(crate) fn verdict(&self, secret: &Secret, verdict: Verdict) -> Reply {
         let mac = self.mac(secret, b"root", &verdict.encode());
         Reply::Verdict(verdict, mac.finalize().into_bytes().into())
     }
 
     /// Whether `proof` shows that the root sent `verdict`, in constant time.
-    pub(super) fn believe(
+    pub(crate) fn believe(
         &self,
         secret: &Secret,
         verdict: Verdict,
@@ -225,7 +225,7 @@ impl Verdict {
 }
 
 impl Reply {
-    pub(super) fn encode(&self) -> [u8; REPLY_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; REPLY_BYTES] {
         let (status, tail) = match self {
             Self::Challenge(nonce) => (words(1, 0), nonce.0),
             Self::Verdict(verdict, proof) => (verdict.encode(), *proof),
@@ -241,7 +241,7 @@ impl Reply {
     }
 
     /// The inverse of [`encode`](Self::encode); `None` for bytes that it does not make.
-    pub(super) fn decode(bytes: &[u8; REPLY_BYTES]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8; REPLY_BYTES]) -> Option<Self> {
         if at(bytes, 0) != MAGIC || at(bytes, 4) != VERSION.to_le_bytes() || at(bytes, 6) != [0; 2]
         {
             return None;

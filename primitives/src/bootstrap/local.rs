@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::auth::Secret;
 use super::error::BootstrapError;
 use super::fault::Fault;
 use super::wire::Deadline;
@@ -25,11 +26,13 @@ impl LocalBootstrap {
     ///
     /// # Errors
     ///
-    /// [`BootstrapError::WorldOutOfRange`] for 0 or more than [`MAX_WORLD`](super::MAX_WORLD) ranks.
+    /// [`BootstrapError::WorldOutOfRange`] for 0 or more than [`MAX_WORLD`](super::MAX_WORLD) ranks,
+    /// [`BootstrapError::Os`] where the system has no random bytes for a secret.
     pub fn create(world: usize, timeout: Duration) -> Result<Vec<Self>, BootstrapError> {
         check_world(world)?;
         let state = State { parts: vec![None; world], ..State::default() };
-        let room = Arc::new(Room { state: Mutex::new(state), changed: Condvar::new() });
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let room = Arc::new(Room { state, changed, secret: Secret::random()? });
         Ok((0..world).map(|rank| Self { rank, timeout, room: Arc::clone(&room) }).collect())
     }
 }
@@ -39,6 +42,7 @@ impl LocalBootstrap {
 struct Room {
     state: Mutex<State>,
     changed: Condvar,
+    secret: Secret,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +70,10 @@ impl Bootstrap for LocalBootstrap {
         let world = self.world();
         let all = self.room.gather(self.rank, mine, self.timeout).map_err(|f| f.error(world))?;
         Ok(all.to_vec())
+    }
+
+    fn secret(&self) -> Option<Secret> {
+        Some(self.room.secret.clone())
     }
 }
 

@@ -28,14 +28,16 @@
 
 #![forbid(unsafe_code)]
 
-mod auth;
+pub(crate) mod auth;
 mod env;
 mod error;
 mod fault;
 mod local;
 mod tcp;
 mod unique_id;
-mod wire;
+pub(crate) mod wire;
+
+use std::net::SocketAddr;
 
 pub use auth::Secret;
 pub use env::{Launch, Launcher, Rendezvous};
@@ -83,6 +85,18 @@ pub trait Bootstrap: Send {
     /// timeout and its errors.
     fn barrier(&mut self) -> Result<(), BootstrapError> {
         self.all_gather(&[]).map(drop)
+    }
+
+    /// A secret that the ranks of this job know and nobody else, who may read what a bootstrap sends included. None
+    /// where the bootstrap has none: then what it carries has to be secret.
+    fn secret(&self) -> Option<Secret> {
+        None
+    }
+
+    /// This host's address by which it reaches the other ranks, as far as the bootstrap knows one. The port means
+    /// nothing.
+    fn address(&self) -> Option<SocketAddr> {
+        None
     }
 }
 

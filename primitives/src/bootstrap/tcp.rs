@@ -16,6 +16,7 @@ use std::time::Duration;
 use self::door::Door;
 use self::leaf::Leaf;
 use self::star::Star;
+use super::auth::Secret;
 use super::error::BootstrapError;
 use super::fault::Fault;
 use super::unique_id::UniqueId;
@@ -38,6 +39,7 @@ pub struct TcpBootstrap {
     world: usize,
     timeout: Duration,
     place: Place,
+    secret: Option<Secret>,
     /// What ended it: the ranks are out of step and every later call has the same answer.
     failed: Option<Fault>,
 }
@@ -114,7 +116,8 @@ impl TcpBootstrap {
             .map(Star::new)
             .and_then(|star| star.start(timeout).map(|()| star))
             .map_err(|fault| fault.error(world))?;
-        Ok(Self { rank: 0, world, timeout, place: Place::Root(star), failed: None })
+        let secret = Some(root.id.secret().clone());
+        Ok(Self { rank: 0, world, timeout, place: Place::Root(star), secret, failed: None })
     }
 
     /// As [`root`](Self::root), for an id that was made ahead of time: listens at the id's address, which
@@ -164,12 +167,13 @@ impl TcpBootstrap {
             return Err(BootstrapError::RootJoins);
         }
         let leaf = Leaf::join(id, rank, world, timeout)?;
-        Ok(Self { rank, world, timeout, place: Place::Leaf(leaf), failed: None })
+        let secret = Some(id.secret().clone());
+        Ok(Self { rank, world, timeout, place: Place::Leaf(leaf), secret, failed: None })
     }
 
     /// A job of one rank, without any socket.
     pub(super) fn alone(timeout: Duration) -> Self {
-        Self { rank: 0, world: 1, timeout, place: Place::Alone, failed: None }
+        Self { rank: 0, world: 1, timeout, place: Place::Alone, secret: None, failed: None }
     }
 }
 
@@ -193,6 +197,18 @@ impl Bootstrap for TcpBootstrap {
             Place::Leaf(leaf) => leaf.all_gather(mine, self.timeout),
         };
         all.map_err(|fault| self.failed.insert(fault).error(self.world))
+    }
+
+    fn secret(&self) -> Option<Secret> {
+        self.secret.clone()
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        match &self.place {
+            Place::Alone => None,
+            Place::Root(star) => star.address(),
+            Place::Leaf(leaf) => leaf.address(),
+        }
     }
 }
 

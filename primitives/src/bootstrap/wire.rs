@@ -49,14 +49,14 @@ pub(super) struct FrameReader {
 }
 
 /// Bytes on their way out, as far as the socket takes them.
-pub(super) struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     bytes: &'a [u8],
     sent: usize,
 }
 
 /// A moment after which nothing is waited for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline(Instant);
+pub(crate) struct Deadline(Instant);
 
 /// The frame of `kind` with `body`.
 pub(super) fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
@@ -143,11 +143,11 @@ impl FrameReader {
 }
 
 impl<'a> Outgoing<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, sent: 0 }
     }
 
-    pub(super) fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.sent == self.bytes.len()
     }
 
@@ -163,7 +163,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Sends what the socket takes now.
-    pub(super) fn write(&mut self, mut to: impl Write) -> io::Result<()> {
+    pub(crate) fn write(&mut self, mut to: impl Write) -> io::Result<()> {
         while !self.is_done() {
             match to.write(&self.bytes[self.sent..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -178,24 +178,24 @@ impl<'a> Outgoing<'a> {
 }
 
 impl Deadline {
-    pub(super) fn after(timeout: Duration) -> Self {
+    pub(crate) fn after(timeout: Duration) -> Self {
         let now = Instant::now();
         // A timeout that no clock can hold is a wish to wait for ever: a year is as good.
         Self(now.checked_add(timeout).unwrap_or(now + Duration::from_secs(365 * 86_400)))
     }
 
     /// The time that is left; zero when it has passed.
-    pub(super) fn left(&self) -> Duration {
+    pub(crate) fn left(&self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    pub(super) fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.left().is_zero()
     }
 }
 
 /// Fills `buffer` from `have` on; whether it is full. A close before that is `Err(None)`.
-pub(super) fn fill(
+pub(crate) fn fill(
     mut from: impl Read,
     buffer: &mut [u8],
     have: &mut usize,
@@ -213,7 +213,7 @@ pub(super) fn fill(
 }
 
 /// Blocks until one of `fds` has something to do, or for `longest`. It may also return early with nothing.
-pub(super) fn wait(fds: &mut [PollFd<'_>], longest: Duration) -> io::Result<()> {
+pub(crate) fn wait(fds: &mut [PollFd<'_>], longest: Duration) -> io::Result<()> {
     // An hour fits every timespec; whoever waits longer calls again.
     let longest = Timespec::try_from(longest.min(Duration::from_secs(3600)));
     match poll(fds, longest.ok().as_ref()) {
@@ -223,7 +223,7 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], longest: Duration) -> io::Result<()> 
 }
 
 /// Waits until `stream` can be read, or written if `write`; `false` when the deadline has passed.
-pub(super) fn wait_for(stream: &TcpStream, write: bool, deadline: Deadline) -> io::Result<bool> {
+pub(crate) fn wait_for(stream: &TcpStream, write: bool, deadline: Deadline) -> io::Result<bool> {
     if deadline.passed() {
         return Ok(false);
     }

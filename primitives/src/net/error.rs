@@ -19,6 +19,14 @@ impl fmt::Display for NetFault {
     }
 }
 
+impl std::error::Error for NetFault {}
+
+impl From<NetFault> for NetError {
+    fn from(fault: NetFault) -> Self {
+        Self::Broken(fault)
+    }
+}
+
 /// An error of a transport.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -69,6 +77,15 @@ pub enum NetError {
         what: String,
         /// The answer, and what to do.
         cause: String,
+    },
+
+    /// What was waited for did not come.
+    #[error("within {timeout:?} there was not: {what}")]
+    TimedOut {
+        /// What.
+        what: String,
+        /// How long it took.
+        timeout: std::time::Duration,
     },
 
     /// What a peer sent is not of this protocol or this version.

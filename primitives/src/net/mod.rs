@@ -19,10 +19,16 @@
 //! | registered memory | the transport's thread, or the NIC | who has seen the signal behind the transfer | plain; by the signal |
 
 mod error;
+pub mod fifo;
+pub mod link;
+pub mod proxy;
 pub mod rdma;
 mod signals;
+pub mod tcp;
+mod wait;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 pub use self::error::{NetError, NetFault};
@@ -51,7 +57,7 @@ pub unsafe trait Region: Send + Sync + fmt::Debug {
     }
 
     /// A dma-buf of the memory and where it begins in it, if it is a device's.
-    fn dma_buf(&self) -> Option<(std::os::fd::BorrowedFd<'_>, u64)> {
+    fn dma_buf(&self) -> Option<(BorrowedFd<'_>, u64)> {
         None
     }
 }
@@ -128,9 +134,21 @@ pub trait Transport: Send + fmt::Debug {
     /// A connection has broken, each once; other connections go on.
     fn progress(&mut self) -> Result<bool, NetFault>;
 
-    /// Sleeps until [`Transport::progress`] has something to do, at most so long; at once if the transport cannot say.
-    fn doze(&mut self, longest: Duration);
+    /// Sleeps until [`Transport::progress`] has something to do or `bell` can be read, at most so long; returns at once
+    /// if the transport cannot say. May also return early.
+    fn doze(&mut self, longest: Duration, bell: Option<BorrowedFd<'_>>);
 
     /// What peers' transfers count up here.
     fn signals(&self) -> &Signals;
+}
+
+// SAFETY: a mapping is valid for reading and writing until it is dropped, and hands out only raw pointers.
+unsafe impl Region for crate::sys::Mapping {
+    fn address(&self) -> *mut u8 {
+        self.base()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
 }

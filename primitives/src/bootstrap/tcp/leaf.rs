@@ -58,6 +58,11 @@ impl Leaf {
         Ok(leaf)
     }
 
+    /// Where this rank goes out.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.stream.local_addr().ok()
+    }
+
     pub(super) fn all_gather(&self, mine: &[u8], timeout: Duration) -> Result<Vec<Vec<u8>>, Fault> {
         let body = self.exchange(&frame(Kind::Part, mine), timeout)?;
         parts_of(&body, self.world).ok_or_else(|| self.hang_up(Fault::Malformed { peer: 0 }))

@@ -1,7 +1,7 @@
 //! The root's side of the collective calls.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
@@ -22,6 +22,11 @@ pub(super) struct Star {
 impl Star {
     pub(super) fn new(peers: Vec<TcpStream>) -> Self {
         Self { peers }
+    }
+
+    /// Where the ranks came in.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.peers.first()?.local_addr().ok()
     }
 
     /// Tells all ranks that all have come.

@@ -18,7 +18,7 @@ use super::options::{SignalMode, mtu_of_code};
 use super::queue::SendQueue;
 use super::wire::{End, Offer, Table};
 use super::{Peer, RdmaTransport, receive_id};
-use crate::net::NetError;
+use crate::net::{NetError, NetFault};
 use crate::sys::verbs::{Connect, QueuePair, Route};
 
 /// Carries small messages between this rank and its peers before their NICs can: a way that is authenticated, since
@@ -36,6 +36,19 @@ pub trait Exchange: Send + fmt::Debug {
     /// # Errors
     /// [`NetError::Missing`] if none came in time; others if the peer is gone or speaks something else.
     fn take(&mut self, peer: usize, deadline: Instant) -> Result<Vec<u8>, NetError>;
+
+    /// Makes the way to these peers, each of which does so at the same time.
+    ///
+    /// # Errors
+    /// [`NetError::Missing`] names the peers that did not come by `deadline`.
+    fn reach(&mut self, _peers: &[usize], _deadline: Instant) -> Result<(), NetError> {
+        Ok(())
+    }
+
+    /// Peers that have gone since the last call, as far as this way shows: asked every few milliseconds in a wait.
+    fn gone(&mut self) -> Vec<NetFault> {
+        Vec::new()
+    }
 }
 
 /// The second message.
@@ -56,7 +69,9 @@ impl RdmaTransport {
         timeout: Duration,
     ) -> Result<(), NetError> {
         let mut halves = Vec::new();
-        for peer in self.not_connected(peers)? {
+        let peers = self.not_connected(peers)?;
+        self.exchange.reach(&peers, deadline)?;
+        for peer in peers {
             let (half, offer) = self.offer(peer)?;
             self.exchange.give(peer, &offer, deadline)?;
             halves.push(half);

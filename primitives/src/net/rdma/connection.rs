@@ -97,7 +97,6 @@ impl<Q: Queue> Connection<Q> {
     }
 
     /// Whether anything is under way.
-    #[cfg(test)]
     pub(super) fn is_busy(&self) -> bool {
         self.lanes.iter().any(|lane| lane.unfinished() > 0)
     }

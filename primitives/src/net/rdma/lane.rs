@@ -150,7 +150,6 @@ impl<Q: Queue> Lane<Q> {
     }
 
     /// Requests that wait or are in flight.
-    #[cfg(test)]
     pub(super) fn unfinished(&self) -> usize {
         self.waiting.len() + self.in_flight.len()
     }

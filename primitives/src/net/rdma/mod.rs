@@ -49,22 +49,27 @@
 //! A connection breaks as a whole with the first of its requests that fails, with an event of its queue pairs, or when a
 //! port stays down for longer than [`RdmaOptions::port_grace`]; its other lanes are stopped, so that no later data
 //! arrives without the earlier. A NIC notices that a peer has gone only when it sends: whoever but waits for a
-//! peer must learn of its end from elsewhere (the connection that [`Exchange`] stands for does).
+//! peer learns of its end from [`Exchange::gone`], which is asked now and then: see [`LinkExchange`].
 
 mod connect;
 mod connection;
 mod faults;
 mod lane;
+mod linked;
 mod nic;
 mod options;
 mod queue;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::connect::Exchange;
+pub use self::linked::LinkExchange;
+use rustix::event::{PollFd, PollFlags};
+
 use self::connection::{Connection, Job, words};
 use self::nic::Nic;
 pub use self::options::{RdmaOptions, SignalMode};
@@ -328,6 +333,9 @@ impl RdmaTransport {
 
     fn look(&mut self) {
         self.looked = Instant::now();
+        for NetFault { peer, cause, .. } in self.exchange.gone() {
+            self.break_one(peer, 0, &cause);
+        }
         for nic in 0..self.nics.len() {
             while let Ok(Some(event)) = self.nics[nic].device.event() {
                 self.happened(nic, &event);
@@ -534,8 +542,17 @@ impl Transport for RdmaTransport {
         }
     }
 
-    /// Returns at once: a NIC that adds to a semaphore tells nobody.
-    fn doze(&mut self, _longest: Duration) {}
+    /// Until the bell: a NIC tells nobody of what comes. Returns at once if requests are under way, or without a bell;
+    /// after a millisecond at most if peers signal by immediate data, which [`Transport::progress`] has to take.
+    fn doze(&mut self, longest: Duration, bell: Option<BorrowedFd<'_>>) {
+        let busy = self.peers.values().any(|peer| peer.connection.is_busy());
+        let Some(bell) = bell.filter(|_| !busy) else { return };
+        let immediate = |peer: &Peer| peer.connection.mode() == SignalMode::Immediate;
+        let takes = self.peers.values().any(immediate);
+        let longest = if takes { longest.min(Duration::from_millis(1)) } else { longest };
+        let mut fds = [PollFd::from_borrowed_fd(bell, PollFlags::IN)];
+        let _ = crate::bootstrap::wire::wait(&mut fds, longest);
+    }
 
     fn signals(&self) -> &Signals {
         &self.signals

@@ -1,0 +1,328 @@
+//! Transfers over TCP: for networks without RDMA, and where RDMA does not work.
+//!
+//! ```text
+//!   post ─► queue ─► sendmsg(header, source, header, source, ..)      nothing is staged on this side
+//!                                     │
+//!        recvmsg(place of the data that is missing, inbox) ─► count up the semaphore
+//! ```
+//!
+//! A peer's bytes are checked before they are believed: a frame names a memory and a range, and nothing is written
+//! that does not lie in registered memory. Small transfers that are behind one another go and come by one system call.
+//!
+//! A connection that breaks, or whose peer does not keep to the protocol, ends alone, with an error that names the
+//! peer, both addresses and the cause.
+
+mod connection;
+mod frame;
+mod memories;
+
+use std::collections::VecDeque;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, epoll};
+use rustix::net::sockopt;
+
+use self::connection::{Cause, Connection};
+use self::memories::Memories;
+use super::link::{Link, LinkOptions, Links};
+use super::{NetError, NetFault, Region, Signals, Transfer, Transport};
+use crate::bootstrap::Bootstrap;
+use crate::error::Error;
+
+/// Peers whose sockets are simply asked, rather than the system which of them have something.
+const FEW: usize = 2;
+/// Sockets that the system tells of at once.
+const EVENTS: usize = 64;
+
+/// Congestion controls that send as fast as they may, the fastest first.
+const UNPACED: [&str; 2] = ["cubic", "reno"];
+
+/// How TCP is used.
+#[derive(Clone, Debug, Default)]
+pub struct TcpOptions {
+    /// How connections are made and watched.
+    pub link: LinkOptions,
+    /// Bytes that the system may hold for a connection in each direction. None: it adapts them itself.
+    pub buffer: Option<usize>,
+    /// The system's congestion control by name. None: its default; but between ranks of one host, where there is no
+    /// network that could be congested, cubic or reno, for one that paces itself (BBR) costs a third of the speed there.
+    pub congestion: Option<String>,
+}
+
+/// One rank's connections. See the [module](self).
+#[derive(Debug)]
+pub struct TcpTransport {
+    links: Links,
+    options: TcpOptions,
+    signals: Signals,
+    memories: Memories,
+    places: Vec<Place>,
+    /// Peers with an open connection.
+    open: Vec<usize>,
+    epoll: OwnedFd,
+    /// Faults that nobody was told of yet.
+    faults: VecDeque<NetFault>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Never,
+    Open(Box<Connection>),
+    Broken { fault: NetFault, sent: u64 },
+}
+
+impl TcpTransport {
+    /// Opens this rank's door, with so many semaphores for its peers to count up. Every rank calls it. Blocks until all
+    /// have.
+    ///
+    /// # Errors
+    /// Those of [`Links::new`]; there is no memory, or there are no descriptors.
+    pub fn new(
+        bootstrap: &mut dyn Bootstrap,
+        semaphores: usize,
+        options: &TcpOptions,
+    ) -> Result<Self, Error> {
+        let links = Links::new(bootstrap, &options.link)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
+        let epoll = epoll.map_err(crate::error::system("epoll for connections"))?;
+        Ok(Self {
+            places: (0..links.world()).map(|_| Place::Never).collect(),
+            links,
+            options: options.clone(),
+            signals: Signals::new(semaphores, 1)?,
+            memories: Memories::default(),
+            open: Vec::new(),
+            epoll,
+            faults: VecDeque::new(),
+        })
+    }
+
+    fn open(&mut self, peer: usize, timeout: Duration) -> Result<(), NetError> {
+        let theirs = self.links.exchange(peer, &frame::hello(self.signals.len()), timeout)?;
+        let what = "it does not speak this version of the TCP transport".to_owned();
+        let theirs = frame::read_hello(&theirs).ok_or(NetError::Protocol { peer, what })?;
+        let what = "its link is gone".to_owned();
+        let link = self.links.take(peer).ok_or(NetError::Protocol { peer, what })?;
+        self.tune(&link)?;
+        let data = epoll::EventData::new_u64(peer as u64);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        epoll::add(&self.epoll, link.stream(), data, flags).map_err(|errno| refused(&errno))?;
+        self.places[peer] = Place::Open(Box::new(Connection::new(link, theirs)));
+        self.open.push(peer);
+        Ok(())
+    }
+
+    fn tune(&self, link: &Link) -> Result<(), NetError> {
+        let stream = link.stream();
+        let tune = || {
+            if let Some(bytes) = self.options.buffer {
+                sockopt::set_socket_send_buffer_size(stream, bytes)?;
+                sockopt::set_socket_recv_buffer_size(stream, bytes)?;
+            }
+            match &self.options.congestion {
+                Some(name) => sockopt::set_tcp_congestion(stream, name),
+                None if link.stays_on_this_host() => {
+                    // Not every user may choose each; what the system has will do, too.
+                    let _ = UNPACED
+                        .iter()
+                        .any(|name| sockopt::set_tcp_congestion(stream, name).is_ok());
+                    Ok(())
+                }
+                None => Ok(()),
+            }
+        };
+        tune().map_err(|errno| refused(&errno))
+    }
+
+    /// Goes on with one peer; whether anything moved. A connection that breaks is noted.
+    #[inline]
+    fn serve(&mut self, peer: usize) -> bool {
+        let Some(Place::Open(connection)) = self.places.get_mut(peer) else {
+            return false;
+        };
+        let sent = if connection.is_sending() { connection.send() } else { Ok(false) };
+        // Also after sending has failed: what came before that is to be had.
+        let received = connection.receive(&self.memories, &self.signals);
+        match (sent, received) {
+            (Ok(sent), Ok(received)) => sent || received,
+            // There may be more.
+            (Err(_), Ok(true)) => true,
+            (Err(cause), _) | (_, Err(cause)) => {
+                self.fail(peer, cause);
+                true
+            }
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, peer: usize, cause: Cause) {
+        let Some(Place::Open(connection)) = self.places.get(peer) else {
+            return;
+        };
+        let (fault, sent) = (connection.fault(cause), connection.sent());
+        tracing::debug!(peer, "{fault}");
+        let _ = epoll::delete(&self.epoll, connection.link.stream());
+        self.faults.push_back(fault.clone());
+        self.open.retain(|&open| open != peer);
+        // Closes the socket.
+        self.places[peer] = Place::Broken { fault, sent };
+    }
+
+    /// Peers that the system has something of.
+    fn serve_ready(&mut self) -> bool {
+        let mut events = [MaybeUninit::uninit(); EVENTS];
+        let none = rustix::event::Timespec::default();
+        let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&none)) else {
+            return false;
+        };
+        events.iter().fold(false, |moved, event| self.serve(event.data.u64() as usize) | moved)
+    }
+
+    fn serve_senders(&mut self) -> bool {
+        let mut moved = false;
+        for at in (0..self.open.len()).rev() {
+            let peer = self.open[at];
+            if matches!(&self.places[peer], Place::Open(c) if c.is_sending()) {
+                moved |= self.serve(peer);
+            }
+        }
+        moved
+    }
+
+    /// A connection that is there.
+    fn connection(&mut self, peer: usize) -> Result<&mut Connection, NetError> {
+        match self.places.get_mut(peer) {
+            Some(Place::Open(connection)) => Ok(connection),
+            Some(Place::Broken { fault, .. }) => Err(NetError::Broken(fault.clone())),
+            _ => {
+                let (timeout, hint) = (Duration::ZERO, ": connect first".to_owned());
+                Err(NetError::Missing { missing: vec![peer], timeout, hint })
+            }
+        }
+    }
+}
+
+fn refused(cause: &dyn std::fmt::Display) -> NetError {
+    let what = "options of a connection to a peer".to_owned();
+    NetError::System { what, cause: cause.to_string() }
+}
+
+impl Transport for TcpTransport {
+    fn name(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn register(&mut self, number: u32, region: Arc<dyn Region>) -> Result<Vec<u8>, NetError> {
+        self.memories.register(number, region)
+    }
+
+    /// Connections whose peers are in the middle of a transfer to it, or to which it is still being sent, break.
+    fn forget(&mut self, number: u32) {
+        self.memories.forget(number);
+        for peer in self.open.clone() {
+            if matches!(&self.places[peer], Place::Open(c) if c.uses(number)) {
+                self.fail(
+                    peer,
+                    format!("memory {number} was forgotten in the middle of a transfer"),
+                );
+            }
+        }
+    }
+
+    fn learn(&mut self, peer: usize, number: u32, description: &[u8]) -> Result<(), NetError> {
+        self.memories.learn(peer, number, description)
+    }
+
+    fn connect(&mut self, peers: &[usize], timeout: Duration) -> Result<(), NetError> {
+        let mut new: Vec<usize> = Vec::new();
+        for &peer in peers {
+            match self.places.get(peer) {
+                Some(Place::Open(_)) => {}
+                Some(Place::Broken { fault, .. }) => return Err(NetError::Broken(fault.clone())),
+                _ => new.push(peer),
+            }
+        }
+        new.sort_unstable();
+        new.dedup();
+        self.links.connect(&new, timeout)?;
+        new.into_iter().try_for_each(|peer| self.open(peer, timeout))
+    }
+
+    #[inline]
+    fn post(&mut self, peer: usize, transfer: &Transfer) -> Result<(), NetError> {
+        let source = match transfer.bytes {
+            0 => None,
+            bytes => Some(self.memories.range("the source", transfer.from, bytes)?),
+        };
+        self.memories.check_theirs(peer, transfer.to, transfer.bytes)?;
+        let connection = self.connection(peer)?;
+        if let Some(signal) = transfer.signal.filter(|&s| u64::from(s) >= connection.semaphores()) {
+            let what = format!("semaphore {signal}, of which it has {}", connection.semaphores());
+            return Err(NetError::Protocol { peer, what });
+        }
+        if let Err(cause) = connection.post(transfer, source) {
+            // What came before is still to be had: `progress` finds it, and then the same error.
+            tracing::debug!(peer, "sending failed: {cause}");
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn sent(&self, peer: usize) -> u64 {
+        match self.places.get(peer) {
+            Some(Place::Open(connection)) => connection.sent(),
+            Some(Place::Broken { sent, .. }) => *sent,
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn progress(&mut self) -> Result<bool, NetFault> {
+        let moved = if self.open.len() <= FEW {
+            // Backwards, for a connection that breaks goes out of the list.
+            (0..self.open.len()).rev().fold(false, |moved, at| self.serve(self.open[at]) | moved)
+        } else {
+            self.serve_senders() | self.serve_ready()
+        };
+        self.faults.pop_front().map_or(Ok(moved), Err)
+    }
+
+    fn doze(&mut self, longest: Duration, bell: Option<BorrowedFd<'_>>) {
+        if !self.faults.is_empty() {
+            return;
+        }
+        let mut fds: Vec<PollFd<'_>> =
+            bell.into_iter().map(|b| PollFd::from_borrowed_fd(b, PollFlags::IN)).collect();
+        for &peer in &self.open {
+            if let Place::Open(connection) = &self.places[peer] {
+                let write =
+                    if connection.is_sending() { PollFlags::OUT } else { PollFlags::empty() };
+                fds.push(PollFd::new(
+                    connection.link.stream(),
+                    PollFlags::IN | PollFlags::RDHUP | write,
+                ));
+            }
+        }
+        let _ = crate::bootstrap::wire::wait(&mut fds, longest);
+    }
+
+    fn signals(&self) -> &Signals {
+        &self.signals
+    }
+}
+
+impl Drop for TcpTransport {
+    /// Says that nothing more comes, and takes what has come: a socket with unread bytes would be reset, and what the
+    /// system still holds for the peer lost.
+    fn drop(&mut self) {
+        for place in &mut self.places {
+            if let Place::Open(connection) = place {
+                let _ = connection.link.stream().shutdown(std::net::Shutdown::Write);
+                let _ = connection.receive(&self.memories, &self.signals);
+            }
+        }
+    }
+}
