@@ -33,12 +33,12 @@ pub(super) enum Kind {
     PartPiece = 4,
     /// A piece of all contributions; more follow.
     AllPiece = 5,
-    /// From above, in a call: someone on the way to the root has come late, and its time counts.
+    /// From above, in a call: someone on the way to the root has come, perhaps late, and its time counts.
     Here = 6,
     /// From the root to a rank that has registered: a `Place`.
     Place = 7,
-    /// Towards the root: the rank is in its place.
-    Joined = 8,
+    /// Towards the root: the rank is in its place, or, in a call, is there and passes things on.
+    Present = 8,
     /// To the root, from one that has registered: the rank that shall be its parent does not answer.
     Stuck = 9,
 }
@@ -119,7 +119,7 @@ impl Kind {
         Self::AllPiece,
         Self::Here,
         Self::Place,
-        Self::Joined,
+        Self::Present,
         Self::Stuck,
     ];
 
@@ -130,7 +130,7 @@ impl Kind {
     fn longest(self) -> usize {
         match self {
             Self::Fault => LONGEST_BODY,
-            Self::Here | Self::Joined | Self::Stuck => 0,
+            Self::Here | Self::Present | Self::Stuck => 0,
             _ => PIECE,
         }
     }

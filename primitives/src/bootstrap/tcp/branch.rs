@@ -21,36 +21,62 @@ pub(super) fn join(
     shape: Shape,
     timeout: Duration,
 ) -> Result<Tree, BootstrapError> {
-    let mut knock = Knock::new(id.secret(), id.addr(), (rank, shape.world), timeout);
-    knock.listens = !shape.is_star();
-    let (stream, listener) = knock.until_in(None)?;
-    let mut root = Link::new(0, stream);
-    let place = if shape.is_star() {
-        Place::below_the_root()
-    } else {
-        place(&mut root, shape, timeout).map_err(|fault| fault.error(shape.world))?
-    };
-    // Who has no children needs no door; nobody has been told where it is.
-    let listener = listener.filter(|_| place.children > 0);
-    let mut tree = Tree::new(rank, shape.world, place.height);
-    tree.grace = place.grace(timeout);
-    let first = match place.addr {
-        None => {
-            tree.parent = Some(root);
-            None
-        }
-        Some(addr) => {
-            let addr = in_own_scope(addr, &root);
+    let branch = Registered::at_root(id, rank, shape, timeout)?.climb()?;
+    branch.until_start().map_err(|fault| fault.error(shape.world))
+}
+
+/// A rank that the root knows, and has given a place.
+pub(super) struct Registered<'a> {
+    pub(super) place: Place,
+    knock: Knock<'a>,
+    root: Link,
+    listener: Option<TcpListener>,
+    secret: &'a Secret,
+    tree: Tree,
+    timeout: Duration,
+}
+
+impl<'a> Registered<'a> {
+    pub(super) fn at_root(
+        id: &'a UniqueId,
+        rank: usize,
+        shape: Shape,
+        timeout: Duration,
+    ) -> Result<Self, BootstrapError> {
+        let mut knock = Knock::new(id.secret(), id.addr(), (rank, shape.world), timeout);
+        knock.listens = !shape.is_star();
+        let (stream, listener) = knock.until_in(None)?;
+        let mut root = Link::new(0, stream);
+        let place = if shape.is_star() {
+            Place::below_the_root()
+        } else {
+            place(&mut root, shape, timeout).map_err(|fault| fault.error(shape.world))?
+        };
+        // Who has no children needs no door; nobody has been told where it is.
+        let listener = listener.filter(|_| place.children > 0);
+        let mut tree = Tree::new(rank, shape.world, place.height);
+        tree.grace = place.grace(timeout);
+        Ok(Self { place, knock, root, listener, secret: id.secret(), tree, timeout })
+    }
+
+    /// Gets in at the parent's door, while the root is listened to.
+    pub(super) fn climb(self) -> Result<Branch<'a>, BootstrapError> {
+        let Self { place, knock, mut root, listener, secret, mut tree, timeout } = self;
+        let mut first = None;
+        if let Some(addr) = place.addr {
             // The root alone knows who is missing, so its verdict has to have the time to come first.
             let deadline = Deadline::after(timeout.saturating_add(tree.grace));
-            let knock = knock.at_parent(place.parent, addr, deadline);
-            tree.parent = Some(climb(&knock, place.parent, &mut root, timeout)?);
-            Some(root)
+            let knock = knock.at_parent(place.parent, in_own_scope(addr, &root), deadline);
+            let late = Instant::now() + (timeout / 4).min(Duration::from_secs(1));
+            let watch = Watch { root: &mut root, complain: Some(late) };
+            let (stream, _) = knock.until_in(Some(watch))?;
+            tree.parent = Some(Link::new(place.parent, stream));
+            first = Some(root);
+        } else {
+            tree.parent = Some(root);
         }
-    };
-    Branch { secret: id.secret(), tree, first, expected: place.children, timeout }
-        .until_start(listener)
-        .map_err(|fault| fault.error(shape.world))
+        Ok(Branch { secret, tree, first, listener, expected: place.children, timeout })
+    }
 }
 
 /// What the root says about where this rank belongs.
@@ -71,19 +97,6 @@ fn place(root: &mut Link, shape: Shape, timeout: Duration) -> Result<Place, Faul
     }
 }
 
-/// Gets in at the parent's door, while the root is listened to.
-fn climb(
-    knock: &Knock<'_>,
-    parent: usize,
-    root: &mut Link,
-    timeout: Duration,
-) -> Result<Link, BootstrapError> {
-    let late = Instant::now() + (timeout / 4).min(Duration::from_secs(1));
-    let watch = Watch { root, complain: Some(late) };
-    let (stream, _) = knock.until_in(Some(watch))?;
-    Ok(Link::new(parent, stream))
-}
-
 /// A link-local IPv6 address has the number of an interface of the host that saw it; here it is another one.
 fn in_own_scope(addr: SocketAddr, root: &Link) -> SocketAddr {
     match (addr, root.stream().local_addr()) {
@@ -96,19 +109,22 @@ fn in_own_scope(addr: SocketAddr, root: &Link) -> SocketAddr {
 }
 
 /// A rank in its place, before the start.
-struct Branch<'a> {
+pub(super) struct Branch<'a> {
     secret: &'a Secret,
     tree: Tree,
     /// The first connection to the root, until that closes it.
     first: Option<Link>,
+    /// Where children come.
+    listener: Option<TcpListener>,
     /// Children that will come.
     expected: usize,
     timeout: Duration,
 }
 
 impl Branch<'_> {
-    fn until_start(mut self, listener: Option<TcpListener>) -> Result<Tree, Fault> {
+    pub(super) fn until_start(mut self) -> Result<Tree, Fault> {
         let timeout = self.timeout;
+        let listener = self.listener.take();
         let started = self.run(listener.as_ref()).and_then(|()| {
             self.tree.tell_children(Kind::All);
             self.tree.settle(timeout)
@@ -180,7 +196,9 @@ impl Branch<'_> {
         for child in children.iter_mut().filter(|child| child.ready) {
             while let Some(frame) = child.read()? {
                 match (frame.kind, &mut *parent) {
-                    (Kind::Joined, Some(parent)) => parent.out.push(Kind::Joined, frame.rank, &[]),
+                    (Kind::Present, Some(parent)) => {
+                        parent.out.push(Kind::Present, frame.rank, &[])
+                    }
                     _ => return Err(Fault::Malformed { peer: child.peer }),
                 }
             }
@@ -213,7 +231,7 @@ impl Branch<'_> {
         }
         self.tree.children.push(Link::new(rank, stream));
         if let Some(parent) = &mut self.tree.parent {
-            parent.out.push(Kind::Joined, rank, &[]);
+            parent.out.push(Kind::Present, rank, &[]);
         }
     }
 }

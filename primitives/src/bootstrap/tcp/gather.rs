@@ -14,7 +14,9 @@
 //!
 //! A rank that waits for longer than a call between ranks takes tells its children so (`Here`), and they theirs: it
 //! has come, it may only have come late, and their time begins anew. Who has heard nothing of that kind when its time
-//! has passed blames the rank above it.
+//! has passed blames the rank above it. The root says it again and again, and inner ranks answer (`Present`): one that
+//! has given its part and then stopped is not taken for one that passes on what it gets, so its children are not
+//! blamed for it.
 
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,8 @@ struct Call<'a> {
     deadline: Deadline,
     /// When the children are told that this rank has come.
     here: Option<Instant>,
+    /// How long such a word, or an answer to it, may take.
+    patience: Duration,
     /// What has not been queued of the own contribution.
     mine: Option<&'a [u8]>,
     /// At the root.
@@ -52,6 +56,8 @@ struct Call<'a> {
 struct Inbox {
     parts: Vec<Vec<u8>>,
     complete: Vec<bool>,
+    /// When a rank has said last that it passes things on.
+    heard: Vec<Option<Instant>>,
     missing: usize,
     bytes: u64,
 }
@@ -76,6 +82,7 @@ impl<'a> Call<'a> {
             timeout,
             deadline: Deadline::after(timeout.saturating_add(tree.grace)),
             here: (!tree.children.is_empty()).then(|| Instant::now() + patience),
+            patience,
             mine: (!root).then_some(mine),
             inbox: root.then(|| Inbox::new(tree.world, mine)),
             body: Vec::new(),
@@ -172,22 +179,26 @@ impl<'a> Call<'a> {
 
     fn check_time(&mut self) -> Result<(), Fault> {
         if self.here.is_some_and(|at| at <= Instant::now()) {
-            self.here = None;
-            if !self.arriving {
-                self.tree.tell_children(Kind::Here);
-                self.tree.flush();
-            }
+            self.say_here();
         }
         if !self.deadline.passed() {
             return Ok(());
         }
-        let ranks = if self.whole {
-            self.slow_children()
-        } else {
-            let above = || vec![self.tree.parent_rank()];
-            self.inbox.as_ref().map_or_else(above, |inbox| inbox.missing(&self.tree.parents))
+        let ranks = match &self.inbox {
+            _ if self.whole => self.slow_children(),
+            None => vec![self.tree.parent_rank()],
+            Some(inbox) => inbox.missing(&self.tree.parents, 2 * self.patience),
         };
         Err(Fault::Missing { ranks, waited: self.timeout })
+    }
+
+    fn say_here(&mut self) {
+        let again = self.inbox.is_some() && !self.arriving;
+        self.here = again.then(|| Instant::now() + self.patience);
+        if !self.arriving {
+            self.tree.tell_children(Kind::Here);
+            self.tree.flush();
+        }
     }
 
     fn slow_children(&self) -> Vec<usize> {
@@ -213,17 +224,22 @@ impl<'a> Call<'a> {
             let Some(frame) = parent.read()? else { return Ok(()) };
             match frame.kind {
                 Kind::All | Kind::AllPiece => self.take(frame, peer)?,
-                Kind::Here if !self.arriving => {
-                    let time = self.timeout.saturating_add(self.tree.grace);
-                    self.deadline = Deadline::after(time);
-                    self.tree.tell_children(Kind::Here);
-                }
+                Kind::Here if !self.arriving => self.know_who_is_above(),
                 _ => return Err(Fault::Malformed { peer }),
             }
             if self.whole {
                 return Ok(());
             }
         }
+    }
+
+    fn know_who_is_above(&mut self) {
+        self.deadline = Deadline::after(self.timeout.saturating_add(self.tree.grace));
+        let Tree { parent, children, rank, .. } = &mut *self.tree;
+        if let Some(parent) = parent.as_mut().filter(|_| !children.is_empty()) {
+            parent.out.push(Kind::Present, *rank, &[]);
+        }
+        self.tree.tell_children(Kind::Here);
     }
 
     /// A piece of the result.
@@ -257,13 +273,13 @@ impl<'a> Call<'a> {
         while parent.as_ref().is_none_or(|parent| parent.out.pending() <= MAX_QUEUE) {
             let Some(frame) = child.read()? else { return Ok(()) };
             let Frame { kind, rank: from, body } = frame;
-            let part = matches!(kind, Kind::Part | Kind::PartPiece);
-            if !part || from >= *world || from == *rank {
+            let upward = matches!(kind, Kind::Part | Kind::PartPiece | Kind::Present);
+            if !upward || from >= *world || from == *rank {
                 return Err(Fault::Malformed { peer: child.peer });
             }
             match (&mut self.inbox, &mut *parent) {
                 (Some(inbox), _) if is_below(parents, from, child.peer) => {
-                    inbox.take(from, kind == Kind::Part, &body, child.peer)?;
+                    inbox.take(from, kind, &body, child.peer)?;
                 }
                 (None, Some(parent)) => {
                     parent.out.push(kind, from, &body);
@@ -291,10 +307,15 @@ impl Inbox {
         parts[0] = mine.to_vec();
         let mut complete = vec![false; world];
         complete[0] = true;
-        Self { parts, complete, missing: world - 1, bytes: mine.len() as u64 }
+        let heard = vec![None; world];
+        Self { parts, complete, heard, missing: world - 1, bytes: mine.len() as u64 }
     }
 
-    fn take(&mut self, rank: usize, last: bool, piece: &[u8], peer: usize) -> Result<(), Fault> {
+    fn take(&mut self, rank: usize, kind: Kind, piece: &[u8], peer: usize) -> Result<(), Fault> {
+        if kind == Kind::Present {
+            self.heard[rank] = Some(Instant::now());
+            return Ok(());
+        }
         let part = &mut self.parts[rank];
         if self.complete[rank] || part.len() + piece.len() > MAX_CONTRIBUTION {
             return Err(Fault::Malformed { peer });
@@ -304,16 +325,83 @@ impl Inbox {
         if self.bytes > MAX_GATHERED as u64 {
             return Err(Fault::TotalTooLarge { bytes: self.bytes });
         }
-        if last {
+        if kind == Kind::Part {
             self.complete[rank] = true;
             self.missing -= 1;
         }
         Ok(())
     }
 
-    /// Who has not come. Who is behind such a rank cannot be heard, so nothing is said about it.
-    fn missing(&self, parents: &[usize]) -> Vec<usize> {
-        let absent = |rank: &usize| !self.complete[*rank] && self.complete[parents[*rank]];
-        (1..self.complete.len()).filter(absent).collect()
+    /// Who has not come, or has not answered within `lately` although others' parts come by it. Who is behind such a
+    /// rank cannot be heard, so nothing is said about it.
+    fn missing(&self, parents: &[usize], lately: Duration) -> Vec<usize> {
+        let absent = (1..self.complete.len()).filter(|&rank| !self.complete[rank]);
+        let mut blamed: Vec<usize> =
+            absent.map(|rank| self.highest(rank, parents, lately)).collect();
+        blamed.sort_unstable();
+        blamed.dedup();
+        blamed
+    }
+
+    /// The rank nearest to the root, on the way from there to `rank`, that passes nothing on.
+    fn highest(&self, rank: usize, parents: &[usize], lately: Duration) -> usize {
+        let (mut highest, mut at) = (rank, parents[rank]);
+        while at != 0 {
+            let heard = self.heard[at].is_some_and(|when| when.elapsed() < lately);
+            if !heard || !self.complete[at] {
+                highest = at;
+            }
+            at = parents[at];
+        }
+        highest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ranks 1 and 2 below the root, 3 and 4 below 1, 5 below 3.
+    const PARENTS: [usize; 6] = [0, 0, 0, 1, 1, 3];
+    const LATELY: Duration = Duration::from_secs(60);
+
+    fn blamed(come: &[usize], heard: &[usize]) -> Vec<usize> {
+        let mut inbox = Inbox::new(6, b"");
+        for &rank in come {
+            inbox.take(rank, Kind::Part, b"", 0).unwrap();
+        }
+        for &rank in heard {
+            inbox.take(rank, Kind::Present, b"", 0).unwrap();
+        }
+        inbox.missing(&PARENTS, LATELY)
+    }
+
+    #[test]
+    fn who_is_behind_a_missing_rank_is_not_blamed() {
+        assert_eq!(blamed(&[2], &[]), [1]);
+        assert_eq!(blamed(&[1, 2], &[1]), [3, 4]);
+        assert_eq!(blamed(&[1, 3, 4], &[1, 3]), [2, 5]);
+        // It may have been the last thing that it did: to give its part.
+        assert_eq!(blamed(&[1, 2], &[]), [1]);
+        assert_eq!(blamed(&[1, 2, 3, 4], &[1]), [3]);
+    }
+
+    #[test]
+    fn what_is_too_much_or_twice_is_refused() {
+        let mut inbox = Inbox::new(6, b"");
+        inbox.bytes = MAX_GATHERED as u64 - 1;
+        inbox.take(1, Kind::PartPiece, b"x", 1).unwrap();
+        let fault = inbox.take(2, Kind::Part, b"x", 2).unwrap_err();
+        assert_eq!(fault, Fault::TotalTooLarge { bytes: MAX_GATHERED as u64 + 1 });
+        inbox.bytes = 0;
+        inbox.take(1, Kind::Part, b"x", 1).unwrap();
+        let twice = inbox.take(1, Kind::Part, b"", 1);
+        assert_eq!(twice, Err(Fault::Malformed { peer: 1 }));
+    }
+
+    #[test]
+    fn what_is_below_whom_is_known() {
+        assert!(is_below(&PARENTS, 5, 1) && is_below(&PARENTS, 5, 3) && is_below(&PARENTS, 1, 1));
+        assert!(!is_below(&PARENTS, 5, 2) && !is_below(&PARENTS, 0, 1));
     }
 }

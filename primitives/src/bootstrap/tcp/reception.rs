@@ -111,10 +111,12 @@ impl<'a> Reception<'a> {
     /// Who is to blame that not all are there.
     fn verdict(&self, waited: Duration) -> Fault {
         let unknown = (0..self.state.len()).filter(|&rank| self.state[rank] == State::Unknown);
-        let under_way = self.under_way.iter();
-        let mut ranks: Vec<usize> = unknown
-            .chain(under_way.map(|(&rank, traveller)| traveller.stuck.unwrap_or(rank)))
-            .collect();
+        // Who waits for a rank that is not in its own place yet has no fault of its own.
+        let parents = &self.tree.parents;
+        let highest = |rank: &&usize| self.state[parents[**rank]] == State::In;
+        let blamed = |rank: &usize| self.under_way[rank].stuck.unwrap_or(*rank);
+        let under_way = self.under_way.keys().filter(highest).map(blamed);
+        let mut ranks: Vec<usize> = unknown.chain(under_way).collect();
         ranks.sort_unstable();
         ranks.dedup();
         match self.door.exhausted() {
@@ -130,7 +132,7 @@ impl<'a> Reception<'a> {
                 let peer = child.peer;
                 match child.read()? {
                     None => break,
-                    Some(frame) if frame.kind == Kind::Joined => self.joined(frame.rank, peer)?,
+                    Some(frame) if frame.kind == Kind::Present => self.joined(frame.rank, peer)?,
                     Some(_) => return Err(Fault::Malformed { peer }),
                 }
             }
