@@ -3,6 +3,7 @@
 
 mod futex;
 mod mapping;
+pub(crate) mod nvml;
 mod socket;
 
 pub(crate) use futex::{futex_wait, futex_wake};
