@@ -1,12 +1,15 @@
 //! How the bootstrap over TCP grows with the number of ranks: ranks as threads of a few processes on one machine.
 //!
 //! ```sh
-//! cargo run --release -p warpmesh-primitives --example bootstrap_scale -- --processes 4 --ranks 16,64,256,1024
+//! cargo run --release -p warpmesh-primitives --example bootstrap_scale -- --processes 4 --ranks 16,256 --bytes 64
 //! ```
 //!
 //! Columns: *up* is from when the ranks are told to begin until the last has joined; *gathered* until the last has the
-//! result of one all_gather of 64 bytes a rank behind that; *all_gather* and *barrier* are one more of each, the median
-//! of 5. The exponent is that of the power of the number of ranks that fits *gathered* best.
+//! result of one all_gather of 64 (or `--bytes`) bytes a rank behind that; *all_gather* and *barrier* are one more of each, the median
+//! of 5; *root CPU* is what rank 0's thread computed and copied until it was up and had gathered. On one machine all ranks
+//! share the cores, so times grow at least with the number of ranks, and gathered bytes with its square; the root's time
+//! is what would be left if each rank had a machine of its own. The exponents are those of the powers of the number of
+//! ranks that fit best.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
@@ -21,7 +24,6 @@ use warpmesh_primitives::bootstrap::{Bootstrap, TcpBootstrap, TcpRoot, UniqueId}
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-const BYTES: usize = 64;
 const ROUNDS: usize = 5;
 
 fn main() -> Outcome<()> {
@@ -34,20 +36,26 @@ fn main() -> Outcome<()> {
 
 struct Options {
     processes: usize,
+    bytes: usize,
     worlds: Vec<usize>,
 }
 
 impl Options {
     fn read(args: &[String]) -> Outcome<Self> {
         let mut options =
-            Self { processes: 4, worlds: vec![16, 32, 64, 128, 256, 512, 1024, 2048] };
+            Self { processes: 4, bytes: 64, worlds: vec![16, 32, 64, 128, 256, 512, 1024, 2048] };
         for pair in args.chunks(2) {
             match pair {
                 [name, value] if name == "--processes" => options.processes = value.parse()?,
+                [name, value] if name == "--bytes" => options.bytes = value.parse()?,
                 [name, value] if name == "--ranks" => {
                     options.worlds = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
                 }
-                _ => return Err("bootstrap_scale [--processes N] [--ranks N,N,...]".into()),
+                _ => {
+                    return Err(
+                        "bootstrap_scale [--processes N] [--ranks N,N,...] [--bytes N]".into()
+                    );
+                }
             }
         }
         Ok(options)
@@ -56,23 +64,27 @@ impl Options {
 
 fn measure(options: &Options) -> Outcome<()> {
     println!(
-        "# {} processes, {} cores, {BYTES} bytes a rank, times in ms",
+        "# {} processes, {} cores, {} bytes a rank, times in ms",
         options.processes,
-        cores()
+        cores(),
+        options.bytes
     );
-    println!(
-        "#{:>7} {:>10} {:>10} {:>12} {:>10}",
-        "ranks", "up", "gathered", "all_gather", "barrier"
-    );
-    let mut points = Vec::new();
+    let head = ["ranks", "up", "gathered", "root CPU", "all_gather", "barrier"];
+    let head: Vec<String> = head.iter().map(|name| format!("{name:>11}")).collect();
+    println!("#{}", head.join(" "));
+    let mut points: [Vec<(f64, f64)>; 3] = Default::default();
     for &world in &options.worlds {
-        let row = Job::start(world, options.processes.min(world))?.run()?;
-        let [up, gathered, gather, barrier] = row.map(|time| time.as_secs_f64() * 1e3);
-        println!("{world:>8} {up:>10.2} {gathered:>10.2} {gather:>12.2} {barrier:>10.2}");
-        points.push((world as f64, gathered));
+        let row = Job::start(world, options)?.run()?;
+        let row = row.map(|time| time.as_secs_f64() * 1e3);
+        let cells: Vec<String> = row.iter().map(|time| format!("{time:>11.2}")).collect();
+        println!(" {world:>11} {}", cells.join(" "));
+        for (points, time) in points.iter_mut().zip(row) {
+            points.push((world as f64, time));
+        }
     }
-    if points.len() > 1 {
-        println!("# gathered grows with ranks ^ {:.2}", exponent(&points));
+    if options.worlds.len() > 1 {
+        let [up, gathered, root] = points.each_ref().map(|points| exponent(points));
+        println!("# up grows with ranks ^ {up:.2}, gathered ^ {gathered:.2}, root CPU ^ {root:.2}");
     }
     Ok(())
 }
@@ -103,13 +115,17 @@ struct Worker {
 }
 
 impl Job {
-    fn start(world: usize, processes: usize) -> Outcome<Self> {
-        let edge = |at: usize| (world * at / processes).to_string();
-        let start = |at: usize| Worker::start(&[edge(at), edge(at + 1), world.to_string()]);
+    fn start(world: usize, options: &Options) -> Outcome<Self> {
+        let processes = options.processes.clamp(1, world);
+        let edge = |at: usize| world * at / processes;
+        let start = |at: usize| {
+            let args = [edge(at), edge(at + 1), world, options.bytes];
+            Worker::start(&args.map(|number| number.to_string()))
+        };
         Ok(Self { workers: (0..processes).map(start).collect::<Outcome<_>>()? })
     }
 
-    fn run(mut self) -> Outcome<[Duration; 4]> {
+    fn run(mut self) -> Outcome<[Duration; 5]> {
         let id = self.workers[0].line()?;
         for worker in &mut self.workers[1..] {
             worker.say(&id)?;
@@ -122,12 +138,11 @@ impl Job {
             Ok(begin.elapsed())
         };
         let (up, gathered) = (until("up")?, until("gathered")?);
-        let mut medians = [Duration::ZERO; 2];
-        for median in &mut medians {
-            let micros: u64 = self.workers[0].line()?.parse()?;
-            *median = Duration::from_micros(micros);
+        let mut root = [Duration::ZERO; 3];
+        for time in &mut root {
+            *time = Duration::from_micros(self.workers[0].line()?.parse()?);
         }
-        Ok([up, gathered, medians[0], medians[1]])
+        Ok([up, gathered, root[0], root[1], root[2]])
     }
 }
 
@@ -163,8 +178,10 @@ impl Drop for Worker {
 
 /// The ranks `first..end` of `world`.
 fn work(args: &[String]) -> Outcome<()> {
-    let [first, end, world] = args else { return Err("worker FIRST END WORLD".into()) };
-    let (first, end, world): (usize, usize, usize) = (first.parse()?, end.parse()?, world.parse()?);
+    let numbers: Vec<usize> = args.iter().map(|arg| arg.parse()).collect::<Result<_, _>>()?;
+    let [first, end, world, bytes] = numbers[..] else {
+        return Err("worker FIRST END WORLD BYTES".into());
+    };
     let mut lines = std::io::stdin().lines();
     let mut root = None;
     let id = if first == 0 {
@@ -181,7 +198,7 @@ fn work(args: &[String]) -> Outcome<()> {
         let (id, root, ready, done) = (id.clone(), root.take(), ready.clone(), done.clone());
         let ranks = move || {
             ready.wait();
-            let outcome = be_rank(&id, root, rank, world, &done);
+            let outcome = be_rank(&id, root, (rank, world, bytes), &done);
             if let Err(error) = outcome {
                 let _ = done.send(Err(error));
             }
@@ -204,7 +221,7 @@ fn report(outcomes: &mpsc::Receiver<Outcome<u64>>, ranks: usize, root: bool) -> 
         println!("{step}");
     }
     if root {
-        for _ in ["all_gather", "barrier"] {
+        for _ in ["root CPU", "all_gather", "barrier"] {
             println!("{}", outcomes.recv()??);
         }
     }
@@ -213,12 +230,12 @@ fn report(outcomes: &mpsc::Receiver<Outcome<u64>>, ranks: usize, root: bool) -> 
     Ok(())
 }
 
-/// Sends when it is up, when it has gathered, and, as rank 0, the medians of what follows, µs.
+/// Sends when it is up, when it has gathered, and, as rank 0, its CPU time so far and the medians of
+/// what follows, µs.
 fn be_rank(
     id: &UniqueId,
     root: Option<TcpRoot>,
-    rank: usize,
-    world: usize,
+    (rank, world, bytes): (usize, usize, usize),
     done: &mpsc::Sender<Outcome<u64>>,
 ) -> Outcome<()> {
     let mut own = match root {
@@ -226,20 +243,29 @@ fn be_rank(
         None => TcpBootstrap::join(id, rank, world, TIMEOUT)?,
     };
     done.send(Ok(0))?;
-    let mine = [rank as u8; BYTES];
+    let mine = vec![rank as u8; bytes];
     let all = own.all_gather(&mine)?;
-    if (0..world).any(|rank| all[rank] != [rank as u8; BYTES]) {
+    if (0..world).any(|rank| all[rank] != vec![rank as u8; bytes]) {
         return Err(format!("rank {rank} has gathered something else").into());
     }
     done.send(Ok(0))?;
+    let computed = cpu_time()?;
     let gather = median(|| own.all_gather(&mine).map(drop))?;
     let barrier = median(|| own.barrier())?;
     if rank == 0 {
+        done.send(Ok(computed))?;
         done.send(Ok(gather))?;
         done.send(Ok(barrier))?;
     }
     own.barrier()?;
     Ok(())
+}
+
+/// Of this thread, µs.
+fn cpu_time() -> Outcome<u64> {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanos: u64 = stat.split(' ').next().ok_or("no time in schedstat")?.parse()?;
+    Ok(nanos / 1000)
 }
 
 fn median<E>(mut call: impl FnMut() -> Result<(), E>) -> Result<u64, E> {

@@ -14,9 +14,9 @@
 //!
 //! A rank that waits for longer than a call between ranks takes tells its children so (`Here`), and they theirs: it
 //! has come, it may only have come late, and their time begins anew. Who has heard nothing of that kind when its time
-//! has passed blames the rank above it. The root says it again and again, and inner ranks answer (`Present`): one that
-//! has given its part and then stopped is not taken for one that passes on what it gets, so its children are not
-//! blamed for it.
+//! has passed blames the rank above it. The root says it once more before it judges who is missing, and inner ranks
+//! answer (`Present`): one that has given its part and then stopped is not taken for one that passes on what it gets,
+//! so its children are not blamed for it.
 
 use std::time::{Duration, Instant};
 
@@ -193,8 +193,10 @@ impl<'a> Call<'a> {
     }
 
     fn say_here(&mut self) {
-        let again = self.inbox.is_some() && !self.arriving;
-        self.here = again.then(|| Instant::now() + self.patience);
+        // The root asks once more when it is about to judge.
+        let last = self.deadline.left().checked_sub(self.patience * 3 / 2);
+        let last = last.filter(|left| self.inbox.is_some() && !left.is_zero());
+        self.here = last.map(|left| Instant::now() + left);
         if !self.arriving {
             self.tree.tell_children(Kind::Here);
             self.tree.flush();
@@ -247,7 +249,11 @@ impl<'a> Call<'a> {
         if !self.arriving {
             self.arrives();
         }
-        self.body.extend_from_slice(&frame.body);
+        if self.body.is_empty() {
+            self.body = frame.body;
+        } else {
+            self.body.extend_from_slice(&frame.body);
+        }
         self.whole = frame.kind == Kind::All;
         if self.body.len() > longest_of_all(self.tree.world) {
             return Err(Fault::Malformed { peer });
@@ -281,10 +287,8 @@ impl<'a> Call<'a> {
                 (Some(inbox), _) if is_below(parents, from, child.peer) => {
                     inbox.take(from, kind, &body, child.peer)?;
                 }
-                (None, Some(parent)) => {
-                    parent.out.push(kind, from, &body);
-                    parent.flush();
-                }
+                // Sent together with what others' children have brought.
+                (None, Some(parent)) => parent.out.push(kind, from, &body),
                 _ => return Err(Fault::Malformed { peer: child.peer }),
             }
         }
