@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use warpmesh_primitives::bootstrap::{Bootstrap, BootstrapError, TcpBootstrap, TcpRoot, UniqueId};
 
 const WORLD: usize = 40;
@@ -191,4 +191,54 @@ fn stopped_in_the_middle_of_calls() {
         let times = (SHORT, SHORT + Duration::from_secs(1));
         all_name_the_inner_rank(job(usize::MAX, 100), &[], times, work, stop);
     }
+}
+
+const SOFT: &str = "BOOTSTRAP_TREE_SOFT";
+const HARD: &str = "BOOTSTRAP_TREE_HARD";
+
+/// Not a test by itself: a job in one process that may have few open files.
+#[test]
+fn a_job_in_one_process() {
+    let limit = |name: &str| env::var(name).ok().map(|limit| limit.parse::<u64>().unwrap());
+    let Some(soft) = limit(SOFT) else { return };
+    let limits = Rlimit { current: Some(soft), maximum: limit(HARD) };
+    setrlimit(Resource::Nofile, limits).unwrap();
+    let (root, id) = TcpRoot::bind(([127, 0, 0, 1], 0)).unwrap();
+    let mut root = Some(root);
+    let world = 100;
+    let outcomes: Vec<_> = thread::scope(|s| {
+        let mut start = |rank: usize| {
+            let (root, id) = (root.take(), &id);
+            s.spawn(move || match root {
+                Some(root) => TcpBootstrap::root(root, world, SHORT)?.all_gather(&[7]),
+                None => TcpBootstrap::join(id, rank, world, SHORT)?.all_gather(&[7]),
+            })
+        };
+        let ranks: Vec<_> = (0..world).map(&mut start).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    let wrong = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    let said = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+    let limit = said.filter(|error| error.to_string().contains("ulimit -n")).count();
+    println!("{wrong} failed, {limit} for the limit of open files");
+}
+
+fn job_with_limits(soft: u64, hard: u64) -> String {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["a_job_in_one_process", "--exact", "--nocapture"]);
+    command.env(SOFT, soft.to_string()).env(HARD, hard.to_string());
+    String::from_utf8(command.output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn a_soft_limit_of_open_files_is_raised() {
+    let said = job_with_limits(64, 1024);
+    assert!(said.contains("0 failed"), "{said}");
+}
+
+#[test]
+fn a_hard_limit_of_open_files_is_named() {
+    let said = job_with_limits(64, 64);
+    assert!(said.contains("100 failed"), "{said}");
+    assert!(!said.contains(" 0 for the limit"), "{said}");
 }

@@ -21,6 +21,8 @@ cargo xtask COMMAND
   cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
   gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
                 target/gpu-report.md (see `cargo xtask gpu --help`)
+  bootstrap [ARGS]  measures how long 16 to 2,048 ranks on this machine take to find each other
+                and to gather, and how that grows (ARGS: --ranks N,N --processes N --bytes N)
   vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md
   kernels       writes docs/cuda-kernels.md and docs/cuda-costs.md: what kernels are made of and what they move;
                 with --check it only compares
@@ -38,6 +40,7 @@ fn main() -> Result<()> {
         "peers" => peers::run(&rest),
         "cuda" => cuda::ensure(),
         "gpu" => gpu::run(&rest),
+        "bootstrap" => steps::bootstrap(&rest),
         "vgpu" => tables::write(),
         "kernels" => kernels::run(&rest),
         "help" | "--help" | "-h" => {
