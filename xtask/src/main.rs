@@ -24,6 +24,8 @@ cargo xtask COMMAND
                 target/gpu-report.md (see `cargo xtask gpu --help`)
   rdma-vm       boots a virtual machine with soft-RoCE NICs and runs the RDMA transport's tests in it
                 (see `cargo xtask rdma-vm --help`)
+  bootstrap [ARGS]  measures how long 16 to 2,048 ranks on this machine take to find each other
+                and to gather, and how that grows (ARGS: --ranks N,N --processes N --bytes N)
   vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md
   kernels       writes docs/cuda-kernels.md and docs/cuda-costs.md: what kernels are made of and what they move;
                 with --check it only compares
@@ -42,6 +44,7 @@ fn main() -> Result<()> {
         "cuda" => cuda::ensure(),
         "gpu" => gpu::run(&rest),
         "rdma-vm" => rdma_vm::run(&rest),
+        "bootstrap" => steps::bootstrap(&rest),
         "vgpu" => tables::write(),
         "kernels" => kernels::run(&rest),
         "help" | "--help" | "-h" => {

@@ -60,6 +60,12 @@ pub fn loom() -> Result<()> {
     step("loom", &mut loom)
 }
 
+/// How the bootstrap over TCP grows with the number of ranks.
+pub fn bootstrap(args: &[String]) -> Result<()> {
+    let example = ["run", "--release", "--quiet", "-p", "warpmesh-primitives", "--example"];
+    step("bootstrap", cargo(&example).args(["bootstrap_scale", "--"]).args(args))
+}
+
 /// The README's main job, small, over processes and over threads, on the host and on virtual GPUs;
 /// its table must parse.
 fn benchmark() -> Result<()> {

@@ -1,16 +1,16 @@
 //! The mutual proof of the secret, at the start of every connection.
 //!
 //! ```text
-//!   joining rank                                   root
-//!     hello: version, rank, world, nonce ────────►
+//!   joining rank                                   host: the root, or the rank that shall be the parent
+//!     hello: version, rank, world, port, nonce ──►
 //!         ◄──────────────── challenge: a fresh nonce
-//!     proof: HMAC(secret, "join", hello, root's nonce) ─►
-//!         ◄── verdict: status, HMAC(secret, "root", status, hello, root's nonce)
+//!     proof: HMAC(secret, "join", hello, host's rank and nonce) ─►
+//!         ◄── verdict: status, HMAC(secret, "root", status, hello, host's rank and nonce)
 //! ```
 //!
 //! HMAC-SHA256 over both nonces: what was recorded of one connection proves nothing on another. Over the
-//! role: an answer cannot be reflected. Over version, rank and world, which are in the hello: they cannot be
-//! changed on the way. Every message has a fixed size. The joining rank proves first, so the root shows
+//! role: an answer cannot be reflected. Over version, rank, world and port, which are in the hello: they cannot be
+//! changed on the way. Over the host's rank: who has got the port of one that ended is not taken for it. Every message has a fixed size. The joining rank proves first, so the host shows
 //! nothing that depends on the secret to someone who only connects.
 
 use std::fmt;
@@ -45,6 +45,8 @@ pub(crate) struct Nonce([u8; 32]);
 pub(crate) struct Hello {
     pub(crate) rank: u32,
     pub(crate) world: u32,
+    /// Where this rank listens for children; 0 if it does not.
+    pub(crate) port: u16,
     nonce: Nonce,
 }
 
@@ -55,14 +57,15 @@ pub(crate) enum BadHello {
     Version(u16),
 }
 
-/// One connection's hello and the root's nonce for it: what both proofs cover.
+/// One connection's hello and the host's rank and nonce for it: what both proofs cover.
 #[derive(Clone, Copy)]
 pub(crate) struct Handshake {
     pub(crate) hello: Hello,
+    host: u32,
     challenge: Nonce,
 }
 
-/// What the root thinks of a rank that has proved the secret.
+/// What the host thinks of a rank that has proved the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Accepted,
@@ -71,7 +74,7 @@ pub(crate) enum Verdict {
     Duplicate,
 }
 
-/// A message from the root during the handshake.
+/// A message from the host during the handshake.
 #[derive(Clone, Copy)]
 pub(crate) enum Reply {
     Challenge(Nonce),
@@ -128,14 +131,15 @@ impl Nonce {
 }
 
 impl Hello {
-    pub(crate) fn new(rank: u32, world: u32) -> Result<Self, BootstrapError> {
-        Ok(Self { rank, world, nonce: Nonce::fresh()? })
+    pub(crate) fn new(rank: u32, world: u32, port: u16) -> Result<Self, BootstrapError> {
+        Ok(Self { rank, world, port, nonce: Nonce::fresh()? })
     }
 
     pub(crate) fn encode(&self) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.port.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.rank.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.world.to_le_bytes());
         bytes[16..].copy_from_slice(&self.nonce.0);
@@ -150,20 +154,19 @@ impl Hello {
         if version != VERSION {
             return Err(BadHello::Version(version));
         }
-        if at(bytes, 6) != [0; 2] {
-            return Err(BadHello::NotOurs);
-        }
         Ok(Self {
             rank: u32::from_le_bytes(at(bytes, 8)),
             world: u32::from_le_bytes(at(bytes, 12)),
+            port: u16::from_le_bytes(at(bytes, 6)),
             nonce: Nonce(at(bytes, 16)),
         })
     }
 }
 
 impl Handshake {
-    pub(crate) fn new(hello: Hello, challenge: Nonce) -> Self {
-        Self { hello, challenge }
+    /// `host` is the rank that listens.
+    pub(crate) fn new(hello: Hello, host: u32, challenge: Nonce) -> Self {
+        Self { hello, host, challenge }
     }
 
     /// What the joining rank sends.
@@ -176,13 +179,13 @@ impl Handshake {
         self.mac(secret, b"join", &[]).verify_slice(proof).is_ok()
     }
 
-    /// The root's verdict with its own proof.
+    /// The host's verdict with its own proof.
     pub(crate) fn verdict(&self, secret: &Secret, verdict: Verdict) -> Reply {
         let mac = self.mac(secret, b"root", &verdict.encode());
         Reply::Verdict(verdict, mac.finalize().into_bytes().into())
     }
 
-    /// Whether `proof` shows that the root sent `verdict`, in constant time.
+    /// Whether `proof` shows that the host sent `verdict`, in constant time.
     pub(crate) fn believe(
         &self,
         secret: &Secret,
@@ -195,7 +198,8 @@ impl Handshake {
     /// Every part has a fixed size for its role, so none can take over bytes of another.
     fn mac(&self, secret: &Secret, role: &[u8; 4], verdict: &[u8]) -> Hmac<Sha256> {
         let mut mac = keyed(&secret.0);
-        for part in [&role[..], verdict, &self.hello.encode(), &self.challenge.0] {
+        let host = self.host.to_le_bytes();
+        for part in [&role[..], verdict, &self.hello.encode(), &host, &self.challenge.0] {
             mac.update(part);
         }
         mac
@@ -287,7 +291,7 @@ mod tests {
     use super::*;
 
     fn handshake(rank: u32, world: u32) -> Handshake {
-        Handshake::new(Hello::new(rank, world).unwrap(), Nonce::fresh().unwrap())
+        Handshake::new(Hello::new(rank, world, 0).unwrap(), 0, Nonce::fresh().unwrap())
     }
 
     #[test]
@@ -297,8 +301,12 @@ mod tests {
         let proof = first.proof(&secret);
         assert!(first.proves(&secret, &proof));
         assert!(!first.proves(&Secret::random().unwrap(), &proof));
-        let replayed = Handshake::new(first.hello, Nonce::fresh().unwrap());
-        assert!(!replayed.proves(&secret, &proof), "the root's nonce is fresh");
+        let replayed = Handshake::new(first.hello, 0, Nonce::fresh().unwrap());
+        assert!(!replayed.proves(&secret, &proof), "the host's nonce is fresh");
+        let other_host = Handshake { host: 7, ..first };
+        assert!(!other_host.proves(&secret, &proof), "another rank has got the port");
+        let other_port = Handshake { hello: Hello { port: 4321, ..first.hello }, ..first };
+        assert!(!other_port.proves(&secret, &proof));
         let other_rank = Handshake { hello: Hello { rank: 2, ..first.hello }, ..first };
         assert!(!other_rank.proves(&secret, &proof));
         let other_world = Handshake { hello: Hello { world: 5, ..first.hello }, ..first };

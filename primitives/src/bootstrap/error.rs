@@ -21,7 +21,8 @@ pub enum BootstrapError {
         Ranks(missing)
     )]
     Missing {
-        /// The ranks that were waited for, in order. Only `[0]` where the root itself gave no answer.
+        /// The ranks that were waited for, in order. Where a rank got no
+        /// verdict of the root's, only the rank that it waited for on the way there.
         missing: Vec<usize>,
         /// The number of ranks of the job.
         world: usize,
@@ -107,15 +108,40 @@ pub enum BootstrapError {
         /// The largest that is accepted, bytes.
         max: usize,
     },
-    /// No connection to the root could be made.
+    /// All contributions together are larger than a bootstrap carries.
     #[error(
-        "rank {rank} could not connect to rank 0 at {addr} in {attempts} attempts within {waited:?}: {cause}; \
-         check that rank 0 runs, that the address is one this host reaches, and that no firewall is between"
+        "all_gather of {bytes} bytes or more over all ranks: the bootstrap carries at most {max} in one call; \
+         send large data through a communicator"
+    )]
+    TotalTooLarge {
+        /// What had come when it was too much, bytes.
+        bytes: u64,
+        /// The largest that is accepted, bytes.
+        max: u64,
+    },
+    /// The process has as many files and sockets open as it may.
+    #[error(
+        "the process of rank {rank} has reached its limit of {limit} open files: raise it (ulimit -n, \
+         LimitNOFILE=), or run fewer ranks in one process"
+    )]
+    Descriptors {
+        /// The rank that needed another one.
+        rank: usize,
+        /// The limit, which cannot be raised from inside.
+        limit: u64,
+    },
+    /// No connection to the root, or to the rank that the root gave as parent, could be made.
+    #[error(
+        "rank {rank} could not connect to rank {peer} at {addr} in {attempts} attempts within {waited:?}: \
+         {cause}; check that rank {peer} runs, that the address is one this host reaches, and that no firewall \
+         is between"
     )]
     Unreachable {
         /// The rank that tried.
         rank: usize,
-        /// The root's address.
+        /// The rank that listens there.
+        peer: usize,
+        /// Its address.
         addr: SocketAddr,
         /// How often was tried.
         attempts: u32,
@@ -124,20 +150,21 @@ pub enum BootstrapError {
         /// The last attempt's failure.
         cause: io::Error,
     },
-    /// The root does not believe that this rank knows the secret.
+    /// The root, or the parent, does not believe that this rank knows the secret.
     #[error(
-        "rank 0 at {addr} refused rank {rank}: the secrets or the protocol versions differ; give every rank \
+        "what listens at {addr} refused rank {rank}: the secrets or the protocol versions differ; give every rank \
          the same unique id (or WARPMESH_SECRET) and the same build"
     )]
     Refused {
         /// The rank that was refused.
         rank: usize,
-        /// The root's address.
+        /// The address.
         addr: SocketAddr,
     },
-    /// What listens at the root's address does not know the secret.
+    /// What listens at the root's address, or at the parent's, does not know the secret.
     #[error(
-        "what listens at {addr} is not rank 0 of this job: another program has the port; choose another one"
+        "what listens at {addr} is not a rank of this job: another program has the port; choose another one for \
+         rank 0"
     )]
     Impostor {
         /// The address.

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::MAX_GATHERED;
 use super::error::BootstrapError;
 
 /// Why a bootstrap failed, in a form that can be kept, sent and turned into an error more than once.
@@ -18,6 +19,8 @@ pub(super) enum Fault {
     Duplicate { rank: usize, addr: Option<SocketAddr> },
     OtherWorld { rank: usize, world: usize, root_world: usize },
     OutOfRange { rank: usize },
+    TotalTooLarge { bytes: u64 },
+    Descriptors { rank: usize, limit: u64 },
     Os { rank: usize, errno: i32 },
 }
 
@@ -41,6 +44,10 @@ impl Fault {
                 BootstrapError::WorldMismatch { rank, world, root_world }
             }
             Self::OutOfRange { rank } => BootstrapError::RankOutOfRange { rank, world },
+            Self::TotalTooLarge { bytes } => {
+                BootstrapError::TotalTooLarge { bytes, max: MAX_GATHERED as u64 }
+            }
+            Self::Descriptors { rank, limit } => BootstrapError::Descriptors { rank, limit },
             Self::Os { errno, .. } => BootstrapError::Os {
                 tried: "waiting for sockets",
                 cause: io::Error::from_raw_os_error(errno),
@@ -54,7 +61,7 @@ impl Fault {
             Self::Missing { waited, .. } => {
                 vec![1, u32::try_from(waited.as_millis()).unwrap_or(u32::MAX)]
             }
-            // To the others, a root that cannot wait any more is one that has left.
+            // To the others, a rank that cannot wait any more is one that has left.
             Self::Closed { peer, .. } | Self::Os { rank: peer, .. } => vec![2, word(peer)],
             Self::Malformed { peer } => vec![3, word(peer)],
             Self::Duplicate { rank, .. } => vec![4, word(rank)],
@@ -62,6 +69,10 @@ impl Fault {
                 vec![5, word(rank), word(world), word(root_world)]
             }
             Self::OutOfRange { rank } => vec![6, word(rank)],
+            Self::TotalTooLarge { bytes } => vec![7, bytes as u32, (bytes >> 32) as u32],
+            Self::Descriptors { rank, limit } => {
+                vec![8, word(rank), limit as u32, (limit >> 32) as u32]
+            }
         };
         if let Self::Missing { ranks, .. } = self {
             words.extend(ranks.iter().map(|&rank| word(rank)));
@@ -90,9 +101,17 @@ impl Fault {
                 root_world: root_world as usize,
             },
             [6, rank] => Self::OutOfRange { rank: rank as usize },
+            [7, low, high] => Self::TotalTooLarge { bytes: wide(low, high) },
+            [8, rank, low, high] => {
+                Self::Descriptors { rank: rank as usize, limit: wide(low, high) }
+            }
             _ => return None,
         })
     }
+}
+
+fn wide(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
 }
 
 #[cfg(test)]
@@ -110,6 +129,8 @@ mod tests {
             Fault::Duplicate { rank: 5, addr: None },
             Fault::OtherWorld { rank: 6, world: 7, root_world: 8 },
             Fault::OutOfRange { rank: 9 },
+            Fault::TotalTooLarge { bytes: 10 << 40 | 11 },
+            Fault::Descriptors { rank: 12, limit: 1024 },
         ] {
             assert_eq!(Fault::decode(&fault.encode()), Some(fault));
         }

@@ -7,7 +7,7 @@ use super::auth::Secret;
 use super::error::BootstrapError;
 use super::fault::Fault;
 use super::wire::Deadline;
-use super::{Bootstrap, check_contribution, check_world};
+use super::{Bootstrap, MAX_GATHERED, check_contribution, check_world};
 
 /// One rank of a job whose ranks are threads of this process.
 ///
@@ -97,7 +97,11 @@ impl Room {
         }
         let round = state.rounds;
         state.parts[rank] = Some(mine.to_vec());
-        if state.parts.iter().all(Option::is_some) {
+        let bytes: usize = state.parts.iter().flatten().map(Vec::len).sum();
+        if bytes > MAX_GATHERED {
+            state.fault = Some(Fault::TotalTooLarge { bytes: bytes as u64 });
+            self.changed.notify_all();
+        } else if state.parts.iter().all(Option::is_some) {
             state.all = Arc::new(state.parts.iter_mut().flat_map(Option::take).collect());
             state.rounds += 1;
             self.changed.notify_all();

@@ -8,9 +8,11 @@
 //!        ├───────── challenge ────────►│                         │
 //!        │◄──────── proof ─────────────┤                 anything else: dropped,
 //!        ├───────── verdict + proof ──►│                 logged, the job goes on
-//!        ├───────── start, when every rank is in ───────►│
-//!        │◄──────── part ──────────────┤  all_gather
-//!        ├───────── all parts ────────►│
+//!        ├───────── place in a tree ──►│ where more than 17 ranks make one: the same
+//!        │                             │ handshake with the rank above it
+//!        ├───────── start, when every rank is in its place ──►│
+//!        │◄──────── parts, up the tree ┤  all_gather
+//!        ├── all parts, down the tree ►│
 //! ```
 //!
 //! Invariants:
@@ -29,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod auth;
+mod descriptors;
 mod env;
 mod error;
 mod fault;
@@ -49,9 +52,13 @@ pub use unique_id::UniqueId;
 /// The most bytes that one rank may contribute to one [`Bootstrap::all_gather`]: 16 MiB.
 pub const MAX_CONTRIBUTION: usize = 16 << 20;
 
+/// The most bytes that all ranks together may contribute to one [`Bootstrap::all_gather`]: 1 GiB. Every rank gets all
+/// of them, and holds them twice while they arrive.
+pub const MAX_GATHERED: usize = 1 << 30;
+
 /// The most ranks that a bootstrap accepts.
 ///
-/// It bounds what a length field may claim; it is above what a single root can serve in good time.
+/// It bounds what a rank field may claim; it is above what a single root can register in good time.
 pub const MAX_WORLD: usize = 1 << 16;
 
 /// The out-of-band exchange of small messages between all ranks of a job.
@@ -70,15 +77,19 @@ pub trait Bootstrap: Send {
     /// result has `world()` entries and entry `rank()` equals `mine`.
     ///
     /// Blocks until every rank has called it or the timeout of the bootstrap has passed. A rank other than
-    /// the root of a [`TcpBootstrap`] waits a quarter of the timeout (at most 1 s) longer, since the root
-    /// alone knows who is missing and its verdict has to arrive.
+    /// the root of a [`TcpBootstrap`] waits up to a quarter of the timeout (at most 1 s) longer, since the root
+    /// alone knows who is missing and its verdict has to arrive; and where a rank between it and the root has
+    /// called later, it waits as long as that one.
     ///
     /// # Errors
     ///
     /// [`BootstrapError::TooLarge`] before anything is sent; the bootstrap stays usable.
-    /// [`BootstrapError::Missing`] names the ranks that did not come in time,
+    /// [`BootstrapError::TotalTooLarge`] on all ranks where the contributions together are more than
+    /// [`MAX_GATHERED`].
+    /// [`BootstrapError::Missing`] names the ranks that did not come in time (in a job of more than 17 ranks without
+    /// those that could only be heard through one of them),
     /// [`BootstrapError::PeerClosed`] the rank that went away, [`BootstrapError::Malformed`] the one that
-    /// speaks something else. After these three every later call fails in the same way.
+    /// speaks something else. After these four every later call fails in the same way.
     fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, BootstrapError>;
 
     /// Blocks until every rank has called it: an [`all_gather`](Self::all_gather) of nothing, with its

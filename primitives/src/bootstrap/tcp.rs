@@ -1,12 +1,22 @@
 //! A bootstrap for ranks that are processes, on one host or several, over TCP.
 //!
-//! Rank 0 is the root of a star. It works through whatever connection is ready, in one thread and without
-//! order among the ranks, so it always knows who is missing; no thread stays behind after a call. Its work
-//! and traffic grow with the number of ranks.
+//! All ranks register at rank 0, the root, and each gets a place in a tree of [`shape::FAN_OUT`] children a rank, over
+//! which calls go up and down: the time of a call grows with the tree's height, and no rank keeps more than
+//! fan-out + 1 connections. Each rank works through whatever connection is ready, in the calling thread and without
+//! order among its peers; no thread stays behind after a call. A job of up to fan-out + 1 ranks is a star.
+//!
+//! Who finds a fault tells its neighbours in the tree, who tell theirs: every rank names the same culprit.
 
+mod branch;
 mod door;
-mod leaf;
-mod star;
+mod gather;
+mod knock;
+mod link;
+mod reception;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod tree;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -14,8 +24,9 @@ use std::thread;
 use std::time::Duration;
 
 use self::door::Door;
-use self::leaf::Leaf;
-use self::star::Star;
+use self::reception::Reception;
+use self::shape::{FAN_OUT, Shape};
+use self::tree::Tree;
 use super::auth::Secret;
 use super::error::BootstrapError;
 use super::fault::Fault;
@@ -38,17 +49,11 @@ pub struct TcpBootstrap {
     rank: usize,
     world: usize,
     timeout: Duration,
-    place: Place,
+    /// `None` for a rank that is alone.
+    tree: Option<Tree>,
     secret: Option<Secret>,
     /// What ended it: the ranks are out of step and every later call has the same answer.
     failed: Option<Fault>,
-}
-
-#[derive(Debug)]
-enum Place {
-    Alone,
-    Root(Star),
-    Leaf(Leaf),
 }
 
 impl TcpRoot {
@@ -107,17 +112,20 @@ impl TcpBootstrap {
     /// have joined get the same error.
     pub fn root(root: TcpRoot, world: usize, timeout: Duration) -> Result<Self, BootstrapError> {
         check_world(world)?;
+        Self::root_of(root, Shape { world, fan_out: FAN_OUT }, timeout)
+    }
+
+    fn root_of(root: TcpRoot, shape: Shape, timeout: Duration) -> Result<Self, BootstrapError> {
+        let world = shape.world;
         if world == 1 {
             return Ok(Self::alone(timeout));
         }
-        let door = Door::open(&root.listener, root.id.secret(), world);
-        let star = door
-            .admit_all(timeout)
-            .map(Star::new)
-            .and_then(|star| star.start(timeout).map(|()| star))
-            .map_err(|fault| fault.error(world))?;
-        let secret = Some(root.id.secret().clone());
-        Ok(Self { rank: 0, world, timeout, place: Place::Root(star), secret, failed: None })
+        let TcpRoot { listener, id } = root;
+        let door = Door::open(&listener, id.secret(), 0);
+        let reception = Reception::new(door, id.secret(), id.addr(), shape);
+        let tree = reception.admit_all(timeout).map_err(|fault| fault.error(world))?;
+        let secret = Some(id.secret().clone());
+        Ok(Self { rank: 0, world, timeout, tree: Some(tree), secret, failed: None })
     }
 
     /// As [`root`](Self::root), for an id that was made ahead of time: listens at the id's address, which
@@ -157,6 +165,16 @@ impl TcpBootstrap {
         timeout: Duration,
     ) -> Result<Self, BootstrapError> {
         check_world(world)?;
+        Self::join_as(id, rank, Shape { world, fan_out: FAN_OUT }, timeout)
+    }
+
+    fn join_as(
+        id: &UniqueId,
+        rank: usize,
+        shape: Shape,
+        timeout: Duration,
+    ) -> Result<Self, BootstrapError> {
+        let world = shape.world;
         if rank >= world {
             return Err(BootstrapError::RankOutOfRange { rank, world });
         }
@@ -166,14 +184,14 @@ impl TcpBootstrap {
         if rank == 0 {
             return Err(BootstrapError::RootJoins);
         }
-        let leaf = Leaf::join(id, rank, world, timeout)?;
+        let tree = branch::join(id, rank, shape, timeout)?;
         let secret = Some(id.secret().clone());
-        Ok(Self { rank, world, timeout, place: Place::Leaf(leaf), secret, failed: None })
+        Ok(Self { rank, world, timeout, tree: Some(tree), secret, failed: None })
     }
 
     /// A job of one rank, without any socket.
     pub(super) fn alone(timeout: Duration) -> Self {
-        Self { rank: 0, world: 1, timeout, place: Place::Alone, secret: None, failed: None }
+        Self { rank: 0, world: 1, timeout, tree: None, secret: None, failed: None }
     }
 }
 
@@ -191,10 +209,9 @@ impl Bootstrap for TcpBootstrap {
         if let Some(fault) = &self.failed {
             return Err(fault.error(self.world));
         }
-        let all = match &self.place {
-            Place::Alone => Ok(vec![mine.to_vec()]),
-            Place::Root(star) => star.all_gather(mine, self.timeout),
-            Place::Leaf(leaf) => leaf.all_gather(mine, self.timeout),
+        let all = match &mut self.tree {
+            None => Ok(vec![mine.to_vec()]),
+            Some(tree) => tree.all_gather(mine, self.timeout),
         };
         all.map_err(|fault| self.failed.insert(fault).error(self.world))
     }
@@ -204,11 +221,7 @@ impl Bootstrap for TcpBootstrap {
     }
 
     fn address(&self) -> Option<SocketAddr> {
-        match &self.place {
-            Place::Alone => None,
-            Place::Root(star) => star.address(),
-            Place::Leaf(leaf) => leaf.address(),
-        }
+        self.tree.as_ref().and_then(Tree::address)
     }
 }
 

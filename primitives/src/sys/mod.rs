@@ -4,6 +4,7 @@
 mod futex;
 mod interface;
 mod mapping;
+pub(crate) mod nvml;
 mod socket;
 mod stream;
 pub(crate) mod verbs;

@@ -1,7 +1,8 @@
-//! The root's door: who connects is a stranger until the secret is proved.
+//! A rank's door: who connects is a stranger until the secret is proved.
 //!
 //! One thread listens to all half-authenticated connections at once, so one that is silent or slow costs the
-//! others nothing. They have a number and a time; what they send is read up to a fixed size and no further.
+//! others nothing. They have a number and a time; what they send is read up to a fixed size and no further. Whom it
+//! lets in is for its owner to judge: the root knows the ranks, a parent its children.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::star::{announce, check_quiet, failed_wait};
 use crate::bootstrap::auth::{
     BadHello, HELLO_BYTES, Handshake, Hello, Nonce, PROOF_BYTES, Reply, Secret, Verdict,
 };
-use crate::bootstrap::fault::Fault;
-use crate::bootstrap::wire::{Deadline, Outgoing, fill, wait};
+use crate::bootstrap::descriptors;
+use crate::bootstrap::wire::{Outbox, fill};
 
 /// Connections that have not proved the secret, at most.
 const MAX_CANDIDATES: usize = 64;
@@ -30,19 +30,31 @@ const MIN_STAY: Duration = Duration::from_millis(100);
 const CLOSED: Duration = Duration::from_millis(200);
 
 /// How often the ages are looked at.
-const TICK: Duration = Duration::from_millis(20);
+pub(super) const TICK: Duration = Duration::from_millis(20);
 
 pub(super) struct Door<'a> {
     listener: &'a TcpListener,
     secret: &'a Secret,
-    world: u32,
+    /// Who listens here.
+    host: u32,
     /// Oldest first.
     candidates: Vec<Candidate>,
-    /// Rank r at r - 1.
-    members: Vec<Option<TcpStream>>,
-    missing: usize,
-    /// Set where the system could not give another connection, for instance for want of descriptors.
+    /// Whether somebody waits to be accepted, and of which candidates there is something to read.
+    ready: (bool, Vec<bool>),
+    /// Where nobody is let in for a while although there is room for a candidate.
+    pub(super) full: bool,
+    /// Set where the system could not give another connection.
     closed_until: Option<Instant>,
+    /// The process's limit of open files, if that was why no connection could be had since the last one.
+    exhausted: Option<u64>,
+}
+
+/// A connection whose other end has proved the secret, and waits for the verdict.
+pub(super) struct Proved {
+    pub(super) hello: Hello,
+    pub(super) addr: SocketAddr,
+    stream: TcpStream,
+    handshake: Handshake,
 }
 
 struct Candidate {
@@ -65,95 +77,70 @@ enum Heard {
     Stranger(&'static str),
 }
 
-/// What can be read without waiting.
-struct Ready {
-    listener: bool,
-    candidates: Vec<bool>,
-    /// Places in `members`.
-    members: Vec<usize>,
-}
-
 impl<'a> Door<'a> {
-    /// `world` is at most `MAX_WORLD`.
-    pub(super) fn open(listener: &'a TcpListener, secret: &'a Secret, world: usize) -> Self {
+    /// The door of rank `host`, whose listening socket does not block.
+    pub(super) fn open(listener: &'a TcpListener, secret: &'a Secret, host: usize) -> Self {
         Self {
             listener,
             secret,
-            world: world as u32,
+            host: host as u32,
             candidates: Vec::new(),
-            members: (1..world).map(|_| None).collect(),
-            missing: world - 1,
+            ready: (false, Vec::new()),
+            full: false,
             closed_until: None,
+            exhausted: None,
         }
     }
 
-    /// The connections of ranks 1 and up, once all are there. A fault is told to those that are.
-    pub(super) fn admit_all(mut self, timeout: Duration) -> Result<Vec<TcpStream>, Fault> {
-        let outcome = self.run(timeout);
-        if let Err(fault) = &outcome {
-            announce(self.members.iter().flatten(), fault);
-        }
-        for late in self.candidates {
-            late.drop_because(
-                "it had not proved the secret when the last rank joined or the job failed",
-            );
-        }
-        outcome.map(|()| self.members.into_iter().flatten().collect())
+    /// What to wait for: see [`note`](Self::note).
+    pub(super) fn interests(&self) -> Vec<PollFd<'_>> {
+        let listen = if self.can_take() { PollFlags::IN } else { PollFlags::empty() };
+        let candidates = self.candidates.iter();
+        let candidates = candidates.map(|one| PollFd::new(&one.stream, PollFlags::IN));
+        std::iter::once(PollFd::new(self.listener, listen)).chain(candidates).collect()
     }
 
-    fn run(&mut self, timeout: Duration) -> Result<(), Fault> {
-        let deadline = Deadline::after(timeout);
-        while self.missing > 0 {
-            if deadline.passed() {
-                let absent = (0..self.members.len()).filter(|&at| self.members[at].is_none());
-                return Err(Fault::Missing {
-                    ranks: absent.map(|at| at + 1).collect(),
-                    waited: timeout,
-                });
-            }
-            let ready = self.wait(deadline).map_err(|e| failed_wait(&e))?;
-            for at in ready.members {
-                self.members[at].as_ref().map_or(Ok(()), |peer| check_quiet(peer, at + 1))?;
-            }
-            // Those who are inside first: it makes room.
-            self.hear_candidates(&ready.candidates)?;
-            if ready.listener {
-                self.accept();
-            }
-        }
-        Ok(())
+    /// How long one may wait before [`hear`](Self::hear) has to be called anyway.
+    pub(super) fn patience(&self) -> Duration {
+        let idle = self.candidates.is_empty() && self.can_take();
+        if idle { Duration::MAX } else { TICK }
     }
 
-    fn wait(&self, deadline: Deadline) -> io::Result<Ready> {
-        let listens = self.can_take();
-        let listen = if listens { PollFlags::IN } else { PollFlags::empty() };
-        let present = (0..self.members.len()).filter(|&at| self.members[at].is_some());
-        let present: Vec<usize> = present.collect();
-        let mut fds = vec![PollFd::new(self.listener, listen)];
-        let candidates = self.candidates.iter().map(|candidate| &candidate.stream);
-        let streams = candidates.chain(self.members.iter().flatten());
-        fds.extend(streams.map(|stream| PollFd::new(stream, PollFlags::IN)));
-        let idle = listens && self.candidates.is_empty();
-        wait(&mut fds, if idle { deadline.left() } else { deadline.left().min(TICK) })?;
-        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        Ok(Ready {
-            listener: listens && ready.next() == Some(true),
-            candidates: ready.by_ref().take(self.candidates.len()).collect(),
-            members: present.into_iter().zip(ready).filter_map(|(at, r)| r.then_some(at)).collect(),
-        })
+    /// Takes which of [`interests`](Self::interests) have something.
+    pub(super) fn note(&mut self, woken: &[bool]) {
+        let (listener, candidates) = woken.split_first().unwrap_or((&false, &[]));
+        self.ready = (*listener && self.can_take(), candidates.to_vec());
+    }
+
+    /// Hears everyone out as far as they have come; those who have proved the secret.
+    pub(super) fn hear(&mut self) -> Vec<Proved> {
+        let (listener, ready) = std::mem::take(&mut self.ready);
+        // Those who are inside first: it makes room.
+        let proved = self.hear_candidates(&ready);
+        if listener {
+            self.accept();
+        }
+        proved
+    }
+
+    /// The limit of open files where that alone keeps ranks out.
+    pub(super) fn exhausted(&self) -> Option<u64> {
+        self.exhausted
     }
 
     fn can_take(&self) -> bool {
-        let open = self.closed_until.is_none_or(|until| until <= Instant::now());
+        let open = !self.full && self.closed_until.is_none_or(|until| until <= Instant::now());
         let oldest = self.candidates.first().map_or(Duration::MAX, |c| c.since.elapsed());
         open && (self.candidates.len() < MAX_CANDIDATES || oldest >= MIN_STAY)
     }
 
-    fn hear_candidates(&mut self, ready: &[bool]) -> Result<(), Fault> {
+    fn hear_candidates(&mut self, ready: &[bool]) -> Vec<Proved> {
+        let mut proved = Vec::new();
+        let ready = ready.iter().chain(std::iter::repeat(&false));
         for (mut candidate, &ready) in std::mem::take(&mut self.candidates).into_iter().zip(ready) {
-            let heard = if ready { candidate.hear(self.secret) } else { Heard::Nothing };
+            let heard = if ready { candidate.hear(self.secret, self.host) } else { Heard::Nothing };
             match heard {
-                Heard::Proved(handshake) => self.judge(candidate, handshake)?,
+                Heard::Proved(handshake) => proved.push(candidate.believed(handshake)),
                 Heard::Stranger(why) => candidate.drop_because(why),
                 Heard::Nothing if candidate.since.elapsed() >= PATIENCE => {
                     candidate.drop_because("it did not prove the secret within 5 s");
@@ -161,34 +148,7 @@ impl<'a> Door<'a> {
                 Heard::Nothing => self.candidates.push(candidate),
             }
         }
-        Ok(())
-    }
-
-    /// Takes in, or says why not, a rank that has proved the secret.
-    fn judge(&mut self, candidate: Candidate, handshake: Handshake) -> Result<(), Fault> {
-        let (verdict, fault) = self.opinion(handshake.hello, candidate.addr);
-        candidate.send(&handshake.verdict(self.secret, verdict));
-        if let Some(fault) = fault {
-            return Err(fault);
-        }
-        self.members[handshake.hello.rank as usize - 1] = Some(candidate.stream);
-        self.missing -= 1;
-        Ok(())
-    }
-
-    fn opinion(&self, hello: Hello, addr: SocketAddr) -> (Verdict, Option<Fault>) {
-        let (root_world, rank) = (self.world, hello.rank as usize);
-        if hello.world != root_world {
-            let (world, root_world) = (hello.world as usize, root_world as usize);
-            let fault = Fault::OtherWorld { rank, world, root_world };
-            (Verdict::OtherWorld { root_world: self.world }, Some(fault))
-        } else if hello.rank >= root_world {
-            (Verdict::OutOfRange, Some(Fault::OutOfRange { rank }))
-        } else if rank == 0 || self.members[rank - 1].is_some() {
-            (Verdict::Duplicate, Some(Fault::Duplicate { rank, addr: Some(addr) }))
-        } else {
-            (Verdict::Accepted, None)
-        }
+        proved
     }
 
     fn accept(&mut self) {
@@ -200,23 +160,25 @@ impl<'a> Door<'a> {
             match self.listener.accept() {
                 Ok((stream, addr)) => self.take(stream, addr),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
-                    ) => {}
-                Err(e) => {
-                    tracing::warn!(
-                        "the bootstrap root could not accept a connection, will try again: {e}"
-                    );
-                    self.closed_until = Some(Instant::now() + CLOSED);
-                    return;
-                }
+                Err(e) if may_accept_again(&e) => {}
+                Err(e) => return self.close_for_a_while(&e),
             }
         }
     }
 
+    fn close_for_a_while(&mut self, cause: &io::Error) {
+        if descriptors::are_exhausted(cause) {
+            self.exhausted = Some(descriptors::limit());
+        }
+        tracing::warn!(
+            "rank {} could not accept a bootstrap connection, will try again: {cause}",
+            self.host
+        );
+        self.closed_until = Some(Instant::now() + CLOSED);
+    }
+
     fn take(&mut self, stream: TcpStream, addr: SocketAddr) {
+        self.exhausted = None;
         if self.candidates.len() == MAX_CANDIDATES {
             let oldest = self.candidates.remove(0);
             oldest.send(&Reply::Busy);
@@ -232,8 +194,33 @@ impl<'a> Door<'a> {
     }
 }
 
+impl Drop for Door<'_> {
+    fn drop(&mut self) {
+        for late in self.candidates.drain(..) {
+            late.drop_because(
+                "it had not proved the secret when the last rank joined or the job failed",
+            );
+        }
+    }
+}
+
+/// Whether only this one connection failed, or another attempt has what this one lacked.
+fn may_accept_again(cause: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, Interrupted};
+    let passing = matches!(cause.kind(), ConnectionAborted | Interrupted);
+    passing || (descriptors::are_exhausted(cause) && descriptors::raise())
+}
+
+impl Proved {
+    /// Says the verdict; the connection, for the protocol behind the handshake.
+    pub(super) fn answer(self, secret: &Secret, verdict: Verdict) -> TcpStream {
+        say(&self.stream, &self.handshake.verdict(secret, verdict));
+        self.stream
+    }
+}
+
 impl Candidate {
-    fn hear(&mut self, secret: &Secret) -> Heard {
+    fn hear(&mut self, secret: &Secret, host: u32) -> Heard {
         let buffer: &mut [u8] = match &mut self.stage {
             Stage::Hello(bytes) => bytes,
             Stage::Proof(_, bytes) => bytes,
@@ -245,7 +232,7 @@ impl Candidate {
         }
         match &self.stage {
             Stage::Hello(bytes) => match Hello::decode(bytes) {
-                Ok(hello) => self.challenge(hello),
+                Ok(hello) => self.challenge(hello, host),
                 Err(bad) => self.refuse_hello(bad),
             },
             Stage::Proof(handshake, proof) if handshake.proves(secret, proof) => {
@@ -258,11 +245,11 @@ impl Candidate {
         }
     }
 
-    fn challenge(&mut self, hello: Hello) -> Heard {
+    fn challenge(&mut self, hello: Hello, host: u32) -> Heard {
         let Ok(nonce) = Nonce::fresh() else {
             return Heard::Stranger("the system has no random bytes for a challenge");
         };
-        self.stage = Stage::Proof(Handshake::new(hello, nonce), [0; PROOF_BYTES]);
+        self.stage = Stage::Proof(Handshake::new(hello, host, nonce), [0; PROOF_BYTES]);
         self.have = 0;
         self.send(&Reply::Challenge(nonce));
         Heard::Nothing
@@ -279,13 +266,23 @@ impl Candidate {
         }
     }
 
-    /// Fixed and few bytes into an empty queue: where they do not fit at once the connection has broken, and
-    /// the next read says so.
+    fn believed(self, handshake: Handshake) -> Proved {
+        Proved { hello: handshake.hello, addr: self.addr, stream: self.stream, handshake }
+    }
+
     fn send(&self, reply: &Reply) {
-        let _ = Outgoing::new(&reply.encode()).write(&self.stream);
+        say(&self.stream, reply);
     }
 
     fn drop_because(self, why: &str) {
         tracing::warn!("dropped a connection to the bootstrap from {}: {why}", self.addr);
     }
+}
+
+/// Fixed and few bytes into an empty queue: where they do not fit at once the connection has broken, and the
+/// next read says so.
+fn say(stream: &TcpStream, reply: &Reply) {
+    let mut out = Outbox::default();
+    out.push_raw(&reply.encode());
+    let _ = out.write(stream);
 }

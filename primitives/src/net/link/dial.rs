@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use super::Identity;
 use crate::bootstrap::auth::{Handshake, Hello, REPLY_BYTES, Reply, Secret, Verdict};
-use crate::bootstrap::wire::{Outgoing, fill};
+use crate::bootstrap::wire::{Outbox, fill};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
@@ -127,7 +127,7 @@ impl Dial {
                     return Ok(Step::Wait(Stage::Challenge(stream, hello, reply)));
                 };
                 let Reply::Challenge(nonce) = said else { return Err(refusal(said)) };
-                let handshake = Handshake::new(hello, nonce);
+                let handshake = Handshake::new(hello, word(self.peer), nonce);
                 send(&stream, &handshake.proof(&self.key(identity)))?;
                 Ok(Step::On(Stage::Verdict(stream, handshake, Message::new())))
             }
@@ -162,8 +162,8 @@ impl Dial {
         if stream.local_addr().ok() == stream.peer_addr().ok() {
             return Err(io::Error::from(io::ErrorKind::ConnectionRefused).to_string());
         }
-        let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let hello = Hello::new(word(identity.rank), word(identity.world));
+        // No port: links are made to addresses that are known.
+        let hello = Hello::new(word(identity.rank), word(identity.world), 0);
         let hello = hello.map_err(|error| error.to_string())?;
         send(&stream, &hello.encode())?;
         Ok(Step::On(Stage::Challenge(stream, hello, Message::new())))
@@ -235,11 +235,16 @@ fn dial(own: SocketAddr, to: SocketAddr) -> Result<TcpStream, Errno> {
     }
 }
 
+/// A rank, as it is sent.
+pub(super) fn word(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
 /// Few bytes into an empty queue: they fit, or the connection has broken.
 fn send(stream: &TcpStream, bytes: &[u8]) -> Result<(), String> {
-    let mut out = Outgoing::new(bytes);
+    let mut out = Outbox::of(bytes);
     match out.write(stream) {
-        Ok(()) if out.is_done() => Ok(()),
+        Ok(()) if out.pending() == 0 => Ok(()),
         Ok(()) => Err("it takes no bytes".to_owned()),
         Err(error) => Err(error.to_string()),
     }

@@ -6,10 +6,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::Identity;
+use super::dial::word;
 use crate::bootstrap::auth::{
     HELLO_BYTES, Handshake, Hello, Nonce, PROOF_BYTES, Reply, Secret, Verdict,
 };
-use crate::bootstrap::wire::{Outgoing, fill};
+use crate::bootstrap::wire::{Outbox, fill};
 
 /// Connections that have not proved the secret, at most.
 const MAX_CANDIDATES: usize = 64;
@@ -193,7 +194,8 @@ impl Candidate {
             return Heard::Stranger("the system has no random bytes for a challenge");
         };
         let key = identity.key(hello.rank as usize, identity.rank);
-        self.stage = Stage::Proof(Handshake::new(hello, nonce), key, [0; PROOF_BYTES]);
+        self.stage =
+            Stage::Proof(Handshake::new(hello, word(identity.rank), nonce), key, [0; PROOF_BYTES]);
         self.have = 0;
         self.send(&Reply::Challenge(nonce));
         Heard::Nothing
@@ -208,6 +210,6 @@ impl Candidate {
 
     /// Few bytes into an empty queue: where they do not fit the connection has broken, and the next read says so.
     fn send(&self, reply: &Reply) {
-        let _ = Outgoing::new(&reply.encode()).write(&self.stream);
+        let _ = Outbox::of(&reply.encode()).write(&self.stream);
     }
 }

@@ -36,7 +36,7 @@ use self::address::{Card, seen_from};
 use self::dial::Dial;
 use self::door::Door;
 use crate::bootstrap::auth::{Secret, Verdict};
-use crate::bootstrap::wire::{Deadline, Outgoing, fill, wait, wait_for};
+use crate::bootstrap::wire::{Deadline, Outbox, fill, wait, wait_for};
 use crate::bootstrap::{Bootstrap, BootstrapError};
 use crate::error::Error;
 use crate::net::{NetError, NetFault};
@@ -315,7 +315,7 @@ impl Link {
     /// of step and of no more use.
     pub fn exchange(&self, mine: &[u8], timeout: Duration) -> Result<Vec<u8>, NetError> {
         let (message, deadline) = (self.message(mine)?, Deadline::after(timeout));
-        let mut out = Outgoing::new(&message);
+        let mut out = Outbox::of(&message);
         let theirs = self.next(&mut out, deadline, timeout)?;
         self.finish(&mut out, deadline, timeout)?;
         Ok(theirs)
@@ -328,7 +328,7 @@ impl Link {
     /// As [`exchange`](Self::exchange).
     pub fn give(&self, mine: &[u8], timeout: Duration) -> Result<(), NetError> {
         let message = self.message(mine)?;
-        self.finish(&mut Outgoing::new(&message), Deadline::after(timeout), timeout)
+        self.finish(&mut Outbox::of(&message), Deadline::after(timeout), timeout)
     }
 
     /// What the peer has [given](Self::give) next. Blocks for it for at most `timeout`.
@@ -336,7 +336,7 @@ impl Link {
     /// # Errors
     /// As [`exchange`](Self::exchange).
     pub fn take(&self, timeout: Duration) -> Result<Vec<u8>, NetError> {
-        self.next(&mut Outgoing::new(&[]), Deadline::after(timeout), timeout)
+        self.next(&mut Outbox::default(), Deadline::after(timeout), timeout)
     }
 
     fn message(&self, mine: &[u8]) -> Result<Vec<u8>, NetError> {
@@ -351,7 +351,7 @@ impl Link {
     /// The peer's next message; sends meanwhile.
     fn next(
         &self,
-        out: &mut Outgoing<'_>,
+        out: &mut Outbox,
         deadline: Deadline,
         timeout: Duration,
     ) -> Result<Vec<u8>, NetError> {
@@ -369,12 +369,12 @@ impl Link {
 
     fn finish(
         &self,
-        out: &mut Outgoing<'_>,
+        out: &mut Outbox,
         deadline: Deadline,
         timeout: Duration,
     ) -> Result<(), NetError> {
         self.send(out)?;
-        while !out.is_done() {
+        while out.pending() > 0 {
             self.wait(true, deadline, timeout)?;
             self.send(out)?;
         }
@@ -385,7 +385,7 @@ impl Link {
     fn receive(
         &self,
         into: &mut [u8],
-        out: &mut Outgoing<'_>,
+        out: &mut Outbox,
         deadline: Deadline,
         timeout: Duration,
     ) -> Result<(), NetError> {
@@ -394,14 +394,14 @@ impl Link {
             self.send(out)?;
             match fill(&self.stream, into, &mut have) {
                 Ok(true) => return Ok(()),
-                Ok(false) => self.wait(!out.is_done(), deadline, timeout)?,
+                Ok(false) => self.wait(out.pending() > 0, deadline, timeout)?,
                 Err(None) => return Err(self.broken("the peer closed it")),
                 Err(Some(error)) => return Err(self.broken(error)),
             }
         }
     }
 
-    fn send(&self, out: &mut Outgoing<'_>) -> Result<(), NetError> {
+    fn send(&self, out: &mut Outbox) -> Result<(), NetError> {
         out.write(&self.stream).map_err(|error| self.broken(error))
     }
 
