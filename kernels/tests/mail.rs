@@ -36,8 +36,8 @@ fn letters_within(rig: &Rig, timeout: u64) {
     let ends = [SIZES[0], SIZES[0] + SIZES[1]];
     for (round, blocks) in [1, 2, 2].into_iter().enumerate() {
         let byte = |d: usize, k: usize| (k * 5 + d * 91 + round * 17) as u8;
-        for d in 0..2 {
-            rig.write(from[d], &(0..ends[1]).map(|k| byte(d, k)).collect::<Vec<_>>());
+        for (d, &at) in from.iter().enumerate() {
+            rig.write(at, &(0..ends[1]).map(|k| byte(d, k)).collect::<Vec<_>>());
         }
         let params = |me: usize| {
             let other = 1 - me;
@@ -56,8 +56,8 @@ fn letters_within(rig: &Rig, timeout: u64) {
             bytes.0
         };
         run(rig, "deliver", blocks, 64, &[params(0), params(1)]);
-        for d in 0..2 {
-            let seen: Vec<u8> = rig.read(to[d], ends[1]);
+        for (d, &at) in to.iter().enumerate() {
+            let seen: Vec<u8> = rig.read(at, ends[1]);
             assert!((0..ends[1]).all(|k| seen[k] == byte(1 - d, k)), "device {d}, round {round}");
         }
     }
