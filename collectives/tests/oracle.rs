@@ -5,6 +5,7 @@ mod common;
 
 use common::cases::{Case, Number, Op, alias, by_type, cases, reduce_op, result, value};
 use proptest::prelude::*;
+use warpmesh::algorithms::{Layout, NODES, NodeAlgorithm};
 use warpmesh::plan::Collective;
 use warpmesh::{Communicator, DataType, RawCall};
 
@@ -146,5 +147,52 @@ fn messages_of_many_rounds_are_exact() {
                 algorithm: Some(algorithm.name),
             });
         }
+    }
+}
+
+/// Plans for several nodes, on ranks of one: what they put to other nodes is a move here.
+#[test]
+fn plans_for_several_nodes_are_exact() {
+    let layouts = [&[0, 0, 1, 1][..], &[0, 1, 0], &[0, 0, 0, 1, 2]].map(Layout::new);
+    for (layout, algorithm) in layouts.iter().flat_map(|l| NODES.iter().map(move |a| (l, *a))) {
+        let (world, collective) = (layout.world(), algorithm.collective);
+        if collective == Collective::Barrier {
+            continue;
+        }
+        for (dtype, op, count) in [
+            (DataType::F32, Op::Sum, 100_003),
+            (DataType::Bf16, Op::Avg, 1001),
+            (DataType::I8, Op::Max, 5),
+            (DataType::F64, Op::PreMulSum, 77),
+        ] {
+            let case = Case {
+                world,
+                collective,
+                dtype,
+                op,
+                count,
+                root: world - 1,
+                offsets: (1, 2),
+                registered: false,
+                symmetric: false,
+                in_place: collective != Collective::AllToAll && count % 2 == 1,
+                canonical: false,
+                algorithm: None,
+            };
+            by_type!(dtype, check_plan(case, algorithm, layout));
+        }
+    }
+}
+
+/// A case with a plan that is loaded for it.
+fn check_plan<T: Number>(case: Case, algorithm: &NodeAlgorithm, layout: &Layout) {
+    let plan = algorithm.plan(layout, case.root);
+    let builder = common::settings().algorithm(algorithm.name);
+    let problems = common::ranks_with(builder, case.world, |mut comm| {
+        comm.add_plan(plan.clone()).unwrap();
+        run::<T>(&mut comm, case)
+    });
+    for (rank, problem) in problems.into_iter().enumerate() {
+        assert_eq!(problem, None, "rank {rank} of {case:?}, {}", algorithm.name);
     }
 }

@@ -6,10 +6,12 @@
 
 mod direct;
 mod multicast;
+mod nodes;
 mod packet;
 mod ring;
 mod staged;
 
+pub use self::nodes::{Layout, NODES, NodeAlgorithm};
 use crate::plan::verify::Claims;
 use crate::plan::{Builder, Collective, Plan, Program, Shape};
 

@@ -87,7 +87,8 @@ impl Values {
     }
 
     /// The left fold of the sources; each says whether it is an unfinished sum. An unfinished sum
-    /// in front is continued, so `(a + b) + c` is the same expression in one step or two.
+    /// in front is continued, so `(a + b) + c` is the same expression in one step or two; one of a single
+    /// contribution is that contribution, wherever it stands.
     ///
     /// No result has more than one contribution of each rank. A sum of more is refused at once: by
     /// adding sums to themselves, a short plan could write one that does not fit in memory.
@@ -108,7 +109,9 @@ impl Values {
         let mut terms = Vec::with_capacity(sources.len());
         for (i, (id, partial)) in sources.iter().enumerate() {
             match self.get(*id) {
-                Value::Sum(inner) if *partial && i == 0 => terms.extend(inner.iter().copied()),
+                Value::Sum(inner) if *partial && (i == 0 || inner.len() == 1) => {
+                    terms.extend(inner.iter().copied());
+                }
                 _ => terms.push(*id),
             }
         }

@@ -1,0 +1,90 @@
+//! Plans for several nodes: what ranks of one node share memory for, and what goes between nodes, by a port.
+//!
+//! Between nodes data goes only from scratch memory to scratch memory, by `Put`: from a rank to one rank of each other
+//! node, its *gateway* there, which hands it on to its neighbours. Two patterns make all plans:
+//!
+//! ```text
+//!   collect     every rank stages its contributions; a rank of each node adds up what its node has of a part and
+//!               puts the sum to the part's home, which adds up the nodes' sums
+//!   distribute  a part's home puts it to a gateway of each other node; neighbours copy it from home or gateway
+//! ```
+//!
+//! Homes of parts are spread so that ranks with the same place in their nodes (a *rail*) exchange with each other
+//! alone: then each NIC serves one rank, and a connection is made for each rail and pair of nodes.
+
+mod layout;
+mod patterns;
+mod plans;
+
+pub use self::layout::Layout;
+use self::patterns::PORT;
+use crate::plan::verify::Claims;
+use crate::plan::{Builder, Collective, Instruction, Plan, Program, Shape};
+
+/// An algorithm for ranks of several nodes.
+#[derive(Debug)]
+pub struct NodeAlgorithm {
+    /// Its name, unique within the collective.
+    pub name: &'static str,
+    /// What it computes.
+    pub collective: Collective,
+    /// Parts that a window is cut into.
+    pub parts: fn(&Layout) -> usize,
+    /// Slots of scratch memory per rank.
+    pub scratch: fn(&Layout) -> usize,
+    /// What the verifier finds for it, for two nodes or more with two ranks or more; a test compares.
+    pub claims: Claims,
+    /// Writes the program of the builder's rank.
+    pub write: fn(&mut Builder, &Layout),
+}
+
+impl NodeAlgorithm {
+    /// The shape for a layout.
+    pub fn shape(&self, layout: &Layout, root: usize) -> Shape {
+        Shape {
+            name: self.name.to_owned(),
+            collective: self.collective,
+            world: layout.world(),
+            root,
+            parts: (self.parts)(layout),
+            scratch: (self.scratch)(layout),
+            packets: 0,
+        }
+    }
+
+    /// One rank's program.
+    pub fn program(&self, rank: usize, layout: &Layout, root: usize) -> Program {
+        let mut builder = Builder::new(rank, layout.world(), root);
+        (self.write)(&mut builder, layout);
+        let mut program = builder.finish();
+        // What is put has to have left before the slot is used again.
+        let puts = |i: &Instruction| matches!(i, Instruction::Put { .. });
+        for list in program.workers.iter_mut().filter(|list| list.iter().any(puts)) {
+            list.push(Instruction::Flush { port: PORT });
+        }
+        program
+    }
+
+    /// The whole plan.
+    pub fn plan(&self, layout: &Layout, root: usize) -> Plan {
+        let programs = (0..layout.world()).map(|rank| self.program(rank, layout, root)).collect();
+        Plan { shape: self.shape(layout, root), programs }
+    }
+}
+
+/// The built-in algorithms for several nodes.
+pub const NODES: &[&NodeAlgorithm] = &[
+    &plans::ALL_REDUCE,
+    &plans::ALL_REDUCE_IN_ORDER,
+    &plans::ALL_GATHER,
+    &plans::REDUCE_SCATTER,
+    &plans::BROADCAST,
+    &plans::REDUCE,
+    &plans::ALL_TO_ALL,
+    &plans::GATHER,
+    &plans::SCATTER,
+    &plans::BARRIER,
+];
+
+#[cfg(test)]
+mod tests;
