@@ -5,6 +5,9 @@
 //! fan-out + 1 connections. Each rank works through whatever connection is ready, in the calling thread and without
 //! order among its peers; no thread stays behind after a call. A job of up to fan-out + 1 ranks is a star.
 //!
+//! In a larger one ranks connect to each other, too: each listens, on a port that the system chooses, at the address by
+//! which it reaches the root, so no firewall or address translation may be between any two.
+//!
 //! Who finds a fault tells its neighbours in the tree, who tell theirs: every rank names the same culprit.
 
 mod branch;
@@ -148,7 +151,7 @@ impl TcpBootstrap {
 
     /// Joins the job `id` as `rank`, in `1..world`, and waits until every rank has joined.
     ///
-    /// Ranks may start in any order: as long as the root does not listen yet, this tries again. It waits at
+    /// In a job of more than 17 ranks it listens for others until all have joined. Ranks may start in any order: as long as the root does not listen yet, this tries again. It waits at
     /// most `timeout` for the root to accept it. From then on the root's own timeout decides, since only the
     /// root can name who is missing: this rank waits for that at most `timeout` again, and a quarter (at
     /// most 1 s) more. Every later collective call has the same timeout.

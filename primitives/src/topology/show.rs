@@ -9,6 +9,9 @@ use super::{BusId, Class, Topology};
 impl fmt::Display for Topology {
     /// The tree, which NIC serves which GPU, the classes of the ways between GPUs and NICs, and what could not be read.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.numa.is_empty() {
+            writeln!(f, "nothing is known: no CPU, no device")?;
+        }
         for node in &self.numa {
             let model = if node.vendor.is_empty() { &node.arch } else { &node.vendor };
             writeln!(f, "NUMA node {}: CPUs {} ({model})", node.id, node.cpus)?;

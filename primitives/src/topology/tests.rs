@@ -256,6 +256,7 @@ fn what_is_wrong_in_xml_is_said_with_its_line() {
     says("0001:00:00.0", "0001:00", ":6: <pci busid=\"0001:00\"> is not a PCI bus id");
     says("0101:00:00.0", "0001:00:00.0", ":9: there is a second <pci> with busid 0001:00:00.0");
     says("count=\"12\"", "count=\"-12\"", ":7: <nvlink count=\"-12\"> is not a number");
+    says("name=\"mlx5_ib0\"", "name=\"\"", ":10: <net name=\"\"> is not a name");
     says("speed=\"200000\"", "speed=\"fast\"", ":10: <net speed=\"fast\"> is not a number");
     let deep = "<pci busid=\"0:00:00.0\">".repeat(100_000) + &"</pci>".repeat(100_000);
     let cpu = format!("<system version=\"1\"><cpu numaid=\"0\">{deep}</cpu></system>");
@@ -263,6 +264,19 @@ fn what_is_wrong_in_xml_is_said_with_its_line() {
     assert!(error.starts_with("deep.xml:1: there is a second"), "{error}");
     let absent = Topology::read_xml(Path::new("/no/such/file")).unwrap_err().to_string();
     assert!(absent.contains("/no/such/file"), "{absent}");
+}
+
+#[test]
+fn a_file_without_cpus_says_nothing_and_is_completed() {
+    let empty = "<system version=\"1\"><other/></system>";
+    let told = Topology::from_xml(Path::new("empty.xml"), empty).unwrap();
+    assert_eq!(told, Topology::default());
+    assert!(told.to_string().contains("nothing is known"));
+    let machine = Machine::two_sockets();
+    machine.write("empty.xml", empty);
+    let xml = Some(machine.root.join("empty.xml"));
+    let sources = Sources { root: machine.root.clone(), nvml: None, xml, ..Sources::default() };
+    assert_eq!(Topology::discover(&sources).unwrap(), discover(&machine));
 }
 
 #[test]

@@ -151,7 +151,8 @@ impl Loader {
 
     fn nic(&mut self, nic: Node<'_, '_>, bus: Option<BusId>, numa: i32) -> Result<(), Wrong> {
         for net in children(nic, "net") {
-            let name = required(net, "name", "a name", |text| Some(plain(text)))?;
+            let named = |text: &str| Some(plain(text)).filter(|name| !name.is_empty());
+            let name = required(net, "name", "a name", named)?;
             let guid = optional(net, "guid", "a number", |text| {
                 let digits = text.strip_prefix("0x");
                 digits.map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok())

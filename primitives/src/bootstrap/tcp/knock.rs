@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -116,7 +116,7 @@ impl<'a> Knock<'a> {
     fn enter(&self, watch: &mut Option<Watch<'_>>) -> Result<Entered, Setback> {
         let longest = if watch.is_some() { LONGEST_TRY } else { Duration::MAX };
         let stream = connect(self.addr, self.deadline.left().min(longest))?;
-        let own = stream.local_addr().map_err(Setback::Again)?.ip();
+        let own = stream.local_addr().map_err(Setback::Again)?;
         let listener = self.listens.then(|| listen_at(own)).transpose()?;
         let port = listener.as_ref().map(|(_, port)| *port).unwrap_or_default();
         let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -242,8 +242,9 @@ impl From<BootstrapError> for Setback {
 }
 
 /// A socket for children, at the address by which this rank reaches the root: those that reach the root reach that.
-fn listen_at(ip: IpAddr) -> Result<(TcpListener, u16), Setback> {
-    let listener = listen((ip, 0).into()).map_err(Setback::Again)?;
+fn listen_at(mut own: SocketAddr) -> Result<(TcpListener, u16), Setback> {
+    own.set_port(0);
+    let listener = listen(own).map_err(Setback::Again)?;
     let port = listener.local_addr().map_err(Setback::Again)?.port();
     Ok((listener, port))
 }
