@@ -14,6 +14,7 @@ use crate::op::ReduceOp;
 use crate::plan::Collective;
 
 /// Collects the calls of a [`CudaCommunicator::group`]. It borrows their buffers until the group is on its stream.
+/// (The list of what cudarc is told is allocated for each group; by addresses, [`CudaCommunicator::group_raw`], nothing is.)
 pub struct CudaGroup<'buffers> {
     calls: Group<'buffers>,
     stream: &'buffers CudaStream,
