@@ -7,9 +7,10 @@
 //! ```text
 //!   time = rounds * ((phases + signalled) * hop + messages * message)
 //!        + bytes * (plain * copy + switched * switch + shared * travel + packed * packet) * ranks per core
+//!        + rounds * trips * network trip + bytes * sent * network
 //! ```
 //!
-//! Where ranks share cores, a hop is the time until the other rank is scheduled.
+//! Between hosts, a trip is a wait for one of another host. Where ranks share cores, a hop is the time until the other rank is scheduled.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,10 @@ pub(crate) struct Work {
     pub(crate) own: f64,
     /// Bytes loaded and stored as packets.
     pub(crate) packed: f64,
+    /// Waits for ranks of other hosts that follow one another.
+    pub(crate) trips: f64,
+    /// Bytes that go to other hosts.
+    pub(crate) sent: f64,
 }
 
 impl Work {
@@ -57,6 +62,31 @@ impl Work {
             }
         }
         work
+    }
+
+    /// With what goes to the ranks that `is_away` says are on other hosts.
+    pub(crate) fn between_hosts(
+        mut self,
+        program: &Program,
+        parts: usize,
+        is_away: impl Fn(usize) -> bool,
+    ) -> Self {
+        for worker in &program.workers {
+            let mut waiting = false;
+            for instruction in worker {
+                let waits = match instruction {
+                    Instruction::Wait { from, .. } => from.iter().any(|peer| is_away(*peer)),
+                    Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. } => {
+                        self.sent += if is_away(*peer) { 1.0 / parts as f64 } else { 0.0 };
+                        false
+                    }
+                    _ => false,
+                };
+                self.trips += if waits && !waiting { 1.0 } else { 0.0 };
+                waiting = waits;
+            }
+        }
+        self
     }
 
     /// Adds an instruction; says whether it waits for a peer.
@@ -118,6 +148,8 @@ impl Work {
             shared: self.shared.max(other.shared),
             own: self.own.max(other.own),
             packed: self.packed.max(other.packed),
+            trips: self.trips.max(other.trips),
+            sent: self.sent.max(other.sent),
         }
     }
 }
@@ -154,6 +186,20 @@ pub struct Machine {
     pub shared: f64,
     /// The same in large blocks.
     pub shared_far: f64,
+    /// From a rank to one of another host and its wait.
+    #[serde(default = "typical_trip")]
+    pub trip: f64,
+    /// Sending a byte to another host.
+    #[serde(default = "typical_network")]
+    pub network: f64,
+}
+
+fn typical_trip() -> f64 {
+    Machine::TYPICAL.trip
+}
+
+fn typical_network() -> f64 {
+    Machine::TYPICAL.network
 }
 
 impl Machine {
@@ -168,6 +214,8 @@ impl Machine {
         switched: None,
         shared: 0.08,
         shared_far: 0.04,
+        trip: 15_000.0,
+        network: 0.5,
     };
 
     /// Predicted nanoseconds of a call: `work` per round, for blocks of `bytes`, in `rounds`
@@ -183,7 +231,8 @@ impl Machine {
         let hop = if load > 1.0 { self.switch * load } else { self.hop };
         let hops = work.phases * hop + work.signalled * self.hop;
         let waits = hops + work.messages * self.message * load;
-        rounds as f64 * waits + bytes * (moved + work.packed * self.packet) * load
+        let between = rounds as f64 * work.trips * self.trip + bytes * work.sent * self.network;
+        rounds as f64 * waits + bytes * (moved + work.packed * self.packet) * load + between
     }
 }
 

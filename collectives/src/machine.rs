@@ -47,9 +47,10 @@ fn kept_or_measured() -> Machine {
 }
 
 fn is_sane(machine: &Machine) -> bool {
-    let Machine { hop, switch, message, cached, uncached, packet, shared, shared_far, switched: _ } =
+    let Machine { hop, switch, message, cached, uncached, packet, shared, shared_far, .. } =
         *machine;
-    [hop, switch, message, cached, uncached, packet, shared, shared_far]
+    let Machine { trip, network, .. } = *machine;
+    [hop, switch, message, cached, uncached, packet, shared, shared_far, trip, network]
         .iter()
         .all(|t| t.is_finite() && *t > 0.0)
 }
@@ -100,6 +101,7 @@ fn measure(cores: usize) -> Machine {
         switched: None,
         shared: or(shared(hop, cached, EXCHANGED), typical.shared),
         shared_far: or(shared(hop, cached, FAR), typical.shared_far),
+        ..typical
     }
 }
 

@@ -150,44 +150,52 @@ fn messages_of_many_rounds_are_exact() {
     }
 }
 
-/// Plans for several nodes, on ranks of one: what they put to other nodes is a move here.
+/// Plans for several nodes: between hosts, and on one, where what they put to other nodes is a move.
 #[test]
 fn plans_for_several_nodes_are_exact() {
-    let layouts = [&[0, 0, 1, 1][..], &[0, 1, 0], &[0, 0, 0, 1, 2]].map(Layout::new);
-    for (layout, algorithm) in layouts.iter().flat_map(|l| NODES.iter().map(move |a| (l, *a))) {
-        let (world, collective) = (layout.world(), algorithm.collective);
-        if collective == Collective::Barrier {
-            continue;
-        }
-        for (dtype, op, count) in [
-            (DataType::F32, Op::Sum, 100_003),
-            (DataType::Bf16, Op::Avg, 1001),
-            (DataType::I8, Op::Max, 5),
-            (DataType::F64, Op::PreMulSum, 77),
-        ] {
-            let case = Case {
-                world,
-                collective,
-                dtype,
-                op,
-                count,
-                root: world - 1,
-                offsets: (1, 2),
-                registered: false,
-                symmetric: false,
-                in_place: collective != Collective::AllToAll && count % 2 == 1,
-                canonical: false,
-                algorithm: None,
-            };
-            by_type!(dtype, check_plan(case, algorithm, layout));
+    for hosts in [&[0, 0, 1, 1][..], &[0, 1, 0], &[0, 0, 0, 1, 2], &[0, 1]] {
+        for algorithm in NODES.iter().filter(|a| a.collective != Collective::Barrier) {
+            for (dtype, op, count) in [
+                (DataType::F32, Op::Sum, 100_003),
+                (DataType::Bf16, Op::Avg, 1001),
+                (DataType::I8, Op::Max, 5),
+                (DataType::F64, Op::PreMulSum, 77),
+            ] {
+                let collective = algorithm.collective;
+                let case = Case {
+                    world: hosts.len(),
+                    collective,
+                    dtype,
+                    op,
+                    count,
+                    root: hosts.len() - 1,
+                    offsets: (1, 2),
+                    registered: count > 1000,
+                    symmetric: false,
+                    in_place: collective != Collective::AllToAll && count % 2 == 1,
+                    canonical: algorithm.name == "in_order",
+                    algorithm: Some(algorithm.name),
+                };
+                by_type!(dtype, check_on_hosts(case, hosts));
+                by_type!(dtype, check_on_one(case, algorithm, hosts));
+            }
         }
     }
 }
 
-/// A case with a plan that is loaded for it.
-fn check_plan<T: Number>(case: Case, algorithm: &NodeAlgorithm, layout: &Layout) {
-    let plan = algorithm.plan(layout, case.root);
-    let builder = common::settings().algorithm(algorithm.name);
+fn check_on_hosts<T: Number>(case: Case, hosts: &[usize]) {
+    let builder = common::settings().canonical(case.canonical).algorithm(case.algorithm.unwrap());
+    let problems = common::ranks_on_hosts(&builder, hosts, |mut comm| run::<T>(&mut comm, case));
+    for (rank, problem) in problems.into_iter().enumerate() {
+        assert_eq!(problem, None, "rank {rank} of {case:?} on hosts {hosts:?}");
+    }
+}
+
+/// On one host, with the plan loaded for it.
+fn check_on_one<T: Number>(case: Case, algorithm: &NodeAlgorithm, hosts: &[usize]) {
+    let plan = algorithm.plan(&Layout::new(hosts), case.root);
+    let builder = common::settings().canonical(case.canonical).algorithm(algorithm.name);
+    let case = Case { registered: false, ..case };
     let problems = common::ranks_with(builder, case.world, |mut comm| {
         comm.add_plan(plan.clone()).unwrap();
         run::<T>(&mut comm, case)

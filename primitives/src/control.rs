@@ -1,16 +1,23 @@
 //! The control segment: what a rank lets its peers see of itself, apart from data.
 //!
-//! Every rank owns one per node, mapped by all its peers. Who writes, who reads, what orders it:
+//! Every rank owns one, mapped by all ranks of its host. Ranks of other hosts hold a *mirror* of it, without its
+//! semaphores, which the owner writes by transfers: see [`crate::outside`]. Who writes, who reads, what orders it:
 //!
 //! | word | written by | read by | order |
 //! |---|---|---|---|
 //! | `abort` | anyone, once (compare-exchange from 0) | the owner, in every long wait | Release / Acquire |
 //! | `board` | the owner, at the start of a call | peers: after the owner's first signal or packet of that call, or for a diagnosis | entry's `sequence` Release / Acquire |
 //! | `finished` | the owner, at the end of an epoch and of a call | peers, before they write into memory that it may still read | Release / Acquire |
+//! | `cleared` | the owner, when it has seen all ranks of its host finish an epoch | peers of other hosts, before they write into memory of that host | Release / the transfer, Acquire |
 //! | `progress` | the owner, in a long wait | peers, for a diagnosis only | Relaxed: a torn picture misleads a message, nothing else |
 //! | `sleeping`, `doorbell` | the owner / anyone | signallers / the owner's futex | Relaxed; see [`crate::patience`] |
-//! | semaphores | the owner | the one peer that each belongs to | see [`crate::semaphore`] |
+//! | semaphores | the owner | the one peer of the host that each belongs to | see [`crate::semaphore`] |
+//!
+//! In a mirror words change as a transfer arrives: a word may be half old and half new, and an entry of the board, too.
+//! Such a word is never above the new one if words only count up, and an abort word is 0 until all of it is there; the
+//! entries that a rank with peers on other hosts writes carry a seal, so that a mixture is found out.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
@@ -37,6 +44,27 @@ pub(crate) struct BoardEntry {
     sequence: AtomicU64,
     tag: AtomicU64,
     words: [AtomicU64; CALL_WORDS],
+}
+
+/// The tag's upper half, for a rank with peers on other hosts.
+const SEAL: u64 = !0 << 32;
+
+/// A digest of a call that a mixture of two calls does not have, but by chance.
+fn seal(sequence: u64, tag: u64, words: &[u64; CALL_WORDS]) -> u64 {
+    let part = |(n, word): (usize, &u64)| {
+        let odd = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        word.rotate_left(8 * n as u32 + 5).wrapping_mul(odd)
+    };
+    let sum: u64 = words.iter().enumerate().map(part).fold(sequence ^ tag << 32, u64::wrapping_add);
+    // Never 0, which is the seal of those that carry none.
+    (sum ^ sum << 32) & SEAL | 1 << 32
+}
+
+impl Call {
+    /// With the seal that mirrors need.
+    pub(crate) fn sealed(self) -> Self {
+        Self { tag: self.tag & !SEAL | seal(self.sequence, self.tag & !SEAL, &self.words), ..self }
+    }
 }
 
 impl BoardEntry {
@@ -66,7 +94,9 @@ impl BoardEntry {
         // look sees that call's number, or 0.
         fence(Ordering::Acquire);
         let still = self.sequence.load(Ordering::Relaxed) == sequence;
-        still.then_some(Call { sequence, tag, words })
+        let call = Call { sequence, tag: tag & !SEAL, words };
+        let whole = tag & SEAL == 0 || tag == call.sealed().tag;
+        (still && whole).then_some(call)
     }
 }
 
@@ -75,7 +105,7 @@ impl BoardEntry {
 pub struct Call {
     /// Which call on this communicator, from 1.
     pub sequence: u64,
-    /// Digest of what must be equal on all ranks.
+    /// Digest of what must be equal on all ranks: 32 bits.
     pub tag: u64,
     /// The call in full; the meaning is the collectives' business.
     pub words: [u64; CALL_WORDS],
@@ -121,6 +151,14 @@ struct ProgressWords {
 }
 
 #[derive(Debug)]
+#[repr(C)]
+struct Finished {
+    epoch: AtomicU64,
+    call: AtomicU64,
+    cleared: AtomicU64,
+}
+
+#[derive(Debug)]
 #[repr(C, align(128))]
 struct Head {
     magic: AtomicU64,
@@ -128,8 +166,7 @@ struct Head {
     world: AtomicU32,
     abort: CachePadded<AtomicU64>,
     board: CachePadded<[BoardEntry; BOARD]>,
-    finished_epoch: CachePadded<AtomicU64>,
-    finished_call: AtomicU64,
+    finished: CachePadded<Finished>,
     progress: CachePadded<ProgressWords>,
     sleeping: CachePadded<AtomicU32>,
     doorbell: CachePadded<AtomicU32>,
@@ -141,11 +178,38 @@ fn row(world: usize) -> usize {
     (world * size_of::<SemaphoreWord>()).next_multiple_of(128)
 }
 
-/// A rank's control segment, mine or a peer's.
+/// A rank's control segment, mine or a peer's, or the mirror of one.
 #[derive(Clone, Debug)]
 pub struct Control {
     mapping: Arc<Mapping>,
+    /// Where it begins in the mapping.
+    begin: usize,
+    /// 0 for a mirror, which has no semaphores.
     world: usize,
+}
+
+/// A range of a control segment's bytes that is told to ranks of other hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Words {
+    pub(crate) begin: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Words {
+    /// Everything that others are told: abort, board, what is finished, progress.
+    pub(crate) const NEWS: Self = Self {
+        begin: offset_of!(Head, abort),
+        bytes: offset_of!(Head, sleeping) - offset_of!(Head, abort),
+    };
+    /// What is finished.
+    pub(crate) const FINISHED: Self =
+        Self { begin: offset_of!(Head, finished), bytes: size_of::<Finished>() };
+
+    /// The entry of a call.
+    pub(crate) fn board(sequence: u64) -> Self {
+        let entry = size_of::<BoardEntry>();
+        Self { begin: offset_of!(Head, board) + sequence as usize % BOARD * entry, bytes: entry }
+    }
 }
 
 impl Control {
@@ -156,7 +220,7 @@ impl Control {
 
     /// Writes the header into a fresh mapping of at least [`Control::bytes`] zero bytes.
     pub(crate) fn format(mapping: Arc<Mapping>, world: usize) -> Self {
-        let this = Self { mapping, world };
+        let this = Self { mapping, begin: 0, world };
         this.head().version.store(VERSION, Ordering::Relaxed);
         this.head().world.store(world as u32, Ordering::Relaxed);
         this.head().magic.store(MAGIC, Ordering::Release);
@@ -168,7 +232,7 @@ impl Control {
         if mapping.len() < Self::bytes(world) {
             return None;
         }
-        let this = Self { mapping, world };
+        let this = Self { mapping, begin: 0, world };
         let head = this.head();
         let fits = head.magic.load(Ordering::Acquire) == MAGIC
             && head.version.load(Ordering::Relaxed) == VERSION
@@ -176,11 +240,37 @@ impl Control {
         fits.then_some(this)
     }
 
+    /// Bytes of a mirror.
+    pub(crate) const MIRROR: usize = size_of::<Head>();
+
+    /// The mirror of number `index` in memory of so many.
+    pub(crate) fn mirror(mapping: Arc<Mapping>, index: usize) -> Self {
+        let begin = index * Self::MIRROR;
+        assert!(begin + Self::MIRROR <= mapping.len(), "mirror {index}");
+        Self { mapping, begin, world: 0 }
+    }
+
     fn head(&self) -> &Head {
         // SAFETY: `format` and `open` are called with mappings of at least `Self::bytes`, page
-        // aligned; Head consists of atomics, for which every bit pattern is valid, and nobody
-        // accesses these bytes otherwise.
-        unsafe { &*self.mapping.base().cast::<Head>() }
+        // aligned, and `mirror` asserts the same of the bytes from a multiple of Head's size on; Head consists of
+        // atomics, for which every bit pattern is valid, and nobody of this process accesses these bytes otherwise
+        // but the transport, which stores what a peer sent in the same way as the peer's NIC would.
+        unsafe { &*self.mapping.base().add(self.begin).cast::<Head>() }
+    }
+
+    /// Copies what others are told from another segment, word by word.
+    pub(crate) fn copy_news(&self, from: &Self) {
+        let words = |control: &Self| {
+            let head: *const Head = control.head();
+            // SAFETY: the range lies in the head, at a multiple of its alignment, and is made of atomics and padding.
+            unsafe { head.byte_add(Words::NEWS.begin).cast::<AtomicU64>() }
+        };
+        let (to, from) = (words(self), words(from));
+        for n in 0..Words::NEWS.bytes / size_of::<u64>() {
+            // SAFETY: as above; `AtomicU64` is valid for all bits.
+            let (to, from) = unsafe { (&*to.add(n), &*from.add(n)) };
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// Semaphore `index` by which the owner signals `peer`. The words of one index lie side by
@@ -219,24 +309,36 @@ impl Control {
     /// Says that the owner is done with all memory of `epoch` and before. Only the owner calls it.
     #[inline]
     pub fn finish_epoch(&self, epoch: u64) {
-        self.head().finished_epoch.store(epoch, Ordering::Release);
+        self.head().finished.epoch.store(epoch, Ordering::Release);
     }
 
     /// The last epoch that the owner has finished.
     #[inline]
     pub fn finished_epoch(&self) -> u64 {
-        self.head().finished_epoch.load(Ordering::Acquire)
+        self.head().finished.epoch.load(Ordering::Acquire)
     }
 
     /// Says that the owner returned from call `sequence`. Only the owner calls it.
     #[inline]
     pub fn finish_call(&self, sequence: u64) {
-        self.head().finished_call.store(sequence, Ordering::Release);
+        self.head().finished.call.store(sequence, Ordering::Release);
     }
 
     /// The last call that the owner returned from.
     pub fn finished_call(&self) -> u64 {
-        self.head().finished_call.load(Ordering::Acquire)
+        self.head().finished.call.load(Ordering::Acquire)
+    }
+
+    /// Says that all ranks of the owner's host are done with `epoch` and before. Only the owner calls it.
+    #[inline]
+    pub(crate) fn clear_epoch(&self, epoch: u64) {
+        self.head().finished.cleared.store(epoch, Ordering::Release);
+    }
+
+    /// The last epoch that all ranks of the owner's host have finished, as far as it has said.
+    #[inline]
+    pub fn cleared_epoch(&self) -> u64 {
+        self.head().finished.cleared.load(Ordering::Acquire)
     }
 
     /// The abort word: 0, or the first failure that anyone posted here.
@@ -327,6 +429,27 @@ mod tests {
         assert_eq!(control.call(2), None);
         assert_eq!(control.call(3).unwrap().tag, 21);
         assert_eq!(control.latest_call().unwrap().words, [6; 6]);
+    }
+
+    #[test]
+    fn a_mirror_shows_whole_calls_only() {
+        let (owner, (mapping, _)) = (control(2), Mapping::create(2 * Control::MIRROR).unwrap());
+        let mirror = Control::mirror(Arc::new(mapping), 1);
+        for sequence in [3, 7] {
+            let call = Call { sequence, tag: sequence * 5, words: [sequence; 6] };
+            owner.announce(&call.sealed());
+            assert_eq!(owner.call(sequence), Some(call));
+            mirror.copy_news(&owner);
+            assert_eq!(mirror.call(sequence), Some(call));
+        }
+        // Call 7 is where call 3 was: any one word of the older makes it a mixture.
+        let entry = &mirror.head().board[3];
+        for word in &entry.words {
+            let new = word.swap(3, Ordering::Relaxed);
+            assert_eq!(mirror.call(7), None);
+            word.store(new, Ordering::Relaxed);
+        }
+        assert!(mirror.call(7).is_some());
     }
 
     #[test]

@@ -25,11 +25,8 @@ pub enum Error {
         errno: Errno,
     },
 
-    /// A peer lives on another host, or in another network namespace.
-    #[error(
-        "rank {peer} runs on another host or in another network namespace than rank {rank}; \
-         only ranks of one host can share memory"
-    )]
+    /// Memory of a rank of another host was asked for.
+    #[error("rank {peer} runs on another host than rank {rank}; only ranks of one host share memory")]
     OtherHost {
         /// This rank.
         rank: usize,

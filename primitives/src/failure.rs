@@ -10,15 +10,17 @@ pub enum FailureKind {
     Aborted,
     /// A peer did not do its part within the timeout.
     TimedOut,
-    /// A peer's process ended, or its connection broke.
+    /// A peer's process ended.
     PeerDied,
     /// A peer dropped its communicator while others still needed it.
     PeerLeft,
     /// Ranks made different calls.
     Mismatch,
+    /// The connection to a peer of another host broke: the network, a NIC, or the peer's end.
+    Disconnected,
 }
 
-/// A failure, as every rank of the node learns of it.
+/// A failure, as every rank learns of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// What happened.
@@ -39,6 +41,7 @@ impl Failure {
             FailureKind::PeerDied => 3,
             FailureKind::PeerLeft => 4,
             FailureKind::Mismatch => 5,
+            FailureKind::Disconnected => 6,
         };
         let culprit = self.culprit.map_or(NOBODY, |rank| rank as u64 & NOBODY);
         kind << 56 | (self.by as u64 & NOBODY) << 24 | culprit
@@ -51,6 +54,7 @@ impl Failure {
             3 => FailureKind::PeerDied,
             4 => FailureKind::PeerLeft,
             5 => FailureKind::Mismatch,
+            6 => FailureKind::Disconnected,
             _ => FailureKind::Aborted,
         };
         let culprit = word & NOBODY;
@@ -82,6 +86,9 @@ impl fmt::Display for Failure {
             (FailureKind::Mismatch, Some(rank)) => {
                 write!(f, "ranks {by} and {rank} made different calls")
             }
+            (FailureKind::Disconnected, Some(rank)) => {
+                write!(f, "the connection between ranks {by} and {rank} broke")
+            }
             (kind, None) => write!(f, "{kind:?}, noticed by rank {by}"),
         }
     }
@@ -94,7 +101,7 @@ mod tests {
     #[test]
     fn a_failure_survives_its_word() {
         use FailureKind::*;
-        for kind in [Aborted, TimedOut, PeerDied, PeerLeft, Mismatch] {
+        for kind in [Aborted, TimedOut, PeerDied, PeerLeft, Mismatch, Disconnected] {
             for culprit in [None, Some(0), Some(70_000)] {
                 let failure = Failure { kind, by: 12, culprit };
                 assert_eq!(Failure::from_word(failure.to_word()), Some(failure));

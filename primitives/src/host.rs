@@ -9,13 +9,20 @@ pub struct HostId(Vec<u8>);
 
 impl HostId {
     /// Reads the boot id and the network namespace (abstract sockets do not cross it). Where /proc
-    /// is missing the host's name stands in.
+    /// is missing the host's name stands in. `WARPMESH_HOST_ID` comes on top: ranks with different values of it
+    /// do not share memory, wherever they run.
     pub fn current() -> Self {
+        Self::marked(&std::env::var("WARPMESH_HOST_ID").unwrap_or_default())
+    }
+
+    /// As [`HostId::current`], with `mark` in place of the variable.
+    pub fn marked(mark: &str) -> Self {
         let boot = std::fs::read("/proc/sys/kernel/random/boot_id")
             .unwrap_or_else(|_| rustix::system::uname().nodename().to_bytes().to_vec());
         let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
         let mut id = boot.trim_ascii().to_vec();
         id.extend_from_slice(namespace.as_os_str().as_encoded_bytes());
+        id.extend_from_slice(mark.as_bytes());
         Self(id)
     }
 

@@ -16,6 +16,7 @@ mod meeting;
 pub mod memory;
 pub mod net;
 pub mod node;
+mod outside;
 pub mod packet;
 pub mod patience;
 pub mod semaphore;

@@ -26,12 +26,17 @@ pub(crate) struct Introduction {
     name: [u8; 16],
     /// Random; known only to those whom the bootstrap admitted.
     token: [u8; 16],
+    /// The machine's name, for reports.
+    pub(crate) machine: String,
     host: Vec<u8>,
 }
 
+/// Bytes of a machine's name, at most.
+const NAME: usize = 64;
+
 impl Introduction {
     /// Opens this rank's listener and describes it.
-    pub(crate) fn prepare(rank: usize) -> Result<(Self, UnixListener), Error> {
+    pub(crate) fn prepare(rank: usize, host: &HostId) -> Result<(Self, UnixListener), Error> {
         let (mut name, mut token) = ([0; 16], [0; 16]);
         let random = |bytes: &mut [u8]| {
             let failed =
@@ -48,8 +53,12 @@ impl Introduction {
         let mask = affinity();
         let usable = host::usable_cores() as u32;
         let quota = if (usable as usize) < mask.len() { usable } else { u32::MAX };
-        let host = HostId::current().as_bytes().to_vec();
-        Ok((Self { pid: std::process::id(), quota, mask, name, token, host }, listener))
+        let mut machine = host::name();
+        while machine.len() > NAME {
+            machine.pop();
+        }
+        let (pid, host) = (std::process::id(), host.as_bytes().to_vec());
+        Ok((Self { pid, quota, mask, name, token, machine, host }, listener))
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -60,6 +69,8 @@ impl Introduction {
         bytes.extend(self.mask.iter().flat_map(|core| core.to_le_bytes()));
         bytes.extend(self.name);
         bytes.extend(self.token);
+        bytes.push(self.machine.len() as u8);
+        bytes.extend(self.machine.as_bytes());
         bytes.extend(&self.host);
         bytes
     }
@@ -76,8 +87,11 @@ impl Introduction {
         }
         let mask = (0..cores).map(|_| word(&mut bytes)).collect::<Option<_>>()?;
         let (name, rest) = bytes.split_first_chunk()?;
-        let (token, host) = rest.split_first_chunk()?;
-        Some(Self { pid, quota, mask, name: *name, token: *token, host: host.to_vec() })
+        let (token, rest) = rest.split_first_chunk()?;
+        let (length, rest) = rest.split_first()?;
+        let (machine, host) = rest.split_at_checked(usize::from(*length))?;
+        let (machine, host) = (String::from_utf8_lossy(machine).into_owned(), host.to_vec());
+        Some(Self { pid, quota, mask, name: *name, token: *token, machine, host })
     }
 }
 
@@ -86,27 +100,38 @@ pub(crate) fn exchange(
     bootstrap: &mut dyn Bootstrap,
     mine: &Introduction,
 ) -> Result<Vec<Introduction>, Error> {
-    let rank = bootstrap.rank();
-    let mut all = Vec::new();
-    for (peer, bytes) in bootstrap.all_gather(&mine.encode())?.iter().enumerate() {
+    let read = |(peer, bytes): (usize, &Vec<u8>)| {
         let garbled = Error::Connect { peer, what: "its introduction is garbled" };
-        let introduction = Introduction::decode(bytes).ok_or(garbled)?;
-        if introduction.host != mine.host {
-            return Err(Error::OtherHost { rank, peer });
-        }
-        all.push(introduction);
-    }
-    Ok(all)
+        Introduction::decode(bytes).ok_or(garbled)
+    };
+    bootstrap.all_gather(&mine.encode())?.iter().enumerate().map(read).collect()
 }
 
-/// Cores that the ranks may use together: the union of their masks, within the smallest quota.
-pub(crate) fn cores_of(introductions: &[Introduction]) -> usize {
-    let union: BTreeSet<u32> = introductions.iter().flat_map(|i| i.mask.iter().copied()).collect();
-    let quota = introductions.iter().map(|i| i.quota).min().unwrap_or(1);
+/// The host of each rank; hosts are numbered by their first ranks.
+pub(crate) fn hosts_of(introductions: &[Introduction]) -> Vec<usize> {
+    let mut firsts: Vec<&[u8]> = Vec::new();
+    let mut hosts = Vec::with_capacity(introductions.len());
+    for introduction in introductions {
+        let known = firsts.iter().position(|first| *first == introduction.host);
+        hosts.push(known.unwrap_or(firsts.len()));
+        if known.is_none() {
+            firsts.push(&introduction.host);
+        }
+    }
+    hosts
+}
+
+/// Cores that the ranks of a host may use together: the union of their masks, within the smallest quota.
+pub(crate) fn cores_of<'a>(
+    introductions: impl Iterator<Item = &'a Introduction> + Clone,
+) -> usize {
+    let union: BTreeSet<u32> = introductions.clone().flat_map(|i| i.mask.iter().copied()).collect();
+    let quota = introductions.map(|i| i.quota).min().unwrap_or(1);
     union.len().min(quota as usize).max(1)
 }
 
-/// Connects to all lower ranks and accepts all higher ones; None at this rank's own place.
+/// Connects to all lower ranks of this host and accepts all higher ones; None at the places of this rank and of
+/// those elsewhere.
 pub(crate) fn connect(
     rank: usize,
     introductions: &[Introduction],
@@ -115,11 +140,13 @@ pub(crate) fn connect(
     timeout: Duration,
 ) -> Result<Vec<Option<UnixStream>>, Error> {
     let mut links: Vec<Option<UnixStream>> = introductions.iter().map(|_| None).collect();
-    for (peer, introduction) in introductions.iter().enumerate().take(rank) {
-        links[peer] = Some(call_on(rank, peer, introduction)?);
+    let near =
+        |peer: &usize| *peer != rank && introductions[*peer].host == introductions[rank].host;
+    for peer in (0..rank).filter(near) {
+        links[peer] = Some(call_on(rank, peer, &introductions[peer])?);
     }
     let missing = |links: &[Option<UnixStream>]| -> Vec<usize> {
-        (0..links.len()).filter(|&peer| peer != rank && links[peer].is_none()).collect()
+        (0..links.len()).filter(|peer| near(peer) && links[*peer].is_none()).collect()
     };
     while !missing(&links).is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -131,7 +158,12 @@ pub(crate) fn connect(
         };
         // Whoever is not one of us is dropped, and the job goes on.
         match admit(&stream, &introductions[rank].token, left) {
-            Some(peer) if peer > rank && peer < links.len() && links[peer].is_none() => {
+            Some(peer)
+                if peer > rank
+                    && peer < links.len()
+                    && near(&peer)
+                    && links[peer].is_none() =>
+            {
                 links[peer] = Some(stream);
             }
             _ => tracing::warn!(rank, "dropped a stranger's connection to the local socket"),
@@ -250,8 +282,9 @@ mod tests {
     use super::*;
 
     fn introduction(mask: &[u32], quota: u32) -> Introduction {
-        let mask = mask.to_vec();
-        Introduction { pid: 7, quota, mask, name: [1; 16], token: [2; 16], host: b"here".to_vec() }
+        let (mask, machine) = (mask.to_vec(), "box".to_owned());
+        let host = b"here".to_vec();
+        Introduction { pid: 7, quota, mask, name: [1; 16], token: [2; 16], machine, host }
     }
 
     #[test]
@@ -266,11 +299,21 @@ mod tests {
     }
 
     #[test]
+    fn hosts_are_numbered_by_their_first_ranks() {
+        let all = [b"b", b"a", b"b", b"c"].map(|host| {
+            let mut one = introduction(&[0], 1);
+            one.host = host.to_vec();
+            one
+        });
+        assert_eq!(hosts_of(&all), [0, 1, 0, 2]);
+    }
+
+    #[test]
     fn pinned_ranks_count_their_cores_together() {
         let pinned = [introduction(&[0], u32::MAX), introduction(&[1], u32::MAX)];
-        assert_eq!(cores_of(&pinned), 2);
+        assert_eq!(cores_of(pinned.iter()), 2);
         let limited = [introduction(&[0, 1, 2, 3], 2), introduction(&[0, 1, 2, 3], 2)];
-        assert_eq!(cores_of(&limited), 2);
+        assert_eq!(cores_of(limited.iter()), 2);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! The ranks of one host: how they find each other, pass memory, and notice each other's end.
+//! All ranks, as one of them sees them: how they find each other, pass memory, and notice each other's end.
 //!
-//! Each pair of ranks keeps one Unix socket open. It passes memory (a memfd each way), and it tells
+//! Each pair of ranks of one host keeps one Unix socket open. It passes memory (a memfd each way), and it tells
 //! of the peer's death: the kernel closes it, however the process ends. Its abstract name is
 //! random, the connecting side has to show a token that only the bootstrap told it, and both sides
-//! check that the other belongs to the same user.
+//! check that the other belongs to the same user. What a rank knows of ranks of other hosts came by transfers:
+//! see [`crate::outside`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,53 +14,120 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::bootstrap::Bootstrap;
-use crate::control::{Control, Progress, State};
+use crate::control::{Call, Control, Progress, State, Words};
 use crate::error::{Error, system};
 use crate::failure::{Failure, FailureKind};
+use crate::host::HostId;
 use crate::meeting::{self, Introduction};
 use crate::memory::SharedMemory;
+use crate::net::{NetError, NetFault, NetOptions, Signals, Span, Transfer};
+use crate::outside::Outside;
 use crate::patience::{self, Patience, WaitPolicy, WaitingFor};
 use crate::sys::Mapping;
 
-/// This rank's view of the ranks on its host. Shared by all that communicate: channels, the
-/// collectives' executor, abort handles.
+/// This rank's view of all ranks. Shared by all that communicate: channels, the collectives' executor, abort handles.
 #[derive(Debug)]
 pub struct Node {
     rank: usize,
+    /// By rank: what this rank sees of it. Of ranks of other hosts, mirrors.
     controls: Vec<Control>,
+    /// To ranks of this host.
     links: Vec<Option<UnixStream>>,
     pids: Vec<u32>,
+    machines: Vec<String>,
+    /// The host of each rank.
+    hosts: Vec<usize>,
     cores: usize,
+    load: f64,
     policy: WaitPolicy,
+    /// None if all ranks are on this host.
+    outside: Option<Outside>,
+}
+
+/// How ranks come together.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// How long to wait for peers, now and in every later wait.
+    pub timeout: Duration,
+    /// Ranks with different marks do not share memory, wherever they run. None: what `WARPMESH_HOST_ID` says.
+    pub host_mark: Option<String>,
+    /// How ranks of several hosts reach each other. None: what the environment says.
+    pub net: Option<NetOptions>,
+}
+
+/// A transfer to a rank of another host, from memory that was published.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing {
+    /// Which memory, of this rank and of the peer: see [`Node::publish`].
+    pub memory: (u32, u32),
+    /// First byte, of this rank's and of the peer's.
+    pub offset: (u64, u64),
+    /// How many; 0 for a signal alone.
+    pub bytes: u64,
+    /// The semaphore between the two ranks that is counted up behind it.
+    pub signal: Option<usize>,
 }
 
 impl Node {
-    /// Meets all ranks of `bootstrap`, which must be on this host. Every rank calls it; it returns
-    /// when all have, or fails after `timeout`, which also becomes the limit of every later wait.
+    /// Meets all ranks of `bootstrap`, with options from the environment. See [`Node::connect_with`].
     pub fn connect(bootstrap: &mut dyn Bootstrap, timeout: Duration) -> Result<Arc<Self>, Error> {
-        let (rank, world) = (bootstrap.rank(), bootstrap.world());
+        Self::connect_with(bootstrap, &NodeOptions { timeout, host_mark: None, net: None })
+    }
+
+    /// Meets all ranks of `bootstrap`. Every rank calls it; it returns when all have, or fails after the timeout. Ranks of
+    /// one host then share memory; those of others are connected when they are needed: see [`Node::reach`].
+    pub fn connect_with(
+        bootstrap: &mut dyn Bootstrap,
+        options: &NodeOptions,
+    ) -> Result<Arc<Self>, Error> {
+        let (rank, world, timeout) = (bootstrap.rank(), bootstrap.world(), options.timeout);
         let deadline = Instant::now() + timeout;
-        let (mine, listener) = Introduction::prepare(rank)?;
+        let host = options.host_mark.as_deref().map_or_else(HostId::current, HostId::marked);
+        let (mine, listener) = Introduction::prepare(rank, &host)?;
         let introductions = meeting::exchange(bootstrap, &mine)?;
         let links = meeting::connect(rank, &introductions, &listener, deadline, timeout)?;
 
         let (mapping, fd) = Mapping::create(Control::bytes(world)).map_err(system("memfd"))?;
-        let control = Control::format(Arc::new(mapping), world);
-        let failed = meeting::exchange_failed;
-        meeting::send_descriptor(&links, &fd, CONTROL_SEGMENT).map_err(failed)?;
-        let mut controls = Vec::with_capacity(world);
-        for (peer, link) in links.iter().enumerate() {
-            let Some(link) = link else {
-                controls.push(control.clone());
-                continue;
+        let mapping = Arc::new(mapping);
+        let own = Control::format(mapping.clone(), world);
+        let near = exchange_controls(&links, &fd, world, deadline)?;
+        let hosts = meeting::hosts_of(&introductions);
+        let outside = if hosts.iter().any(|host| *host > 0) {
+            let net = match &options.net {
+                Some(net) => net.clone(),
+                None => NetOptions::from_env()?,
             };
-            let fd = meeting::receive_descriptor(link, CONTROL_SEGMENT, deadline);
-            controls.push(open_control(peer, fd.map_err(|errno| failed((peer, errno)))?, world)?);
-        }
-        let cores = meeting::cores_of(&introductions);
-        let policy = WaitPolicy::for_load(world, cores, timeout);
+            Some(Outside::open(bootstrap, &net, mapping)?)
+        } else {
+            None
+        };
+        let control = |(peer, near): (usize, Option<Control>)| match (near, &outside) {
+            (Some(near), _) => near,
+            (None, Some(outside)) if peer != rank => outside.mirror(peer).clone(),
+            _ => own.clone(),
+        };
+        let controls = near.into_iter().enumerate().map(control).collect();
+        let members = |host: usize| {
+            introductions.iter().zip(&hosts).filter(move |(_, h)| **h == host).map(|(i, _)| i)
+        };
+        let load = |host: usize| members(host).count() as f64 / meeting::cores_of(members(host)) as f64;
+        let load = hosts.iter().map(|host| load(*host)).fold(1.0, f64::max);
+        let cores = meeting::cores_of(members(hosts[rank]));
+        let policy = WaitPolicy::for_load(members(hosts[rank]).count(), cores, timeout);
         let pids = introductions.iter().map(|peer| peer.pid).collect();
-        Ok(Arc::new(Self { rank, controls, links, pids, cores, policy }))
+        let machines = introductions.iter().map(|peer| peer.machine.clone()).collect();
+        Ok(Arc::new(Self {
+            rank,
+            controls,
+            links,
+            pids,
+            machines,
+            hosts,
+            cores,
+            load,
+            policy,
+            outside,
+        }))
     }
 
     /// This rank.
@@ -67,14 +135,45 @@ impl Node {
         self.rank
     }
 
-    /// Ranks on this node.
+    /// The number of ranks.
     pub fn world(&self) -> usize {
         self.controls.len()
     }
 
-    /// Cores that the ranks may use, together.
+    /// The host of each rank; hosts are numbered by their first ranks.
+    pub fn hosts(&self) -> &[usize] {
+        &self.hosts
+    }
+
+    /// Whether a rank is on this host.
+    #[inline]
+    pub fn is_near(&self, rank: usize) -> bool {
+        self.hosts[rank] == self.hosts[self.rank]
+    }
+
+    /// Whether there are ranks on other hosts.
+    #[inline]
+    pub fn spans_hosts(&self) -> bool {
+        self.outside.is_some()
+    }
+
+    /// The name of the transport to ranks of other hosts, if there are any.
+    pub fn transport(&self) -> Option<&'static str> {
+        self.outside.as_ref().map(Outside::name)
+    }
+
+    fn neighbours(&self) -> impl Iterator<Item = usize> {
+        (0..self.world()).filter(|rank| *rank != self.rank && self.is_near(*rank))
+    }
+
+    /// Cores that the ranks of this host may use, together.
     pub fn cores(&self) -> usize {
         self.cores
+    }
+
+    /// Ranks on each core, on the host where there are most; at least 1. The same on all ranks.
+    pub fn load(&self) -> f64 {
+        self.load
     }
 
     /// Bytes of a rank's control segment.
@@ -93,7 +192,7 @@ impl Node {
         &self.controls[self.rank]
     }
 
-    /// A rank's control segment.
+    /// A rank's control segment, or what a rank of another host has told of it.
     ///
     /// # Panics
     /// If there is no such rank.
@@ -102,12 +201,37 @@ impl Node {
         &self.controls[rank]
     }
 
+    /// The most that is known of a rank, for a diagnosis: of one without a connection to this rank, hearsay.
+    pub fn known(&self, rank: usize) -> &Control {
+        match &self.outside {
+            Some(outside) if !self.is_near(rank) => outside.known(rank),
+            _ => &self.controls[rank],
+        }
+    }
+
     /// A rank's process id, as it sees it.
     pub fn pid(&self, rank: usize) -> u32 {
         self.pids[rank]
     }
 
-    /// Shares `len` bytes (of this rank; others may ask for other sizes) with all ranks and maps
+    /// The name of a rank's machine.
+    pub fn machine(&self, rank: usize) -> &str {
+        &self.machines[rank]
+    }
+
+    /// Why the connection to a rank of another host broke, if it did.
+    pub fn fault(&self, rank: usize) -> Option<&NetFault> {
+        self.outside.as_ref()?.fault(rank)
+    }
+
+    /// Announces a call. Only the thread that makes it does.
+    #[inline]
+    pub fn announce(&self, call: &Call) {
+        let call = if self.spans_hosts() { call.sealed() } else { *call };
+        self.me().announce(&call);
+    }
+
+    /// Shares `len` bytes (of this rank; others may ask for other sizes) with all ranks of the host and maps
     /// theirs. Every rank calls it, in the same order as its other calls of this kind. Blocks
     /// until all have. The memory starts as zeros. Its pages are taken when first touched, or now if
     /// `populate` says so: then no access to it, here or by a peer, stops for a page fault.
@@ -115,21 +239,24 @@ impl Node {
         let (mapping, fd) = Mapping::create(len).map_err(system("memfd for shared memory"))?;
         let mapping = Arc::new(mapping);
         let mut all = Vec::with_capacity(self.world());
-        for fd in self.exchange(&fd)? {
-            all.push(match fd {
-                None => mapping.clone(),
+        for (rank, fd) in self.exchange(&fd)?.into_iter().enumerate() {
+            let theirs = match fd {
+                None => (rank == self.rank).then(|| mapping.clone()),
                 Some(fd) => {
-                    Arc::new(Mapping::open(fd.as_fd()).map_err(system("map a peer's memory"))?)
+                    let mapping = Mapping::open(fd.as_fd());
+                    Some(Arc::new(mapping.map_err(system("map a peer's memory"))?))
                 }
-            });
+            };
+            all.push(theirs);
         }
         if populate {
-            all.iter().for_each(|mapping| mapping.populate());
+            all.iter().flatten().for_each(|mapping| mapping.populate());
         }
         Ok(SharedMemory::new(self.rank, len, all))
     }
 
-    /// Gives every peer a file and takes one from each: by rank, none for this rank. Every rank calls it, in the same
+    /// Gives every peer of this host a file and takes one from each: by rank, none for this rank and those elsewhere. Every
+    /// rank calls it, in the same
     /// order as [`Node::share`]. Blocks until all have.
     pub fn exchange(&self, file: &OwnedFd) -> Result<Vec<Option<OwnedFd>>, Error> {
         meeting::send_descriptor(&self.links, file, SHARED_MEMORY).map_err(|e| self.lost(e))?;
@@ -202,21 +329,33 @@ impl Node {
     #[cold]
     pub fn post(&self, failure: Failure) -> Failure {
         let word = self.me().post_abort(failure.to_word());
-        for (rank, control) in self.controls.iter().enumerate() {
-            if rank != self.rank {
-                control.post_abort(word);
-            }
-            control.wake();
+        for rank in self.neighbours() {
+            self.controls[rank].post_abort(word);
+            self.controls[rank].wake();
+        }
+        self.me().wake();
+        if let Some(outside) = self.outside.as_ref().filter(|outside| outside.first_failure()) {
+            outside.tell_news(self.hearsay());
+            outside.flush();
         }
         Failure::from_word(word).unwrap_or(failure)
+    }
+
+    /// What this rank can say of its neighbours.
+    fn hearsay(&self) -> impl Iterator<Item = (usize, Control)> {
+        self.neighbours().map(|rank| (rank, self.controls[rank].clone()))
     }
 
     /// Marks this rank as gone; peers that still need it fail at once.
     pub fn leave(&self) {
         // The rest of the record stays: it may say why this rank leaves.
         self.me().set_progress(&Progress { state: State::Left, ..self.me().progress() });
-        for control in &self.controls {
-            control.wake();
+        for rank in self.neighbours() {
+            self.controls[rank].wake();
+        }
+        if let Some(outside) = &self.outside {
+            outside.tell_news(std::iter::empty());
+            outside.flush();
         }
     }
 
@@ -225,8 +364,15 @@ impl Node {
     /// call differs, and whether the time is over.
     pub fn look_around(&self, on: WaitingFor, seen: u64, waited: Duration) -> Option<Failure> {
         self.me().set_progress(&patience::waiting(on, seen));
-        let failure =
-            self.failure().or_else(|| self.gone(on)).or_else(|| self.mismatch(on.sequence));
+        if let Some(outside) = &self.outside {
+            let beat = self.me().progress().heartbeat;
+            // What is said of others serves reports alone, and may be older.
+            let all = beat.is_multiple_of(HEARSAY);
+            outside.tell_news(self.hearsay().filter(|_| all));
+        }
+        let told = || Failure::from_word(self.outside.as_ref()?.failure()?);
+        let failure = self.failure().or_else(told).or_else(|| self.gone(on));
+        let failure = failure.or_else(|| self.mismatch(on.sequence));
         if failure.is_some() || waited < self.policy.timeout {
             return failure;
         }
@@ -234,14 +380,145 @@ impl Node {
         Some(Failure { kind: FailureKind::TimedOut, by: self.rank, culprit })
     }
 
+    /// Makes memory of [`Node::share`] reachable for transfers from other hosts; the number that it has on all ranks.
+    /// Every rank calls it, with its own memory. Blocks until all have.
+    ///
+    /// # Errors
+    /// There are no other hosts, the memory is not this node's, or the system or a NIC refuses it.
+    pub fn publish(
+        &self,
+        bootstrap: &mut dyn Bootstrap,
+        memory: &SharedMemory,
+    ) -> Result<u32, Error> {
+        let argument = |argument, problem| Error::Argument { argument, problem };
+        let outside = self.outside.as_ref();
+        let outside = outside.ok_or_else(|| argument("node", "all ranks are on one host"))?;
+        let mapping = memory.mapping().ok_or_else(|| argument("memory", "is not of a node"))?;
+        outside.publish(bootstrap, mapping)
+    }
+
+    /// Signals of other hosts: semaphore `s` of peer `p` is number `s * world + p`. None if there are no others.
+    pub fn signals(&self) -> Option<&Signals> {
+        self.outside.as_ref().map(Outside::signals)
+    }
+
+    /// Connects to these ranks of other hosts, each of which does so at the same time. Does nothing for those that are
+    /// connected. Blocks, looking around meanwhile as in any other wait.
+    pub fn reach(&self, peers: &[usize], sequence: u64) -> Result<(), Failure> {
+        let Some(outside) = &self.outside else { return Ok(()) };
+        let since = Instant::now();
+        let mut pause = Duration::ZERO;
+        loop {
+            let (missing, why) = match outside.connect(peers, pause) {
+                Ok(()) => return Ok(()),
+                Err(NetError::Missing { missing, timeout, hint }) => {
+                    (missing[0], NetError::Missing { missing, timeout, hint })
+                }
+                Err(error) => return Err(self.disconnected(peers[0], error)),
+            };
+            pause = self.policy.look_around;
+            outside.progress();
+            let on = WaitingFor { peer: missing, place: AT_REACH, expected: 1, sequence };
+            if let Some(failure) = self.look_around(on, 0, since.elapsed()) {
+                if failure.kind == FailureKind::TimedOut {
+                    outside.break_off(missing, why);
+                }
+                return Err(self.post(failure));
+            }
+        }
+    }
+
+    /// As [`Node::reach`] for one rank, without blocking: whether it is connected now.
+    pub fn try_reach(&self, peer: usize) -> Result<bool, Failure> {
+        let outside = self.outside();
+        if outside.is_linked(peer) {
+            return Ok(true);
+        }
+        match outside.connect(&[peer], Duration::ZERO) {
+            Ok(()) => Ok(true),
+            Err(NetError::Missing { .. }) => Ok(false),
+            Err(error) => Err(self.disconnected(peer, error)),
+        }
+    }
+
+    /// Hands over a transfer to a rank of another host, to which this rank is connected. Transfers to one rank take
+    /// effect in order, as far as their signals tell.
+    #[inline]
+    pub fn put(&self, peer: usize, what: &Outgoing) -> Result<(), Failure> {
+        let Outgoing { memory, offset, bytes, signal } = *what;
+        let number = |semaphore: usize| (semaphore * self.world() + self.rank) as u32;
+        let transfer = Transfer {
+            from: Span { memory: memory.0, offset: offset.0 },
+            to: Span { memory: memory.1, offset: offset.1 },
+            bytes,
+            signal: signal.map(number),
+        };
+        let posted = self.outside().post(peer, &transfer);
+        posted.map_err(|error| self.disconnected(peer, error))
+    }
+
+    /// Tells a connected rank of another host which call this rank is in, before the call's transfers.
+    pub fn tell_call(&self, peer: usize, sequence: u64) {
+        self.tell(peer, Words::board(sequence));
+    }
+
+    /// Tells connected ranks of other hosts that all ranks of this host have finished an epoch.
+    pub fn tell_cleared(&self, peers: &[usize], epoch: u64) {
+        self.me().clear_epoch(epoch);
+        peers.iter().for_each(|&peer| self.tell(peer, Words::FINISHED));
+    }
+
+    /// A peer that has gone need not be told; whoever waits for it sees that it has.
+    fn tell(&self, peer: usize, words: Words) {
+        if let Err(error) = self.outside().tell(peer, words) {
+            self.outside().break_off(peer, error);
+        }
+    }
+
+    /// Whether all transfers to a rank have left this rank's memory.
+    pub fn has_sent(&self, peer: usize) -> bool {
+        self.outside().has_sent(peer)
+    }
+
+    /// Goes on with transfers, without blocking; whether anything moved. Waits do so by themselves.
+    #[inline]
+    pub fn progress(&self) -> bool {
+        self.outside.as_ref().is_some_and(Outside::progress)
+    }
+
+    /// Sleeps until a transfer can go on, at most so long.
+    pub(crate) fn doze(&self, longest: Duration) {
+        self.outside().doze(longest);
+    }
+
+    fn outside(&self) -> &Outside {
+        self.outside.as_ref().expect("only ranks of other hosts are reached by transfers")
+    }
+
+    #[cold]
+    fn disconnected(&self, peer: usize, error: NetError) -> Failure {
+        let culprit = if let NetError::Broken(fault) = &error { fault.peer } else { peer };
+        self.outside().break_off(culprit, error);
+        let left = self.control(culprit).progress().state == State::Left;
+        let kind = if left { FailureKind::PeerLeft } else { FailureKind::Disconnected };
+        self.post(Failure { kind, by: self.rank, culprit: Some(culprit) })
+    }
+
     fn gone(&self, on: WaitingFor) -> Option<Failure> {
         let matters = |peer: usize| match on.sequence {
-            0 => peer == on.peer,
-            sequence => self.control(peer).finished_call() < sequence,
+            // A peer elsewhere does not say when it has finished, and whoever needs it waits for it.
+            sequence if sequence > 0 && self.is_near(peer) => {
+                self.control(peer).finished_call() < sequence
+            }
+            _ => peer == on.peer,
         };
         let culprit = (0..self.world()).find(|&peer| self.hung_up(peer) && matters(peer))?;
         let left = self.control(culprit).progress().state == State::Left;
-        let kind = if left { FailureKind::PeerLeft } else { FailureKind::PeerDied };
+        let kind = match (left, self.is_near(culprit)) {
+            (true, _) => FailureKind::PeerLeft,
+            (false, true) => FailureKind::PeerDied,
+            (false, false) => FailureKind::Disconnected,
+        };
         Some(Failure { kind, by: self.rank, culprit: Some(culprit) })
     }
 
@@ -250,6 +527,7 @@ impl Node {
         // in part, so a rank that says it left counts as well.
         let closed = |link: &UnixStream| crate::sys::hung_up(link.as_fd());
         self.links[peer].as_ref().is_some_and(closed)
+            || self.fault(peer).is_some()
             || (peer != self.rank && self.control(peer).progress().state == State::Left)
     }
 
@@ -257,7 +535,7 @@ impl Node {
     pub fn mismatch(&self, sequence: u64) -> Option<Failure> {
         let mine = self.me().call(sequence)?;
         let differs = |peer: &usize| {
-            self.control(*peer).call(sequence).is_some_and(|theirs| theirs.tag != mine.tag)
+            self.known(*peer).call(sequence).is_some_and(|theirs| theirs.tag != mine.tag)
         };
         let culprit = (0..self.world()).find(differs)?;
         Some(Failure { kind: FailureKind::Mismatch, by: self.rank, culprit: Some(culprit) })
@@ -267,15 +545,21 @@ impl Node {
     /// itself wait: that one is to blame. A rank whose heartbeat stands still is not waiting,
     /// whatever its record says: it was stopped, or it is busy elsewhere. None if all wait.
     fn culprit(&self, on: WaitingFor, seen: u64) -> Option<usize> {
-        let before: Vec<u64> = self.controls.iter().map(|c| c.progress().heartbeat).collect();
+        let beats = |rank: usize| self.known(rank).progress().heartbeat;
+        let before: Vec<u64> = (0..self.world()).map(beats).collect();
         let end = Instant::now() + STANDSTILL;
         while Instant::now() < end {
             std::thread::sleep(self.policy.look_around);
             self.me().set_progress(&patience::waiting(on, seen));
+            if let Some(outside) = &self.outside {
+                outside.tell_news(self.hearsay());
+                // Bounded, for peers that tell news all the time.
+                let _ = (0..TURNS).all(|_| self.progress());
+            }
         }
         let mut suspect = on.peer;
         for _ in 0..self.world() {
-            let progress = self.control(suspect).progress();
+            let progress = self.known(suspect).progress();
             let alive = progress.heartbeat != before[suspect];
             if suspect == self.rank {
                 return None;
@@ -300,8 +584,31 @@ impl Drop for Node {
 const STANDSTILL: Duration = Duration::from_millis(150);
 /// The step that a rank reports while it waits for peers to share memory.
 pub const AT_SHARE: u32 = u32::MAX - 3;
+/// The step that a rank reports while it connects to a rank of another host.
+pub const AT_REACH: u32 = u32::MAX - 6;
+/// Every so many beats a rank passes on what it sees of its neighbours.
+const HEARSAY: u64 = 4;
+/// Looks for news of others before the next heartbeat.
+const TURNS: usize = 64;
 const CONTROL_SEGMENT: u32 = 1;
 const SHARED_MEMORY: u32 = 2;
+
+/// The control segments of the ranks of this host, but for this rank's own.
+fn exchange_controls(
+    links: &[Option<UnixStream>],
+    own: &OwnedFd,
+    world: usize,
+    deadline: Instant,
+) -> Result<Vec<Option<Control>>, Error> {
+    let failed = meeting::exchange_failed;
+    meeting::send_descriptor(links, own, CONTROL_SEGMENT).map_err(failed)?;
+    let receive = |(peer, link): (usize, &Option<UnixStream>)| {
+        let Some(link) = link else { return Ok(None) };
+        let fd = meeting::receive_descriptor(link, CONTROL_SEGMENT, deadline);
+        open_control(peer, fd.map_err(|errno| failed((peer, errno)))?, world).map(Some)
+    };
+    links.iter().enumerate().map(receive).collect()
+}
 
 fn open_control(peer: usize, fd: OwnedFd, world: usize) -> Result<Control, Error> {
     let mapping = Mapping::open(fd.as_fd()).map_err(system("map a peer's control segment"))?;

@@ -9,7 +9,8 @@
 //! sleeps on `doorbell`. A signaller stores its signal, then loads `sleeping` and rings if it is
 //! set. Without a full fence between these two (it would cost every signal, for the sake of rare
 //! sleeps) the load may come before the store is visible, so a wake-up can be missed; the slice
-//! bounds what that costs.
+//! bounds what that costs. A rank that waits for one of another host sleeps on its transport instead; every look lets
+//! transfers go on.
 
 use std::time::{Duration, Instant};
 
@@ -83,16 +84,23 @@ impl Patience {
     /// count or epoch that is there.
     #[inline]
     pub fn pause(&mut self, node: &Node, on: WaitingFor, seen: u64) -> Result<(), Failure> {
+        let moved = node.progress();
         if self.looks < node.policy().spins {
             self.looks += 1;
             std::hint::spin_loop();
             return Ok(());
         }
-        self.pause_slow(node, on, seen)
+        self.pause_slow(node, on, seen, moved)
     }
 
     #[cold]
-    fn pause_slow(&mut self, node: &Node, on: WaitingFor, seen: u64) -> Result<(), Failure> {
+    fn pause_slow(
+        &mut self,
+        node: &Node,
+        on: WaitingFor,
+        seen: u64,
+        moved: bool,
+    ) -> Result<(), Failure> {
         let policy = node.policy();
         let first = self.slow.is_none();
         let slow = self.slow.get_or_insert_with(Slow::begin);
@@ -116,7 +124,10 @@ impl Patience {
             slow.doomed = node.look_around(on, seen, now.duration_since(slow.since));
             return Ok(());
         }
-        slow.rest(node, policy, now);
+        // While transfers move, what is waited for may be among them.
+        if !moved {
+            slow.rest(node, policy, on.peer, now);
+        }
         Ok(())
     }
 }
@@ -128,9 +139,13 @@ impl Slow {
     }
 
     /// Yields at first; later arms the doorbell, and sleeps the next time.
-    fn rest(&mut self, node: &Node, policy: &WaitPolicy, now: Instant) {
+    fn rest(&mut self, node: &Node, policy: &WaitPolicy, peer: usize, now: Instant) {
         if now.duration_since(self.since) < policy.yield_for {
             rustix::thread::sched_yield();
+            return;
+        }
+        if !node.is_near(peer) {
+            node.doze(policy.slice);
             return;
         }
         let me = node.me();

@@ -1,16 +1,18 @@
 //! Making a communicator.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use warpmesh_primitives::bootstrap::{Bootstrap, Launch, LocalBootstrap};
-use warpmesh_primitives::node::Node;
+use warpmesh_primitives::net::NetOptions;
+use warpmesh_primitives::node::{Node, NodeOptions};
 
 use super::Communicator;
 use super::plans::{Plans, Selection};
 use crate::cost::Machine;
 use crate::error::{Error, argument};
-use crate::host::{Executor, Mail, Region};
+use crate::host::{Away, Executor, Mail, Region};
 use crate::machine;
 
 /// Settings of a communicator. All ranks use the same.
@@ -20,12 +22,20 @@ pub struct Builder {
     canonical: bool,
     algorithm: Option<String>,
     machine: Option<Machine>,
+    host_mark: Option<String>,
+    net: Option<NetOptions>,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        let timeout = Duration::from_secs(30);
-        Self { timeout, canonical: false, algorithm: None, machine: None }
+        Self {
+            timeout: Duration::from_secs(30),
+            canonical: false,
+            algorithm: None,
+            machine: None,
+            host_mark: None,
+            net: None,
+        }
     }
 }
 
@@ -71,6 +81,20 @@ impl Builder {
         self
     }
 
+    /// Ranks with different marks do not share memory, wherever they run, as if they were on different hosts. By default
+    /// what `WARPMESH_HOST_ID` says.
+    pub fn host_mark(mut self, mark: &str) -> Self {
+        self.host_mark = Some(mark.to_owned());
+        self
+    }
+
+    /// How ranks of several hosts reach each other; by default what the environment says, see
+    /// [`NetOptions::from_env`].
+    pub fn net(mut self, options: NetOptions) -> Self {
+        self.net = Some(options);
+        self
+    }
+
     pub(super) fn preferences(&self) -> (bool, Option<&str>) {
         (self.canonical, self.algorithm.as_deref())
     }
@@ -100,24 +124,32 @@ impl Builder {
         })
     }
 
-    /// Connects the ranks of a bootstrap, which must be on one machine. Blocks until all have come,
-    /// or fails after the timeout.
+    /// Connects the ranks of a bootstrap. Ranks of one host share memory; to those of other hosts connections are made when a
+    /// call needs them. Blocks until all have come, or fails after the timeout.
     pub fn connect(self, bootstrap: impl Bootstrap + 'static) -> Result<Communicator, Error> {
         let mut bootstrap: Box<dyn Bootstrap> = Box::new(bootstrap);
         let machine = self.greet(bootstrap.as_mut())?;
-        let node = Node::connect(bootstrap.as_mut(), self.timeout)?;
-        let (rank, world) = (node.rank(), node.world());
-        let packets = Region::new(node.share(PACKETS, false)?);
-        let scratch = Region::new(node.share(SCRATCH, false)?);
-        let rings = Mail::memory_bytes(world, RINGS);
-        let mail = Mail::new(node.clone(), node.share(rings, false)?);
+        let options = NodeOptions {
+            timeout: self.timeout,
+            host_mark: self.host_mark.clone(),
+            net: self.net.clone(),
+        };
+        let node = Node::connect_with(bootstrap.as_mut(), &options)?;
+        let packets = Region::new(node.share(PACKETS, false)?, 0);
+        let scratch = node.share(SCRATCH, false)?;
+        let number = match node.spans_hosts() {
+            true => node.publish(bootstrap.as_mut(), &scratch)?,
+            false => 0,
+        };
+        let scratch = Region::new(scratch, number);
+        let (mail, rings) = mail(&node, bootstrap.as_mut())?;
         let selection = Selection {
             machine,
             canonical: self.canonical,
             only: self.algorithm.clone(),
             slot_limit: SLOT,
         };
-        let plans = Plans::new((rank, world, node.cores()), selection, scratch, packets);
+        let plans = Plans::new(node.clone(), selection, scratch, packets);
         let held = PACKETS + SCRATCH + rings + node.control_bytes();
         Ok(Communicator {
             executor: Executor::new(node.clone()),
@@ -164,4 +196,17 @@ impl Builder {
         }
         Ok(machine.unwrap_or(Machine::TYPICAL))
     }
+}
+
+/// The rings of this rank, and the bytes of memory that they take.
+fn mail(node: &Arc<Node>, bootstrap: &mut dyn Bootstrap) -> Result<(Mail, usize), Error> {
+    let bytes = Mail::memory_bytes(node.world(), RINGS);
+    let rings = node.share(bytes, false)?;
+    let Some(signals) = node.signals().cloned() else {
+        return Ok((Mail::new(node.clone(), rings, None), bytes));
+    };
+    let outbox = node.share(bytes, false)?;
+    let numbers = (node.publish(bootstrap, &outbox)?, node.publish(bootstrap, &rings)?);
+    let away = Away { outbox, numbers, signals };
+    Ok((Mail::new(node.clone(), rings, Some(away)), 2 * bytes))
 }

@@ -175,7 +175,7 @@ impl Communicator {
         let board = Board::of(call, op, plan, (input, output));
         self.sequence += 1;
         let (description, tag) = board.write(self.sequence);
-        self.node.me().announce(&description);
+        self.node.announce(&description);
         let result = self.run(call, plan, op, tag, spans);
         result.map_err(|failure| self.failed(failure))?;
         self.node.me().finish_call(self.sequence);
@@ -295,9 +295,9 @@ impl Communicator {
         let ranked = self.plans.ranked(&query, 0, count);
         let chosen = self.plans.choose(&query, 0, count);
         let mut text = format!(
-            "{collective} of {count} {dtype} over {} ranks on {} cores, {}registered:",
+            "{collective} of {count} {dtype} over {} ranks on {}, {}registered:",
             self.world(),
-            self.node.cores(),
+            self.place(),
             if registered { "" } else { "not " }
         );
         for (number, time) in ranked {
@@ -308,6 +308,15 @@ impl Communicator {
         text
     }
 
+    /// Where the ranks run, in words.
+    fn place(&self) -> String {
+        let cores = self.node.cores();
+        match (self.node.hosts().iter().max(), self.node.transport()) {
+            (Some(last), Some(transport)) => format!("{} hosts by {transport}", last + 1),
+            _ => format!("{cores} cores"),
+        }
+    }
+
     /// Adds a plan of the user's, which must be the same on all ranks. It is proven first; from
     /// then on calls take it where the cost model finds it fastest, or where
     /// [`Builder::algorithm`] names it. A collective call.
@@ -315,6 +324,9 @@ impl Communicator {
         let proof = verify(&plan)?;
         if plan.shape.world != self.world() {
             let problem = format!("is for {} ranks, not {}", plan.shape.world, self.world());
+            return Err(argument("add_plan", "plan", problem));
+        }
+        if let Some(problem) = self.plans.out_of_reach(&plan) {
             return Err(argument("add_plan", "plan", problem));
         }
         let text = plan.to_text();
@@ -343,7 +355,12 @@ impl Communicator {
             .collect();
         members.sort_unstable();
         let leads = members.first().is_some_and(|(_, leader)| *leader == self.rank());
-        let root = if leads && members.len() > 1 { Some(TcpRoot::bind(LOOPBACK)?) } else { None };
+        let mut at = LOOPBACK;
+        if let Some(address) = self.bootstrap.address().filter(|_| self.node.spans_hosts()) {
+            at = address;
+            at.set_port(0);
+        }
+        let root = if leads && members.len() > 1 { Some(TcpRoot::bind(at)?) } else { None };
         let id = root.as_ref().map_or(Vec::new(), |(_, id)| id.to_bytes().to_vec());
         let ids = self.bootstrap.all_gather(&id)?;
         let Some(rank) = members.iter().position(|(_, rank)| *rank == self.rank()) else {

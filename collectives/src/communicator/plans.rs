@@ -4,13 +4,17 @@
 //! registered, the machine's terms as rank 0 knows them), so all ranks make the same one.
 #![forbid(unsafe_code)]
 
-use crate::algorithms::{self, Algorithm};
+use std::sync::Arc;
+
+use warpmesh_primitives::node::Node;
+
+use crate::algorithms::{self, Algorithm, Layout, NODES, NodeAlgorithm};
 use crate::cost::{Machine, Work};
 use crate::dtype::DataType;
 use crate::host::{Prepared, Region};
 use crate::op::OpKind;
 use crate::plan::verify::Claims;
-use crate::plan::{Collective, Plan, Program, Shape};
+use crate::plan::{Buffer, Collective, Instruction, Place, Plan, Program, Shape, Whose};
 
 /// A plan that a communicator can run.
 #[derive(Debug)]
@@ -27,6 +31,7 @@ pub(crate) struct Candidate {
 #[derive(Debug)]
 enum Source {
     BuiltIn(&'static Algorithm),
+    Nodes(&'static NodeAlgorithm),
     Loaded(Plan),
 }
 
@@ -63,9 +68,8 @@ const NOTHING: u16 = u16::MAX - 1;
 /// All plans of a communicator and the choices made so far.
 #[derive(Debug)]
 pub(crate) struct Plans {
-    rank: usize,
-    world: usize,
-    cores: usize,
+    node: Arc<Node>,
+    layout: Layout,
     machine: Machine,
     canonical: bool,
     /// Only plans of this name, where the collective has one that can.
@@ -88,17 +92,20 @@ pub(crate) struct Selection {
 
 impl Plans {
     pub(crate) fn new(
-        (rank, world, cores): (usize, usize, usize),
+        node: Arc<Node>,
         selection: Selection,
         scratch: Region,
         packets: Region,
     ) -> Self {
-        let candidates = algorithms::ALL.iter().map(|a| Candidate::built_in(a, world)).collect();
+        let layout = Layout::new(node.hosts());
+        let candidates = match layout.nodes() {
+            1 => algorithms::ALL.iter().map(|a| Candidate::built_in(a, node.world())).collect(),
+            _ => NODES.iter().map(|a| Candidate::for_nodes(a, &layout)).collect(),
+        };
         let Selection { machine, canonical, only, slot_limit } = selection;
         Self {
-            rank,
-            world,
-            cores,
+            node,
+            layout,
             machine,
             canonical,
             only,
@@ -110,10 +117,34 @@ impl Plans {
         }
     }
 
+    /// The first access of a plan to memory that is not there to be accessed: between hosts there are only puts from
+    /// scratch memory to scratch memory.
+    pub(crate) fn out_of_reach(&self, plan: &Plan) -> Option<String> {
+        let near = |rank: usize, place: &Place| match place.whose {
+            Whose::Rank(owner) => self.layout.node_of(owner) == self.layout.node_of(rank),
+            Whose::Group => self.layout.nodes() == 1,
+        };
+        plan.programs.iter().enumerate().find_map(|(rank, program)| {
+            let far = program.workers.iter().flatten().find(|instruction| match instruction {
+                Instruction::Move { to, from, .. } => {
+                    !to.iter().chain(from).all(|place| near(rank, place))
+                }
+                Instruction::Put { to, from, .. } => {
+                    let scratch = |place: &Place| place.buffer == Buffer::Scratch;
+                    !near(rank, to) && !(scratch(to) && scratch(from) && from.is_of(rank))
+                }
+                _ => false,
+            })?;
+            Some(format!(
+                "has rank {rank} reach memory of another host by {far:?}; between hosts there are only puts from \
+                 scratch memory to scratch memory"
+            ))
+        })
+    }
+
     /// Adds a proven plan.
     pub(crate) fn add(&mut self, plan: Plan, claims: Claims) {
-        let registered =
-            (0..self.world).any(|rank| Shape::reaches_user_memory(&plan.programs[rank], rank));
+        let registered = (0..self.node.world()).any(|rank| Shape::reaches_user_memory(&plan.programs[rank], rank));
         let prepared = vec![None];
         self.candidates.push(Candidate {
             source: Source::Loaded(plan),
@@ -150,7 +181,7 @@ impl Plans {
         let able = |p: &Self, number: usize| p.able(number, query, root);
         let mut numbers: Vec<_> =
             (0..self.candidates.len()).filter(|number| able(self, *number)).collect();
-        let named = |p: &Self, n: &usize| p.only.as_deref() == Some(p.candidates[*n].name());
+        let named = |p: &Self, n: &usize| p.only.as_deref() == Some(p.candidates[*n].source.name());
         if numbers.iter().any(|number| named(self, number)) {
             numbers.retain(|number| named(self, number));
         }
@@ -164,48 +195,45 @@ impl Plans {
 
     fn able(&self, number: usize, query: &Query, root: usize) -> bool {
         let candidate = &self.candidates[number];
-        candidate.collective() == query.collective
-            && candidate.serves_root(root)
+        candidate.source.collective() == query.collective
+            && candidate.source.serves_root(root)
             && serves(&candidate.claims, query, candidate.registered, self.canonical)
     }
 
     fn predict(&mut self, number: usize, query: &Query, count: usize) -> Option<f64> {
-        let (world, parts) = (self.world, self.candidates[number].parts(self.world));
-        let work = match self.candidates[number].work {
-            Some(work) => work,
-            None => {
-                let candidate = &mut self.candidates[number];
-                let of = |rank: usize| {
-                    Work::of(&candidate.program(rank, world, 0), parts, (rank, world))
-                };
-                let work = of(0).max(of(1 % world));
-                *candidate.work.insert(work)
-            }
-        };
+        let (world, layout) = (self.node.world(), &self.layout);
+        let candidate = &mut self.candidates[number];
+        let work = *candidate.work.get_or_insert_with(|| {
+            let parts = candidate.source.parts(layout);
+            let of = |rank: usize| {
+                let program = candidate.source.program(rank, layout, 0);
+                let is_away = |peer: usize| layout.node_of(peer) != layout.node_of(rank);
+                Work::of(&program, parts, (rank, world)).between_hosts(&program, parts, is_away)
+            };
+            of(0).max(of(1 % world))
+        });
         // Any root has the same shape; a loaded plan has only its own.
-        let root = self.candidates[number].own_root();
+        let root = self.candidates[number].source.own_root();
         let size = query.dtype.size();
         let rounds = match self.prepared(number, root).window(query.dtype) {
             0 => return None,
             window => count.div_ceil(window),
         };
-        let load = (self.world as f64 / self.cores as f64).max(1.0);
-        Some(self.machine.predict(&work, count * size, rounds, load))
+        Some(self.machine.predict(&work, count * size, rounds, self.node.load()))
     }
 
     /// A plan made ready for a root.
     pub(crate) fn prepared(&mut self, number: usize, root: usize) -> &Prepared {
-        let (rank, world) = (self.rank, self.world);
         let candidate = &mut self.candidates[number];
         let index = if candidate.prepared.len() > 1 { root } else { 0 };
         if candidate.prepared[index].is_none() {
-            let shape = candidate.shape(world, root);
-            let program = candidate.program(rank, world, root);
+            let shape = candidate.source.shape(&self.layout, root);
+            let program = candidate.source.program(self.node.rank(), &self.layout, root);
             let prepared = Prepared::new(
                 &shape,
                 &program,
                 &candidate.claims,
-                rank,
+                &self.node,
                 &self.scratch,
                 &self.packets,
                 self.slot_limit,
@@ -217,7 +245,7 @@ impl Plans {
 
     /// A plan's name.
     pub(crate) fn name(&self, number: usize) -> &str {
-        self.candidates.get(number).map_or("?", Candidate::name)
+        self.candidates.get(number).map_or("?", |candidate| candidate.source.name())
     }
 }
 
@@ -236,52 +264,70 @@ impl Candidate {
         }
     }
 
+    fn for_nodes(algorithm: &'static NodeAlgorithm, layout: &Layout) -> Self {
+        let roots = if algorithm.collective.is_rooted() { layout.world() } else { 1 };
+        Self {
+            source: Source::Nodes(algorithm),
+            claims: algorithm.claims,
+            registered: false,
+            prepared: (0..roots).map(|_| None).collect(),
+            work: None,
+        }
+    }
+}
+
+impl Source {
     fn name(&self) -> &str {
-        match &self.source {
-            Source::BuiltIn(algorithm) => algorithm.name,
-            Source::Loaded(plan) => &plan.shape.name,
+        match self {
+            Self::BuiltIn(algorithm) => algorithm.name,
+            Self::Nodes(algorithm) => algorithm.name,
+            Self::Loaded(plan) => &plan.shape.name,
         }
     }
 
     fn collective(&self) -> Collective {
-        match &self.source {
-            Source::BuiltIn(algorithm) => algorithm.collective,
-            Source::Loaded(plan) => plan.shape.collective,
+        match self {
+            Self::BuiltIn(algorithm) => algorithm.collective,
+            Self::Nodes(algorithm) => algorithm.collective,
+            Self::Loaded(plan) => plan.shape.collective,
         }
     }
 
     fn serves_root(&self, root: usize) -> bool {
-        match &self.source {
-            Source::BuiltIn(_) => true,
-            Source::Loaded(plan) => !plan.shape.collective.is_rooted() || plan.shape.root == root,
+        match self {
+            Self::Loaded(plan) => !plan.shape.collective.is_rooted() || plan.shape.root == root,
+            _ => true,
         }
     }
 
     fn own_root(&self) -> usize {
-        match &self.source {
-            Source::BuiltIn(_) => 0,
-            Source::Loaded(plan) => plan.shape.root,
+        match self {
+            Self::Loaded(plan) => plan.shape.root,
+            _ => 0,
         }
     }
 
-    fn parts(&self, world: usize) -> usize {
-        match &self.source {
-            Source::BuiltIn(algorithm) => (algorithm.parts)(world),
-            Source::Loaded(plan) => plan.shape.parts,
+    fn parts(&self, layout: &Layout) -> usize {
+        match self {
+            Self::BuiltIn(algorithm) => (algorithm.parts)(layout.world()),
+            Self::Nodes(algorithm) => (algorithm.parts)(layout),
+            Self::Loaded(plan) => plan.shape.parts,
         }
     }
 
-    fn shape(&self, world: usize, root: usize) -> Shape {
-        match &self.source {
-            Source::BuiltIn(algorithm) => algorithm.shape(world, root),
-            Source::Loaded(plan) => plan.shape.clone(),
+    fn shape(&self, layout: &Layout, root: usize) -> Shape {
+        match self {
+            Self::BuiltIn(algorithm) => algorithm.shape(layout.world(), root),
+            Self::Nodes(algorithm) => algorithm.shape(layout, root),
+            Self::Loaded(plan) => plan.shape.clone(),
         }
     }
 
-    fn program(&self, rank: usize, world: usize, root: usize) -> Program {
-        match &self.source {
-            Source::BuiltIn(algorithm) => algorithm.program(rank, world, root),
-            Source::Loaded(plan) => plan.programs[rank].clone(),
+    fn program(&self, rank: usize, layout: &Layout, root: usize) -> Program {
+        match self {
+            Self::BuiltIn(algorithm) => algorithm.program(rank, layout.world(), root),
+            Self::Nodes(algorithm) => algorithm.program(rank, layout, root),
+            Self::Loaded(plan) => plan.programs[rank].clone(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use warpmesh_primitives::control::{Progress, State};
 use warpmesh_primitives::failure::{Failure, FailureKind};
-use warpmesh_primitives::node::{AT_SHARE, Node};
+use warpmesh_primitives::node::{AT_REACH, AT_SHARE, Node};
 
 use super::call::Board;
 use crate::cuda::emit::AT_GUARD;
@@ -13,7 +13,7 @@ const OTHERS: usize = 6;
 
 pub(super) fn report(node: &Node, failure: Failure) -> String {
     // For a mismatch, the call that differs; else everyone's newest.
-    let latest = node.control(failure.by.min(node.world() - 1)).latest_call();
+    let latest = node.known(failure.by.min(node.world() - 1)).latest_call();
     let sequence = match failure.kind {
         FailureKind::Mismatch => latest.map_or(0, |call| call.sequence),
         _ => 0,
@@ -29,17 +29,20 @@ pub(super) fn report(node: &Node, failure: Failure) -> String {
         seen.push(*rank);
         new
     });
-    let lines: Vec<_> = ranks.iter().map(|rank| describe(node, *rank, sequence)).collect();
+    let broken = (0..node.world()).filter_map(|peer| node.fault(peer)).map(ToString::to_string);
+    let lines: Vec<_> =
+        broken.chain(ranks.iter().map(|rank| describe(node, *rank, sequence))).collect();
     lines.join("; ")
 }
 
 fn describe(node: &Node, rank: usize, sequence: u64) -> String {
-    let control = node.control(rank);
+    let control = node.known(rank);
     let call = control.call(sequence).filter(|call| call.sequence > 0);
     let call = call.or_else(|| control.latest_call());
     let progress = control.progress();
     let who = if rank == node.rank() { "this rank".to_owned() } else { format!("rank {rank}") };
     let what = match call {
+        None if !node.is_near(rank) => "no word of it yet".to_owned(),
         None => "no collective yet".to_owned(),
         Some(call) => {
             let done = control.finished_call() >= call.sequence;
@@ -47,6 +50,10 @@ fn describe(node: &Node, rank: usize, sequence: u64) -> String {
             format!("{state} call {} {}", call.sequence, Board::read(&call))
         }
     };
+    if !node.is_near(rank) {
+        let (pid, machine) = (node.pid(rank), node.machine(rank));
+        return format!("{who} (pid {pid} on {machine}): {what}{}", waiting(&progress));
+    }
     let stopped = if process_stopped(node.pid(rank)) { ", its process is stopped" } else { "" };
     format!("{who} (pid {}): {what}{}{stopped}", node.pid(rank), waiting(&progress))
 }
@@ -61,6 +68,7 @@ fn waiting(progress: &Progress) -> String {
         (_, State::Left) => ", left".to_owned(),
         (AT_SEND, _) => format!(", sends to rank {peer}, which does not receive"),
         (AT_RECEIVE, _) => format!(", receives from rank {peer}, which does not send"),
+        (AT_REACH, _) => format!(", waits for rank {peer} to connect"),
         (AT_SHARE, _) => format!(", waits for rank {peer} to share memory"),
         (u32::MAX, _) => format!(", waits for rank {peer} to finish epoch {expected} (at {seen})"),
         (AT_GUARD, _) => format!(", waits for rank {peer} to come to its next call"),

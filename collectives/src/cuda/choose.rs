@@ -33,6 +33,7 @@ const NVLINK: Machine = Machine {
     switched: Some(0.0018),
     shared: 0.0019,
     shared_far: 0.0019,
+    ..Machine::TYPICAL
 };
 
 /// All built-in plans; those that go through a switch if there is `multicast` memory.

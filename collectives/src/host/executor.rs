@@ -9,9 +9,11 @@
 
 use std::sync::Arc;
 
+use warpmesh_primitives::control::Control;
 use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::memory::SharedMemory;
-use warpmesh_primitives::node::Node;
+use warpmesh_primitives::net::Signals;
+use warpmesh_primitives::node::{Node, Outgoing};
 use warpmesh_primitives::packet::Flag;
 use warpmesh_primitives::patience::{Patience, WaitingFor};
 
@@ -83,6 +85,8 @@ impl From<Failure> for Stop {
 /// The state of a rank's side of all collectives.
 pub(crate) struct Executor {
     pub(super) node: Arc<Node>,
+    /// Where ranks of other hosts signal, if there are any.
+    signals: Option<Signals>,
     pub(super) epoch: u64,
     /// Whether the last epoch left this rank knowing that all ranks had started it.
     synchronised: bool,
@@ -118,6 +122,7 @@ impl Executor {
         let world = node.world();
         let counters = world * warpmesh_primitives::control::SEMAPHORES;
         Self {
+            signals: node.signals().cloned(),
             node,
             epoch: 0,
             synchronised: true,
@@ -170,8 +175,12 @@ impl Executor {
 
     /// Runs a program for all rounds of a call. Blocks until this rank's part is done.
     pub(crate) fn run(&mut self, prepared: &Prepared, job: &Job<'_>) -> Result<(), Failure> {
+        if !prepared.away.is_empty() {
+            self.node.reach(&prepared.away, job.sequence)?;
+            prepared.away.iter().for_each(|&peer| self.node.tell_call(peer, job.sequence));
+        }
         for round in 0..job.rounds {
-            self.begin_epoch(job)?;
+            self.begin_epoch(prepared, job)?;
             match prepared.workers.as_slice() {
                 [only] => self.run_one(prepared, only, job, round)?,
                 many => self.run_many(prepared, many, job, round)?,
@@ -183,22 +192,42 @@ impl Executor {
     }
 
     /// Enters the next epoch. Its half of scratch memory was last used two epochs ago; unless the
-    /// last epoch has shown that all ranks are past that, they are waited for.
-    fn begin_epoch(&mut self, job: &Job<'_>) -> Result<(), Failure> {
+    /// last epoch has shown that all ranks are past that, they are waited for: those of this host, and
+    /// those elsewhere with which this rank exchanges now, each of which answers for its host, for its memory is
+    /// used by the ranks of its host alone and by those with which it has exchanged.
+    fn begin_epoch(&mut self, prepared: &Prepared, job: &Job<'_>) -> Result<(), Failure> {
         self.epoch += 1;
         if self.synchronised || self.epoch <= 2 {
             return Ok(());
         }
         let needed = self.epoch - 2;
-        for peer in (0..self.node.world()).filter(|peer| *peer != self.node.rank()) {
-            let on = WaitingFor { peer, place: u32::MAX, expected: needed, sequence: job.sequence };
-            let control = self.node.control(peer);
-            self.node.wait(on, || match control.finished_epoch() {
-                seen if seen >= needed => Ok(()),
-                seen => Err(seen),
-            })?;
+        let near = |peer: &usize| *peer != self.node.rank() && self.node.is_near(*peer);
+        for peer in (0..self.node.world()).filter(near) {
+            self.past(peer, needed, job, |control| control.finished_epoch())?;
+        }
+        if !prepared.away.is_empty() {
+            self.node.tell_cleared(&prepared.away, needed);
+        }
+        for &peer in &prepared.away {
+            self.past(peer, needed, job, |control| control.cleared_epoch())?;
         }
         Ok(())
+    }
+
+    /// Waits for a peer to say that it is past an epoch.
+    fn past(
+        &self,
+        peer: usize,
+        needed: u64,
+        job: &Job<'_>,
+        said: impl Fn(&Control) -> u64,
+    ) -> Result<(), Failure> {
+        let on = WaitingFor { peer, place: u32::MAX, expected: needed, sequence: job.sequence };
+        let control = self.node.control(peer);
+        self.node.wait(on, || match said(control) {
+            seen if seen >= needed => Ok(()),
+            seen => Err(seen),
+        })
     }
 
     fn run_one(
@@ -209,9 +238,9 @@ impl Executor {
         round: usize,
     ) -> Result<(), Failure> {
         for (place, step) in steps.iter().enumerate() {
-            if let Step::Wait { semaphore, peer } = *step {
+            if let Step::Wait { .. } | Step::Flush = step {
                 let mut patience = Patience::default();
-                while let Err(stop) = self.try_wait(semaphore, peer, job) {
+                while let Err(stop) = self.try_step(prepared, step, place, job, round) {
                     self.pause(&mut patience, stop, place, job)?;
                 }
             } else {
@@ -268,6 +297,10 @@ impl Executor {
     ) -> Result<(), Stop> {
         match step {
             Step::Wait { semaphore, peer } => self.try_wait(*semaphore, *peer, job),
+            Step::Flush => match prepared.away.iter().find(|peer| !self.node.has_sent(**peer)) {
+                Some(&peer) => Err(Stop::Blocked(Blocked { peer, expected: 1, seen: 0 })),
+                None => Ok(()),
+            },
             Step::Move { packets: true, .. } => {
                 self.packets_arrived(prepared, step, job, round)?;
                 Ok(self.act(prepared, step, place, job, round)?)
@@ -286,37 +319,74 @@ impl Executor {
         round: usize,
     ) -> Result<(), Failure> {
         match step {
-            Step::Signal { semaphore, peer } => {
-                self.signal(*semaphore, *peer);
-                Ok(())
-            }
+            Step::Signal { semaphore, peer } => self.signal(*semaphore, *peer),
             Step::Move { packets: true, .. } => {
                 self.move_packets(prepared, step, place, job, round)
             }
             Step::Move { .. } => self.move_plain(prepared, step, job, round),
-            Step::Wait { .. } => unreachable!("waits are tried by the callers"),
+            Step::Put { .. } => self.put(prepared, step, job, round),
+            Step::Wait { .. } | Step::Flush => unreachable!("waits are tried by the callers"),
         }
     }
 
     #[inline]
-    fn signal(&mut self, semaphore: usize, peer: usize) {
+    fn signal(&mut self, semaphore: usize, peer: usize) -> Result<(), Failure> {
+        if self.signals.is_some() && !self.node.is_near(peer) {
+            let (memory, offset) = ((0, 0), (0, 0));
+            let signal = Some(semaphore);
+            return self.node.put(peer, &Outgoing { memory, offset, bytes: 0, signal });
+        }
         let sent = &mut self.sent[semaphore * self.node.world() + peer];
         *sent += 1;
         // This rank is the word's only writer; Release publishes all moves before.
         self.node.me().semaphore(semaphore, peer).publish(*sent);
         self.node.control(peer).ring();
+        Ok(())
     }
 
     #[inline]
     fn try_wait(&mut self, semaphore: usize, peer: usize, job: &Job<'_>) -> Result<(), Stop> {
-        let waited = &mut self.waited[semaphore * self.node.world() + peer];
-        let expected = *waited + 1;
-        let word = self.node.control(peer).semaphore(semaphore, self.node.rank());
-        if let Err(seen) = word.reached(expected) {
+        let number = semaphore * self.node.world() + peer;
+        let expected = self.waited[number] + 1;
+        let reached = match &self.signals {
+            Some(signals) if !self.node.is_near(peer) => match signals.seen(number as u32) {
+                seen if seen >= expected => Ok(()),
+                seen => Err(seen),
+            },
+            _ => self.node.control(peer).semaphore(semaphore, self.node.rank()).reached(expected),
+        };
+        if let Err(seen) = reached {
             return Err(Stop::Blocked(Blocked { peer, expected, seen }));
         }
-        *waited = expected;
+        self.waited[number] = expected;
         Ok(self.compare(peer, job)?)
+    }
+
+    /// To another host: from and to scratch memory.
+    fn put(
+        &mut self,
+        prepared: &Prepared,
+        step: &Step,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Result<(), Failure> {
+        let Step::Put { part, block, from, to, partial, peer, semaphore } = *step else {
+            return Ok(());
+        };
+        let length = match (job.spans, block) {
+            (Some(spans), Some(block)) => spans.input[block].1,
+            _ => job.count,
+        };
+        let count = self.window(length, prepared, part, job, round).count;
+        let size = if partial { job.accumulator } else { job.size };
+        let half = (self.epoch % 2) as usize;
+        let what = Outgoing {
+            memory: (prepared.scratch, prepared.scratch),
+            offset: (from[half], to[half]),
+            bytes: (count * size) as u64,
+            signal: semaphore,
+        };
+        self.node.put(peer, &what)
     }
 
     /// Once per call and peer: is it making the same call? Its description was on the board before
@@ -376,6 +446,18 @@ impl Executor {
                 })
                 .unwrap_or(0),
         };
+        self.window(length, prepared, part, job, round)
+    }
+
+    /// A part of the round's window of a block of so many elements.
+    fn window(
+        &self,
+        length: usize,
+        prepared: &Prepared,
+        part: usize,
+        job: &Job<'_>,
+        round: usize,
+    ) -> Extent {
         let begin = (round * job.window).min(length);
         let window = (length - begin).min(job.window);
         let (first, count) = part_range(window, prepared.parts, job.grain, part);

@@ -1,9 +1,12 @@
-//! Point-to-point messages between ranks of a machine.
+//! Point-to-point messages between ranks.
 //!
 //! Every ordered pair of ranks has a ring of slots in the receiver's memory. The sender fills a slot
 //! and signals; the receiver empties it and signals back, which gives the slot to the sender again.
 //! Each slot begins with what the whole message is, so that a receiver that expects something else
 //! notices before it copies.
+//!
+//! A slot for a rank of another host is filled here, in memory that is laid out alike, and put there with the signal. The
+//! two connect when their first messages meet.
 //!
 //! A group's messages are in flight together, each going on whenever it can, those of one pair and
 //! direction in the order in which they were posted. So no order of sends and receives deadlocks.
@@ -12,7 +15,8 @@ use std::sync::Arc;
 
 use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::memory::SharedMemory;
-use warpmesh_primitives::node::Node;
+use warpmesh_primitives::net::Signals;
+use warpmesh_primitives::node::{Node, Outgoing};
 use warpmesh_primitives::patience::{Patience, WaitingFor};
 
 use crate::plan::verify::PLAN_SEMAPHORES;
@@ -52,12 +56,23 @@ pub(crate) const AT_OTHER: u32 = u32::MAX - 5;
 pub(crate) struct Mail {
     node: Arc<Node>,
     memory: SharedMemory,
+    /// None if all ranks are on this host.
+    away: Option<Away>,
     slot: usize,
     /// By peer: slots filled there, slots emptied here.
     filled: Vec<u64>,
     emptied: Vec<u64>,
     /// By peer and direction: whether an earlier letter of this pass is still under way.
     busy: Vec<[bool; 2]>,
+}
+
+/// What messages to ranks of other hosts need.
+pub(crate) struct Away {
+    /// Where slots for other ranks are filled, by receiver.
+    pub(crate) outbox: SharedMemory,
+    /// The numbers of the outbox and of the rings.
+    pub(crate) numbers: (u32, u32),
+    pub(crate) signals: Signals,
 }
 
 #[derive(Clone, Copy)]
@@ -78,11 +93,11 @@ impl Mail {
         (each / HEADER * HEADER).clamp(4 * HEADER, 128 << 10)
     }
 
-    pub(crate) fn new(node: Arc<Node>, memory: SharedMemory) -> Self {
+    pub(crate) fn new(node: Arc<Node>, memory: SharedMemory, away: Option<Away>) -> Self {
         let world = node.world();
         let slot = memory.len() / SLOTS as usize / world / HEADER * HEADER;
         let (filled, emptied) = (vec![0; world], vec![0; world]);
-        Self { node, memory, slot, filled, emptied, busy: vec![[false; 2]; world] }
+        Self { node, memory, away, slot, filled, emptied, busy: vec![[false; 2]; world] }
     }
 
     /// Carries out all letters. Blocks until all are done.
@@ -109,7 +124,7 @@ impl Mail {
                 self.busy[letter.peer][way] = letters[i].done < letters[i].bytes;
             }
             if letters.iter().all(|letter| letter.done >= letter.bytes) {
-                return Ok(());
+                return letters.iter().try_for_each(|letter| self.see_off(letter));
             }
             match blocked {
                 Some(i) if !progress => self.pause(&mut patience, &letters[i])?,
@@ -128,23 +143,51 @@ impl Mail {
         patience.pause(&self.node, on, expected - 1)
     }
 
+    /// What goes to a rank of another host has to leave, for afterwards nobody may look after it.
+    fn see_off(&self, letter: &Letter) -> Result<(), Failure> {
+        if self.node.is_near(letter.peer) {
+            return Ok(());
+        }
+        let on = WaitingFor { peer: letter.peer, place: AT_SEND, expected: 1, sequence: 0 };
+        self.node.wait(on, || if self.node.has_sent(letter.peer) { Ok(()) } else { Err(0) })
+    }
+
     /// Moves one slot's worth, if it can.
     fn step(&mut self, letter: &mut Letter) -> Result<bool, Failure> {
+        if !self.node.is_near(letter.peer) && !self.node.try_reach(letter.peer)? {
+            return Ok(false);
+        }
         match letter.direction {
-            Direction::Send(from) => Ok(self.send(letter, from)),
+            Direction::Send(from) => self.send(letter, from),
             Direction::Receive(to) => self.receive(letter, to),
         }
     }
 
-    fn send(&mut self, letter: &mut Letter, from: *const u8) -> bool {
+    /// Whether a peer has counted one of its semaphores up so far.
+    fn reached(&self, semaphore: usize, peer: usize, count: u64) -> bool {
+        match &self.away {
+            Some(away) if !self.node.is_near(peer) => {
+                away.signals.seen((semaphore * self.node.world() + peer) as u32) >= count
+            }
+            _ => {
+                let word = self.node.control(peer).semaphore(semaphore, self.node.rank());
+                word.reached(count).is_ok()
+            }
+        }
+    }
+
+    fn send(&mut self, letter: &mut Letter, from: *const u8) -> Result<bool, Failure> {
         let (peer, me) = (letter.peer, self.node.rank());
         let next = self.filled[peer] + 1;
         // Slot `next` was used SLOTS ago; the peer's count says whether it was emptied.
-        let free = next.saturating_sub(SLOTS);
-        if self.node.control(peer).semaphore(EMPTIED, me).reached(free).is_err() {
-            return false;
+        if !self.reached(EMPTIED, peer, next.saturating_sub(SLOTS)) {
+            return Ok(false);
         }
-        let slot = self.slot_of(peer, me, next);
+        let away = self.away.as_ref().filter(|_| !self.node.is_near(peer));
+        let slot = match away {
+            Some(away) => self.slot_of(&away.outbox, me, peer, next),
+            None => self.slot_of(&self.memory, peer, me, next),
+        };
         let chunk = (letter.bytes - letter.done).min(self.slot - HEADER);
         let header = Header { bytes: letter.bytes as u64, dtype: u64::from(letter.dtype) };
         // SAFETY: the slot is ours until it is signalled; the caller's buffer has `bytes` bytes.
@@ -154,18 +197,32 @@ impl Mail {
         }
         letter.done += chunk;
         self.filled[peer] = next;
-        self.node.me().semaphore(FILLED, peer).publish(next);
-        self.node.control(peer).ring();
-        true
+        match away {
+            Some(away) => {
+                let offset = |rank| self.offset_of(rank, next) as u64;
+                let what = Outgoing {
+                    memory: away.numbers,
+                    offset: (offset(peer), offset(me)),
+                    bytes: (HEADER + chunk) as u64,
+                    signal: Some(FILLED),
+                };
+                self.node.put(peer, &what)?;
+            }
+            None => {
+                self.node.me().semaphore(FILLED, peer).publish(next);
+                self.node.control(peer).ring();
+            }
+        }
+        Ok(true)
     }
 
     fn receive(&mut self, letter: &mut Letter, to: *mut u8) -> Result<bool, Failure> {
         let (peer, me) = (letter.peer, self.node.rank());
         let next = self.emptied[peer] + 1;
-        if self.node.control(peer).semaphore(FILLED, me).reached(next).is_err() {
+        if !self.reached(FILLED, peer, next) {
             return Ok(false);
         }
-        let slot = self.slot_of(me, peer, next);
+        let slot = self.slot_of(&self.memory, me, peer, next);
         // SAFETY: the slot is ours until it is signalled back; any bits are a header.
         let header = unsafe { slot.cast::<Header>().read() };
         if header.bytes != letter.bytes as u64 || header.dtype != u64::from(letter.dtype) {
@@ -176,8 +233,13 @@ impl Mail {
         unsafe { std::ptr::copy_nonoverlapping(slot.add(HEADER), to.add(letter.done), chunk) };
         letter.done += chunk;
         self.emptied[peer] = next;
-        self.node.me().semaphore(EMPTIED, peer).publish(next);
-        self.node.control(peer).ring();
+        if self.node.is_near(peer) {
+            self.node.me().semaphore(EMPTIED, peer).publish(next);
+            self.node.control(peer).ring();
+        } else {
+            let (memory, offset) = ((0, 0), (0, 0));
+            self.node.put(peer, &Outgoing { memory, offset, bytes: 0, signal: Some(EMPTIED) })?;
+        }
         Ok(true)
     }
 
@@ -217,10 +279,14 @@ impl Mail {
         self.node.post(Failure { kind: FailureKind::Mismatch, by, culprit: Some(letter.peer) })
     }
 
-    /// Slot number `index` (counted for ever) of the ring from `sender` in `receiver`'s memory.
-    fn slot_of(&self, receiver: usize, sender: usize, index: u64) -> *mut u8 {
-        let offset = (sender * SLOTS as usize + (index % SLOTS) as usize) * self.slot;
-        let slot = self.memory.range(receiver, offset, self.slot);
+    /// Where slot number `index` (counted for ever) of a rank's ring begins.
+    fn offset_of(&self, rank: usize, index: u64) -> usize {
+        (rank * SLOTS as usize + (index % SLOTS) as usize) * self.slot
+    }
+
+    /// That slot, in `owner`'s memory.
+    fn slot_of(&self, memory: &SharedMemory, owner: usize, rank: usize, index: u64) -> *mut u8 {
+        let slot = memory.range(owner, self.offset_of(rank, index), self.slot);
         slot.expect("all ranks have made rings of the same size")
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Done once per plan and communicator; a call then looks up nothing.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use warpmesh_primitives::memory::SharedMemory;
+use warpmesh_primitives::node::Node;
 use warpmesh_primitives::packet::{LINE_BYTES, LINE_DATA, Line};
 
 use crate::dtype::DataType;
@@ -16,12 +18,14 @@ use crate::plan::{Buffer, Instruction, Place, Program, Shape, Whose};
 pub(crate) struct Region {
     pub(crate) memory: SharedMemory,
     pub(crate) half: usize,
+    /// The number by which other hosts reach it, if there are any.
+    pub(crate) number: u32,
 }
 
 impl Region {
-    pub(crate) fn new(memory: SharedMemory) -> Self {
+    pub(crate) fn new(memory: SharedMemory, number: u32) -> Self {
         let half = memory.len() / 2 / LINE_BYTES * LINE_BYTES;
-        Self { memory, half }
+        Self { memory, half, number }
     }
 
     /// Bytes of a slot when there are `slots`, at most `limit`: whole lines. 0 if they do not fit.
@@ -31,11 +35,16 @@ impl Region {
 
     /// A slot of `rank` in both halves.
     fn slot(&self, rank: usize, slot: usize, bytes: usize) -> [*mut u8; 2] {
-        [0, 1].map(|half| {
+        self.offsets(slot, bytes).map(|offset| {
             self.memory
-                .range(rank, half * self.half + slot * bytes, bytes)
+                .range(rank, offset as usize, bytes)
                 .expect("slots were cut to fit the region, and ranks were checked with the plan")
         })
+    }
+
+    /// Where a slot begins in both halves, on every rank.
+    fn offsets(&self, slot: usize, bytes: usize) -> [u64; 2] {
+        [0, 1].map(|half| (half * self.half + slot * bytes) as u64)
     }
 }
 
@@ -48,6 +57,10 @@ pub(crate) struct Prepared {
     pub(crate) synchronises: bool,
     /// Most packet operands of a reduction: so many tiles must be unpacked at a time.
     pub(crate) most_packets: usize,
+    /// Ranks of other hosts with which this one exchanges, in order; they exchange with it, too.
+    pub(crate) away: Vec<usize>,
+    /// The number of scratch memory between hosts.
+    pub(crate) scratch: u32,
     slot_scratch: Option<usize>,
     slot_packets: Option<usize>,
     partial: bool,
@@ -79,6 +92,19 @@ pub(crate) enum Step {
         semaphore: usize,
         peer: usize,
     },
+    /// To a rank of another host, from scratch memory to scratch memory.
+    Put {
+        part: usize,
+        /// The block of the input that was staged there, if one was: what tells the length where blocks differ.
+        block: Option<usize>,
+        from: [u64; 2],
+        to: [u64; 2],
+        partial: bool,
+        peer: usize,
+        semaphore: Option<usize>,
+    },
+    /// Until what was put to ranks of other hosts has left.
+    Flush,
 }
 
 /// A place, resolved as far as it can be before a call.
@@ -112,13 +138,13 @@ pub(crate) enum Target {
 }
 
 impl Prepared {
-    /// Resolves `rank`'s program. `slot_limit` bounds a scratch slot, so that a round stays in
+    /// Resolves this rank's program. `slot_limit` bounds a scratch slot, so that a round stays in
     /// cache.
     pub(crate) fn new(
         shape: &Shape,
         program: &Program,
         claims: &Claims,
-        rank: usize,
+        node: &Node,
         scratch: &Region,
         packets: &Region,
         slot_limit: usize,
@@ -133,13 +159,14 @@ impl Prepared {
             parts: shape.parts,
             synchronises: claims.synchronises,
             most_packets: 0,
+            away: away(program, node),
+            scratch: scratch.number,
             slot_scratch,
             slot_packets,
             partial: false,
             windows: [0; DataType::ALL.len()],
         };
-        let mut resolver =
-            Resolver { prepared: &mut this, rank, world: shape.world, scratch, packets };
+        let mut resolver = Resolver { prepared: &mut this, node, scratch, packets };
         let workers = program.workers.iter().map(|list| resolver.list(list)).collect();
         this.workers = workers;
         this.windows = DataType::ALL.map(|dtype| this.round_elements(dtype));
@@ -167,10 +194,27 @@ impl Prepared {
     }
 }
 
+/// Ranks of other hosts that a program has to do with.
+fn away(program: &Program, node: &Node) -> Vec<usize> {
+    let mut away = Vec::new();
+    for instruction in program.workers.iter().flatten() {
+        match instruction {
+            Instruction::Signal { to: peers, .. } | Instruction::Wait { from: peers, .. } => {
+                away.extend(peers);
+            }
+            Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. } => away.push(*peer),
+            _ => {}
+        }
+    }
+    away.retain(|peer| !node.is_near(*peer));
+    away.sort_unstable();
+    away.dedup();
+    away
+}
+
 struct Resolver<'a> {
     prepared: &'a mut Prepared,
-    rank: usize,
-    world: usize,
+    node: &'a Node,
     scratch: &'a Region,
     packets: &'a Region,
 }
@@ -178,9 +222,15 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn list(&mut self, instructions: &[Instruction]) -> Vec<Step> {
         let mut steps = Vec::new();
+        // What was last staged in slots of this rank's.
+        let mut staged = HashMap::new();
         for instruction in instructions {
             match instruction {
                 Instruction::Move { part, to, from, reduce } => {
+                    if let [Place { buffer: Buffer::Input, index: block, .. }] = from[..] {
+                        let slots = to.iter().filter(|place| place.buffer == Buffer::Scratch);
+                        staged.extend(slots.map(|slot| (slot.index, block)));
+                    }
                     steps.push(self.moving(*part, to, from, *reduce));
                 }
                 Instruction::Signal { semaphore, to } => steps.extend(
@@ -189,13 +239,33 @@ impl Resolver<'_> {
                 Instruction::Wait { semaphore, from } => steps.extend(
                     from.iter().map(|peer| Step::Wait { semaphore: *semaphore, peer: *peer }),
                 ),
+                Instruction::Put { part, to, from, then_signal, .. }
+                    if let Whose::Rank(peer) = to.whose
+                        && !self.node.is_near(peer) =>
+                {
+                    let bytes = self.prepared.slot_scratch.unwrap_or(0);
+                    let offsets = |place: &Place| self.scratch.offsets(place.index, bytes);
+                    self.prepared.partial |= from.partial;
+                    steps.push(Step::Put {
+                        part: *part,
+                        block: staged.get(&from.index).copied(),
+                        from: offsets(from),
+                        to: offsets(to),
+                        partial: from.partial,
+                        peer,
+                        semaphore: *then_signal,
+                    });
+                }
                 // On the host the caller is the copy engine: a transfer is done when it is asked
-                // for, and nothing is left for the flush.
+                // for, and nothing is left for the flush but what goes to other hosts.
                 Instruction::Put { part, to, from, then_signal, .. } => {
                     steps.push(self.moving(*part, &[*to], &[*from], false));
                     if let (Some(semaphore), Whose::Rank(peer)) = (then_signal, to.whose) {
                         steps.push(Step::Signal { semaphore: *semaphore, peer });
                     }
+                }
+                Instruction::Flush { .. } if !self.prepared.away.is_empty() => {
+                    steps.push(Step::Flush);
                 }
                 Instruction::Flush { .. } => {}
             }
@@ -222,7 +292,7 @@ impl Resolver<'_> {
         for place in places {
             let owners = match place.whose {
                 Whose::Rank(owner) => owner..owner + 1,
-                Whose::Group => 0..self.world,
+                Whose::Group => 0..self.node.world(),
             };
             for owner in owners {
                 let target = self.target(place, owner, store);
@@ -233,7 +303,7 @@ impl Resolver<'_> {
     }
 
     fn target(&mut self, place: &Place, owner: usize, store: bool) -> Target {
-        let (index, partial, mine) = (place.index, place.partial, owner == self.rank);
+        let (index, partial, mine) = (place.index, place.partial, owner == self.node.rank());
         self.prepared.partial |= partial;
         match place.buffer {
             Buffer::Input if mine => Target::Input { block: index },

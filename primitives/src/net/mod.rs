@@ -18,6 +18,7 @@
 //! | [`Signals`] | the transport: its thread (TCP, RDMA by immediate data) or the NIC (RDMA by fetch-add) | whoever waits, on any thread | Release, or the NIC's order of writes behind each other on one connection / Acquire |
 //! | registered memory | the transport's thread, or the NIC | who has seen the signal behind the transfer | plain; by the signal |
 
+mod choice;
 mod error;
 pub mod fifo;
 pub mod link;
@@ -31,6 +32,8 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+pub(crate) use self::choice::open;
+pub use self::choice::{NetOptions, TransportChoice};
 pub use self::error::{NetError, NetFault};
 pub use self::signals::Signals;
 
@@ -114,7 +117,8 @@ pub trait Transport: Send + fmt::Debug {
     /// stay so. Blocks until all are there, at most for `timeout`.
     ///
     /// # Errors
-    /// Names the peers that did not come, or what refused.
+    /// Names the peers that did not come, or what refused. After [`NetError::Missing`] those that came stay connected,
+    /// and another call goes on where this one stopped.
     fn connect(&mut self, peers: &[usize], timeout: Duration) -> Result<(), NetError>;
 
     /// Hands over a transfer. Never blocks: what cannot go now goes in [`Transport::progress`]. Transfers to one peer

@@ -58,6 +58,8 @@ pub struct Links {
     addresses: Vec<SocketAddr>,
     silence: Duration,
     door: Door,
+    /// Under way to peers that have not let this rank in yet.
+    dials: Vec<Dial>,
     places: Vec<Place>,
 }
 
@@ -111,6 +113,7 @@ impl Links {
             addresses,
             silence: options.silence,
             door: Door::new(listener),
+            dials: Vec::new(),
             places: (0..world).map(|_| Place::Empty).collect(),
         })
     }
@@ -135,22 +138,25 @@ impl Links {
     ///
     /// # Errors
     /// [`NetError::Missing`] names the peers that did not come and says what was seen of them; links that were made
-    /// stay. [`NetError::Protocol`] for a rank that there is not, or this one.
+    /// stay, and another call goes on where this one stopped. [`NetError::Protocol`] for a rank that there is not, or this one.
     pub fn connect(&mut self, peers: &[usize], timeout: Duration) -> Result<(), NetError> {
         let mut missing = self.absent(peers)?;
         let deadline = Deadline::after(timeout);
-        let dialled = missing.iter().filter(|&&peer| peer < self.rank());
-        let mut dials: Vec<Dial> =
-            dialled.map(|&peer| Dial::new(peer, self.addresses[peer], self.own)).collect();
+        let rank = self.rank();
+        for &peer in missing.iter().filter(|&&peer| peer < rank) {
+            if !self.dials.iter().any(|dial| dial.peer == peer) {
+                self.dials.push(Dial::new(peer, self.addresses[peer], self.own));
+            }
+        }
         while !missing.is_empty() {
-            self.advance(&mut dials)?;
+            self.advance()?;
             missing.retain(|&peer| !matches!(self.places[peer], Place::Here(_)));
             if deadline.passed() && !missing.is_empty() {
-                let hint = self.hint(&missing, &dials);
+                let hint = self.hint(&missing);
                 return Err(NetError::Missing { missing, timeout, hint });
             }
             if !missing.is_empty() {
-                self.rest(&dials, deadline)?;
+                self.rest(deadline)?;
             }
         }
         Ok(())
@@ -217,9 +223,9 @@ impl Links {
     }
 
     /// Goes on with all who dial and are dialled.
-    fn advance(&mut self, dials: &mut Vec<Dial>) -> Result<(), NetError> {
+    fn advance(&mut self) -> Result<(), NetError> {
         let mut made = Vec::new();
-        dials.retain_mut(|dial| match dial.go(&self.identity) {
+        self.dials.retain_mut(|dial| match dial.go(&self.identity) {
             Some(stream) => {
                 made.push((dial.peer, stream));
                 false
@@ -240,19 +246,19 @@ impl Links {
         Ok(())
     }
 
-    fn rest(&self, dials: &[Dial], deadline: Deadline) -> Result<(), NetError> {
-        let soonest = dials.iter().filter_map(Dial::rests_until).min();
+    fn rest(&self, deadline: Deadline) -> Result<(), NetError> {
+        let soonest = self.dials.iter().filter_map(Dial::rests_until).min();
         let pause = soonest.map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
         let mut fds: Vec<_> =
-            self.door.sockets().chain(dials.iter().filter_map(Dial::socket)).collect();
+            self.door.sockets().chain(self.dials.iter().filter_map(Dial::socket)).collect();
         let waited = wait(&mut fds, deadline.left().min(TICK).min(pause));
         waited.map_err(|error| system("wait for ranks", &error))
     }
 
-    fn hint(&self, missing: &[usize], dials: &[Dial]) -> String {
+    fn hint(&self, missing: &[usize]) -> String {
         let mut hint = String::new();
         for &peer in missing.iter().take(TOLD) {
-            match dials.iter().find(|dial| dial.peer == peer) {
+            match self.dials.iter().find(|dial| dial.peer == peer) {
                 Some(dial) => hint += &dial.report(),
                 None => hint += &format!("; rank {peer} did not dial this rank's {}", self.own),
             }
@@ -337,6 +343,21 @@ impl Link {
     /// As [`exchange`](Self::exchange).
     pub fn take(&self, timeout: Duration) -> Result<Vec<u8>, NetError> {
         self.next(&mut Outbox::default(), Deadline::after(timeout), timeout)
+    }
+
+    /// Whether [`Link::take`] has a whole message to return, or an error, without waiting. Two system calls.
+    pub fn holds_message(&self) -> bool {
+        let mut head = [0; 8];
+        match rustix::net::recv(&self.stream, &mut head, rustix::net::RecvFlags::PEEK) {
+            Ok((_, 8)) => {}
+            Ok((_, 1..8)) | Err(rustix::io::Errno::AGAIN) => return false,
+            _ => return true,
+        }
+        let (words, _) = head.as_chunks::<4>();
+        let length = u32::from_le_bytes(words[1]) as usize;
+        let garbled = u32::from_le_bytes(words[0]) != EXCHANGE || length > MAX_EXCHANGE;
+        let there = rustix::io::ioctl_fionread(&self.stream).unwrap_or(u64::MAX);
+        garbled || there >= 8 + length as u64 || self.closed()
     }
 
     fn message(&self, mine: &[u8]) -> Result<Vec<u8>, NetError> {

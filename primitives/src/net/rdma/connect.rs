@@ -22,8 +22,7 @@ use crate::net::{NetError, NetFault};
 use crate::sys::verbs::{Connect, QueuePair, Route};
 
 /// Carries small messages between this rank and its peers before their NICs can: a way that is authenticated, since
-/// whoever speaks on it gets to write registered memory. After an error of [`connect`](crate::net::Transport::connect)
-/// the two ends may be out of step: begin with a new one.
+/// whoever speaks on it gets to write registered memory.
 pub trait Exchange: Send + fmt::Debug {
     /// Sends a message, of at most some kilobytes, to a peer. Does not wait for the peer to take it.
     ///
@@ -54,53 +53,95 @@ pub trait Exchange: Send + fmt::Debug {
 /// The second message.
 const READY: &[u8] = b"WMRR";
 
-/// A peer that was made an offer.
-struct Half {
-    peer: usize,
-    queues: Vec<QueuePair>,
-    sequences: Vec<u32>,
+/// A peer with which this rank is about to connect.
+#[derive(Debug)]
+pub(super) enum Half {
+    /// It was made an offer.
+    Offered { queues: Vec<QueuePair>, sequences: Vec<u32> },
+    /// This rank is ready, and has told it.
+    Ready(Box<Peer>),
 }
 
 impl RdmaTransport {
+    /// Goes as far as peers answer; what is begun is kept for the next call.
     pub(super) fn connect_to(
         &mut self,
         peers: &[usize],
         deadline: Instant,
         timeout: Duration,
     ) -> Result<(), NetError> {
-        let mut halves = Vec::new();
         let peers = self.not_connected(peers)?;
-        self.exchange.reach(&peers, deadline)?;
-        for peer in peers {
-            let (half, offer) = self.offer(peer)?;
-            self.exchange.give(peer, &offer, deadline)?;
-            halves.push(half);
-        }
-        let mut missing = Vec::new();
-        let mut there = Vec::new();
-        for half in halves {
-            let peer = half.peer;
-            if let Some(offer) = self.take(peer, deadline, &mut missing)? {
-                let connected = self.accept(half, &offer)?;
-                self.exchange.give(peer, READY, deadline)?;
-                there.push((peer, connected));
+        let unreached = match self.exchange.reach(&peers, deadline) {
+            Ok(()) => Vec::new(),
+            Err(NetError::Missing { missing, hint, .. }) if missing.len() == peers.len() => {
+                return Err(NetError::Missing { missing, timeout, hint });
+            }
+            Err(NetError::Missing { missing, .. }) => missing,
+            Err(other) => return Err(other),
+        };
+        let reached = || peers.iter().copied().filter(|peer| !unreached.contains(peer));
+        for peer in reached() {
+            if !self.halves.contains_key(&peer) {
+                let (half, offer) = self.offer()?;
+                self.exchange.give(peer, &offer, deadline)?;
+                self.halves.insert(peer, half);
             }
         }
-        for (peer, connected) in there {
-            match self.take(peer, deadline, &mut missing)? {
-                None => {}
-                Some(message) if message == READY => drop(self.peers.insert(peer, connected)),
-                Some(_) => {
-                    let what = "not the message that it is ready for RDMA".to_owned();
-                    return Err(NetError::Protocol { peer, what });
-                }
-            }
+        let mut missing = unreached.clone();
+        for peer in reached() {
+            self.answer(peer, deadline, &mut missing)?;
+        }
+        for peer in reached() {
+            self.conclude(peer, deadline, &mut missing)?;
         }
         if missing.is_empty() {
             return Ok(());
         }
         let hint = "; look at whether they run, and at what they say".to_owned();
         Err(NetError::Missing { missing, timeout, hint })
+    }
+
+    /// Takes a peer's offer, and tells it that this rank is ready.
+    fn answer(
+        &mut self,
+        peer: usize,
+        deadline: Instant,
+        missing: &mut Vec<usize>,
+    ) -> Result<(), NetError> {
+        if !matches!(self.halves.get(&peer), Some(Half::Offered { .. })) {
+            return Ok(());
+        }
+        let Some(offer) = self.take(peer, deadline, missing)? else { return Ok(()) };
+        if let Some(Half::Offered { queues, sequences }) = self.halves.remove(&peer) {
+            let connected = self.accept(peer, queues, sequences, &offer)?;
+            self.exchange.give(peer, READY, deadline)?;
+            self.halves.insert(peer, Half::Ready(Box::new(connected)));
+        }
+        Ok(())
+    }
+
+    /// Hears that a peer is ready, too.
+    fn conclude(
+        &mut self,
+        peer: usize,
+        deadline: Instant,
+        missing: &mut Vec<usize>,
+    ) -> Result<(), NetError> {
+        if !matches!(self.halves.get(&peer), Some(Half::Ready(_))) {
+            return Ok(());
+        }
+        match self.take(peer, deadline, missing)? {
+            None => return Ok(()),
+            Some(message) if message == READY => {}
+            Some(_) => {
+                let what = "not the message that it is ready for RDMA".to_owned();
+                return Err(NetError::Protocol { peer, what });
+            }
+        }
+        if let Some(Half::Ready(connected)) = self.halves.remove(&peer) {
+            self.peers.insert(peer, *connected);
+        }
+        Ok(())
     }
 
     fn not_connected(&self, peers: &[usize]) -> Result<Vec<usize>, NetError> {
@@ -141,21 +182,20 @@ impl RdmaTransport {
     }
 
     /// Queue pairs for a peer, and what it must know of them.
-    fn offer(&self, peer: usize) -> Result<(Half, Vec<u8>), NetError> {
-        let mut half = Half { peer, queues: Vec::new(), sequences: Vec::new() };
-        let mut ends = Vec::new();
+    fn offer(&self) -> Result<(Half, Vec<u8>), NetError> {
+        let (mut queues, mut sequences, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         for nic in &self.nics {
             let queue = nic.queue_pair()?;
             let sequence = random_sequence(&nic.via)?;
             ends.push(nic.end(queue.number(), sequence));
-            half.queues.push(queue);
-            half.sequences.push(sequence);
+            queues.push(queue);
+            sequences.push(sequence);
         }
         let (address, _) = self.signals.memory();
         let (semaphores, lanes) = (self.signals.len() as u32, self.nics.len() as u32);
         let table = Table { address: address as u64, semaphores, lanes };
         let offer = Offer { mode: self.own_mode(), table, ends };
-        Ok((half, offer.to_bytes()))
+        Ok((Half::Offered { queues, sequences }, offer.to_bytes()))
     }
 
     /// Without atomics on one NIC, a semaphore could not be counted up on all lanes.
@@ -167,8 +207,13 @@ impl RdmaTransport {
     }
 
     /// Connects this rank's queue pairs to what the peer offers.
-    fn accept(&self, half: Half, offer: &[u8]) -> Result<Peer, NetError> {
-        let peer = half.peer;
+    fn accept(
+        &self,
+        peer: usize,
+        queues: Vec<QueuePair>,
+        sequences: Vec<u32>,
+        offer: &[u8],
+    ) -> Result<Peer, NetError> {
         let offer = Offer::parse(offer).map_err(|what| NetError::Protocol { peer, what })?;
         let lanes = self.nics.len().min(offer.ends.len());
         let immediate = [self.own_mode(), offer.mode].contains(&SignalMode::Immediate);
@@ -179,7 +224,7 @@ impl RdmaTransport {
         let mut rules =
             Rules { mode, stripe: self.options.stripe, longest: u32::MAX, inline: u32::MAX };
         let sides =
-            self.nics.iter().zip(&offer.ends).zip(half.queues.into_iter().zip(half.sequences));
+            self.nics.iter().zip(&offer.ends).zip(queues.into_iter().zip(sequences));
         for ((nic, end), (mut queue, sequence)) in sides {
             self.bring_up(peer, nic, end, &mut queue, sequence)?;
             let failed = |error: std::io::Error| NetError::System {

@@ -6,6 +6,11 @@ use super::Exchange;
 use crate::net::link::Links;
 use crate::net::{NetError, NetFault};
 
+/// Between looks for a message.
+const PAUSE: Duration = Duration::from_micros(200);
+/// A message that is there is read at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// The way between ranks that [`RdmaTransport`](super::RdmaTransport) needs, over authenticated connections by TCP.
 #[derive(Debug)]
 pub struct LinkExchange {
@@ -25,16 +30,18 @@ impl LinkExchange {
     }
 
     fn missing(peer: usize) -> NetError {
-        let hint = ": its link is gone".to_owned();
+        let hint = "; look at whether they run, and at what they say".to_owned();
         NetError::Missing { missing: vec![peer], timeout: Duration::ZERO, hint }
     }
 }
 
 impl Exchange for LinkExchange {
     fn reach(&mut self, peers: &[usize], deadline: Instant) -> Result<(), NetError> {
-        self.links.connect(peers, Self::left(deadline))?;
-        self.watched.extend(peers);
-        Ok(())
+        let reached = self.links.connect(peers, Self::left(deadline));
+        let new = |peer: &&usize| self.links.link(**peer).is_some() && !self.watched.contains(peer);
+        let new: Vec<usize> = peers.iter().filter(new).copied().collect();
+        self.watched.extend(new);
+        reached
     }
 
     fn give(&mut self, peer: usize, message: &[u8], deadline: Instant) -> Result<(), NetError> {
@@ -44,7 +51,13 @@ impl Exchange for LinkExchange {
 
     fn take(&mut self, peer: usize, deadline: Instant) -> Result<Vec<u8>, NetError> {
         let link = self.links.link(peer).ok_or_else(|| Self::missing(peer))?;
-        link.take(Self::left(deadline))
+        while !link.holds_message() {
+            if Self::left(deadline).is_zero() {
+                return Err(Self::missing(peer));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        link.take(AT_ONCE)
     }
 
     fn gone(&mut self) -> Vec<NetFault> {

@@ -67,6 +67,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::connect::Exchange;
+use self::connect::Half;
 pub use self::linked::LinkExchange;
 use rustix::event::{PollFd, PollFlags};
 
@@ -97,6 +98,8 @@ const RECEIVE: u32 = 1 << 31;
 pub struct RdmaTransport {
     // Declared in the order in which they are to go: queue pairs, memory, NICs, and what the NICs write.
     peers: BTreeMap<usize, Peer>,
+    /// Those with which it is about to connect.
+    halves: BTreeMap<usize, Half>,
     memories: BTreeMap<u32, Registered>,
     nics: Vec<Nic>,
     signals: Signals,
@@ -171,6 +174,7 @@ impl RdmaTransport {
         let nics = ports.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             peers: BTreeMap::new(),
+            halves: BTreeMap::new(),
             memories: BTreeMap::new(),
             nics,
             signals,

@@ -51,7 +51,7 @@ impl Frame {
     }
 }
 
-/// What both sides tell each other when they connect: magic, version, how many semaphores there are.
+/// What ranks tell each other before they connect: magic, version, how many semaphores there are.
 pub(super) const HELLO: usize = 16;
 const HELLO_MAGIC: u64 = u64::from_le_bytes(*b"wmtcp\0\x01\0");
 

@@ -58,6 +58,8 @@ pub struct TcpTransport {
     links: Links,
     options: TcpOptions,
     signals: Signals,
+    /// How many semaphores each rank has.
+    theirs: Vec<u64>,
     memories: Memories,
     places: Vec<Place>,
     /// Peers with an open connection.
@@ -79,20 +81,28 @@ impl TcpTransport {
     /// have.
     ///
     /// # Errors
-    /// Those of [`Links::new`]; there is no memory, or there are no descriptors.
+    /// Those of [`Links::new`]; a rank of another version; there is no memory, or there are no descriptors.
     pub fn new(
         bootstrap: &mut dyn Bootstrap,
         semaphores: usize,
         options: &TcpOptions,
     ) -> Result<Self, Error> {
         let links = Links::new(bootstrap, &options.link)?;
+        let signals = Signals::new(semaphores, 1)?;
+        let hellos = bootstrap.all_gather(&frame::hello(signals.len()))?;
+        let read = |(peer, hello): (usize, &Vec<u8>)| {
+            let what = "it does not speak this version of the TCP transport".to_owned();
+            frame::read_hello(hello).ok_or(NetError::Protocol { peer, what })
+        };
+        let theirs = hellos.iter().enumerate().map(read).collect::<Result<_, _>>()?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
         let epoll = epoll.map_err(crate::error::system("epoll for connections"))?;
         Ok(Self {
             places: (0..links.world()).map(|_| Place::Never).collect(),
             links,
             options: options.clone(),
-            signals: Signals::new(semaphores, 1)?,
+            signals,
+            theirs,
             memories: Memories::default(),
             open: Vec::new(),
             epoll,
@@ -100,17 +110,20 @@ impl TcpTransport {
         })
     }
 
-    fn open(&mut self, peer: usize, timeout: Duration) -> Result<(), NetError> {
-        let theirs = self.links.exchange(peer, &frame::hello(self.signals.len()), timeout)?;
-        let what = "it does not speak this version of the TCP transport".to_owned();
-        let theirs = frame::read_hello(&theirs).ok_or(NetError::Protocol { peer, what })?;
+    /// Opens those that are linked; the others are left in the list.
+    fn open_linked(&mut self, peers: &mut Vec<usize>) -> Result<(), NetError> {
+        let linked = peers.extract_if(.., |peer| self.links.link(*peer).is_some());
+        linked.collect::<Vec<_>>().into_iter().try_for_each(|peer| self.open(peer))
+    }
+
+    fn open(&mut self, peer: usize) -> Result<(), NetError> {
         let what = "its link is gone".to_owned();
         let link = self.links.take(peer).ok_or(NetError::Protocol { peer, what })?;
         self.tune(&link)?;
         let data = epoll::EventData::new_u64(peer as u64);
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
         epoll::add(&self.epoll, link.stream(), data, flags).map_err(|errno| refused(&errno))?;
-        self.places[peer] = Place::Open(Box::new(Connection::new(link, theirs)));
+        self.places[peer] = Place::Open(Box::new(Connection::new(link, self.theirs[peer])));
         self.open.push(peer);
         Ok(())
     }
@@ -247,8 +260,11 @@ impl Transport for TcpTransport {
         }
         new.sort_unstable();
         new.dedup();
-        self.links.connect(&new, timeout)?;
-        new.into_iter().try_for_each(|peer| self.open(peer, timeout))
+        // Also a peer that has come, sent everything and gone is connected.
+        self.open_linked(&mut new)?;
+        let linked = self.links.connect(&new, timeout);
+        self.open_linked(&mut new)?;
+        linked
     }
 
     #[inline]

@@ -1,0 +1,300 @@
+//! Ranks of other hosts: how this rank reaches them, and what it knows of them.
+//!
+//! Nobody maps memory of another host, so what a rank would read in a peer's control segment comes to it: every rank
+//! has a *mirror* of each rank of another host, and the owner writes its words there by transfers ([`Outside::tell`]):
+//! the board's entry before the first transfer of a call, what it has finished where a plan needs that, and
+//! all of it in long waits, when it fails and when it leaves. So reports, and the rules that make ranks fail together,
+//! are the same for all peers.
+//!
+//! ```text
+//!   host A                              host B
+//!   rank 0 ◄─ shared memory ─► rank 1   rank 2 ◄─ shared memory ─► rank 3
+//!      └──── connection, if a plan needs it ─────┘
+//!            0 tells 2 of itself: mirror of 0           all that 2 and 3 know of 0
+//!            0 tells 2 of 1, too: hearsay of 1          what 2 knows of 1, for reports only
+//! ```
+//!
+//! A rank that waits also passes on what it sees of the ranks of its host (*hearsay*), so that a rank that is to blame is
+//! named by ranks that have no connection to it.
+//!
+//! The transport is behind a lock: calls use it on the thread that makes them, and any thread may abort.
+//!
+//! | word | written by | read by | order |
+//! |---|---|---|---|
+//! | mirrors | the owner's transfers | this rank | what is told before a transfer with a signal is there when the signal is seen; else see [`crate::control`] |
+//! | `linked`, `told` | whoever holds the transport / posts a failure | threads of this rank | Release / Acquire; Relaxed |
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::bootstrap::Bootstrap;
+use crate::control::{Control, SEMAPHORES, Words};
+use crate::error::{Error, system};
+use crate::net::{NetError, NetFault, NetOptions, Region, Signals, Span, Transfer, Transport};
+use crate::sys::Mapping;
+
+/// Numbers of memory: a rank's control segment, its mirrors, its hearsay.
+const CONTROL: u32 = 0;
+const MIRRORS: u32 = 1;
+const HEARSAY: u32 = 2;
+/// The first number of other memory.
+const FIRST: u32 = 3;
+/// How long a rank that leaves sends what it has not sent.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// This rank's side of all connections to other hosts.
+#[derive(Debug)]
+pub(crate) struct Outside {
+    rank: usize,
+    transport: Mutex<Open>,
+    name: &'static str,
+    signals: Signals,
+    peers: Vec<Peer>,
+    mirrors: Vec<Control>,
+    /// What ranks of other hosts say of ranks to which this one is not connected; and what this rank says of its
+    /// neighbours, in their places.
+    hearsay: Vec<Control>,
+    /// Whether a failure was told.
+    told: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Open {
+    transport: Box<dyn Transport>,
+    next: u32,
+    /// Transfers that were posted, by peer.
+    posted: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    linked: AtomicBool,
+    /// Why the connection is of no more use.
+    fault: OnceLock<NetFault>,
+}
+
+impl Outside {
+    /// Opens the transport. Every rank calls it; blocks until all have. `mapping` is that of the control segment.
+    pub(crate) fn open(
+        bootstrap: &mut dyn Bootstrap,
+        options: &NetOptions,
+        mapping: Arc<Mapping>,
+    ) -> Result<Self, Error> {
+        let (rank, world) = (bootstrap.rank(), bootstrap.world());
+        let mut transport = crate::net::open(bootstrap, SEMAPHORES * world, options)?;
+        let seats = || -> Result<Arc<Mapping>, Error> {
+            let (memory, _) =
+                Mapping::create(world * Control::MIRROR).map_err(system("memory for mirrors"))?;
+            Ok(Arc::new(memory))
+        };
+        let (mirrors, hearsay) = (seats()?, seats()?);
+        let regions = [(CONTROL, mapping), (MIRRORS, mirrors.clone()), (HEARSAY, hearsay.clone())];
+        for (number, region) in regions {
+            publish(bootstrap, transport.as_mut(), number, region)?;
+        }
+        let all = |memory: &Arc<Mapping>| {
+            (0..world).map(|peer| Control::mirror(memory.clone(), peer)).collect()
+        };
+        Ok(Self {
+            rank,
+            name: transport.name(),
+            signals: transport.signals().clone(),
+            transport: Mutex::new(Open { transport, next: FIRST, posted: vec![0; world] }),
+            peers: (0..world).map(|_| Peer::default()).collect(),
+            mirrors: all(&mirrors),
+            hearsay: all(&hearsay),
+            told: AtomicBool::new(false),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        // Whoever panicked held it between whole calls of the transport.
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
+    /// A rank's control segment, as it told itself.
+    pub(crate) fn mirror(&self, peer: usize) -> &Control {
+        &self.mirrors[peer]
+    }
+
+    /// The best that is known of a rank of another host.
+    pub(crate) fn known(&self, peer: usize) -> &Control {
+        if self.is_linked(peer) { &self.mirrors[peer] } else { &self.hearsay[peer] }
+    }
+
+    pub(crate) fn is_linked(&self, peer: usize) -> bool {
+        self.peers[peer].linked.load(Ordering::Acquire)
+    }
+
+    /// Why the connection to a peer broke, if it did.
+    pub(crate) fn fault(&self, peer: usize) -> Option<&NetFault> {
+        self.peers[peer].fault.get()
+    }
+
+    /// Notes why a peer cannot be reached any more; the first reason counts.
+    pub(crate) fn break_off(&self, peer: usize, error: NetError) {
+        let fault = match error {
+            NetError::Broken(fault) => fault,
+            other => NetFault { peer, via: self.name.to_owned(), cause: other.to_string() },
+        };
+        if let Some(peer) = self.peers.get(fault.peer) {
+            let _ = peer.fault.set(fault);
+        }
+    }
+
+    /// Registers memory of all ranks, each with its own; the number that it has on all of them. Every rank calls it.
+    pub(crate) fn publish(
+        &self,
+        bootstrap: &mut dyn Bootstrap,
+        region: Arc<dyn Region>,
+    ) -> Result<u32, Error> {
+        let mut open = self.lock();
+        let number = open.next;
+        open.next += 1;
+        publish(bootstrap, open.transport.as_mut(), number, region)?;
+        Ok(number)
+    }
+
+    /// Connects to those of the peers that are not, for at most so long; those that came are told of this rank.
+    pub(crate) fn connect(&self, peers: &[usize], timeout: Duration) -> Result<(), NetError> {
+        let mut open = self.lock();
+        let new: Vec<usize> = peers.iter().copied().filter(|peer| !self.is_linked(*peer)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let connected = open.transport.connect(&new, timeout);
+        let missing: &[usize] = match &connected {
+            Ok(()) => &[],
+            Err(NetError::Missing { missing, .. }) => missing,
+            Err(_) => return connected,
+        };
+        for &peer in new.iter().filter(|peer| !missing.contains(peer)) {
+            self.peers[peer].linked.store(true, Ordering::Release);
+            self.post_news(&mut open, CONTROL, self.rank, peer);
+        }
+        connected
+    }
+
+    /// Hands over a transfer.
+    pub(crate) fn post(&self, peer: usize, transfer: &Transfer) -> Result<(), NetError> {
+        let mut open = self.lock();
+        open.transport.post(peer, transfer)?;
+        open.posted[peer] += 1;
+        Ok(())
+    }
+
+    /// Sends and receives what can be; whether anything was.
+    pub(crate) fn progress(&self) -> bool {
+        match self.lock().transport.progress() {
+            Ok(moved) => moved,
+            Err(fault) => {
+                tracing::debug!(rank = self.rank, "{fault}");
+                self.break_off(fault.peer, NetError::Broken(fault));
+                true
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do, at most so long.
+    pub(crate) fn doze(&self, longest: Duration) {
+        let mut open = self.lock();
+        let since = Instant::now();
+        open.transport.doze(longest, None);
+        drop(open);
+        // A transport that cannot say returns at once; its peers may need this core.
+        if since.elapsed() < longest / 8 {
+            rustix::thread::sched_yield();
+        }
+    }
+
+    /// Whether all that was posted to a peer has left this rank's memory.
+    pub(crate) fn has_sent(&self, peer: usize) -> bool {
+        let open = self.lock();
+        open.transport.sent(peer) >= open.posted[peer]
+    }
+
+    /// Tells a peer a part of this rank's control segment, in order with other transfers.
+    pub(crate) fn tell(&self, peer: usize, words: Words) -> Result<(), NetError> {
+        self.post(peer, &told(CONTROL, MIRRORS, self.rank, words))
+    }
+
+    /// Tells all connected peers everything of this rank and, if `hearsay`, of its neighbours.
+    pub(crate) fn tell_news(&self, neighbours: impl Iterator<Item = (usize, Control)>) {
+        let mut open = self.lock();
+        let linked = || (0..self.peers.len()).filter(|peer| self.is_linked(*peer));
+        linked().for_each(|peer| self.post_news(&mut open, CONTROL, self.rank, peer));
+        for (neighbour, control) in neighbours {
+            self.hearsay[neighbour].copy_news(&control);
+            linked().for_each(|peer| self.post_news(&mut open, HEARSAY, neighbour, peer));
+        }
+    }
+
+    /// News go where they can: a peer that is gone needs none, and whoever waits for it will see that it is.
+    fn post_news(&self, open: &mut Open, from: u32, about: usize, peer: usize) {
+        let to = if from == CONTROL { MIRRORS } else { HEARSAY };
+        if open.transport.post(peer, &told(from, to, about, Words::NEWS)).is_ok() {
+            open.posted[peer] += 1;
+        }
+    }
+
+    /// Whether this is the first failure, which has to be told.
+    pub(crate) fn first_failure(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    /// The failure that a peer of another host has told of, if one has.
+    pub(crate) fn failure(&self) -> Option<u64> {
+        let linked = (0..self.peers.len()).filter(|peer| self.is_linked(*peer));
+        linked.map(|peer| self.mirrors[peer].abort_word()).find(|word| *word != 0)
+    }
+
+    /// Sends what has not left yet, for a moment.
+    pub(crate) fn flush(&self) {
+        let end = Instant::now() + FAREWELL;
+        let waits = |peer: &usize| {
+            self.is_linked(*peer) && self.fault(*peer).is_none() && !self.has_sent(*peer)
+        };
+        while (0..self.peers.len()).any(|peer| waits(&peer)) && Instant::now() < end {
+            if !self.progress() {
+                self.doze(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// What a rank says of a rank.
+fn told(from: u32, to: u32, about: usize, Words { begin, bytes }: Words) -> Transfer {
+    let seat = (about * Control::MIRROR + begin) as u64;
+    let own = if from == CONTROL { begin as u64 } else { seat };
+    Transfer {
+        from: Span { memory: from, offset: own },
+        to: Span { memory: to, offset: seat },
+        bytes: bytes as u64,
+        signal: None,
+    }
+}
+
+fn publish(
+    bootstrap: &mut dyn Bootstrap,
+    transport: &mut dyn Transport,
+    number: u32,
+    region: Arc<dyn Region>,
+) -> Result<(), Error> {
+    let described = transport.register(number, region)?;
+    let rank = bootstrap.rank();
+    for (peer, described) in bootstrap.all_gather(&described)?.iter().enumerate() {
+        if peer != rank {
+            transport.learn(peer, number, described)?;
+        }
+    }
+    Ok(())
+}
