@@ -116,7 +116,7 @@ impl Node {
         let policy = WaitPolicy::for_load(members(hosts[rank]).count(), cores, timeout);
         let pids = introductions.iter().map(|peer| peer.pid).collect();
         let machines = introductions.iter().map(|peer| peer.machine.clone()).collect();
-        Ok(Arc::new(Self {
+        let node = Self {
             rank,
             controls,
             links,
@@ -127,7 +127,23 @@ impl Node {
             load,
             policy,
             outside,
-        }))
+        };
+        node.reach(&node.leaders(), 0)?;
+        Ok(Arc::new(node))
+    }
+
+    /// The first ranks of hosts make a tree, in which they are connected from the beginning: so what ends one rank
+    /// comes to all hosts, also before a call has connected others. The peers of this rank in it.
+    fn leaders(&self) -> Vec<usize> {
+        let firsts: Vec<usize> = (0..self.world())
+            .filter(|rank| !self.hosts[..*rank].contains(&self.hosts[*rank]))
+            .collect();
+        let is_above = |a: usize, b: usize| b > 0 && (b - 1) / BRANCHES == a;
+        let Some(me) = firsts.iter().position(|first| *first == self.rank) else {
+            return Vec::new();
+        };
+        let others = (0..firsts.len()).filter(|other| is_above(me, *other) || is_above(*other, me));
+        others.map(|other| firsts[other]).collect()
     }
 
     /// This rank.
@@ -293,7 +309,7 @@ impl Node {
         let on = WaitingFor { peer, ..WaitingFor::default() };
         let (by, culprit) = (self.rank, Some(peer));
         let died = Failure { kind: FailureKind::PeerDied, by, culprit };
-        let failure = self.failure().or_else(|| self.gone(on)).unwrap_or(died);
+        let failure = self.failure().or_else(|| self.gone(on, Duration::ZERO)).unwrap_or(died);
         self.post(failure).into()
     }
 
@@ -371,7 +387,7 @@ impl Node {
             outside.tell_news(self.hearsay().filter(|_| all));
         }
         let told = || Failure::from_word(self.outside.as_ref()?.failure()?);
-        let failure = self.failure().or_else(told).or_else(|| self.gone(on));
+        let failure = self.failure().or_else(told).or_else(|| self.gone(on, waited));
         let failure = failure.or_else(|| self.mismatch(on.sequence));
         if failure.is_some() || waited < self.policy.timeout {
             return failure;
@@ -504,10 +520,12 @@ impl Node {
         self.post(Failure { kind, by: self.rank, culprit: Some(culprit) })
     }
 
-    fn gone(&self, on: WaitingFor) -> Option<Failure> {
+    fn gone(&self, on: WaitingFor, waited: Duration) -> Option<Failure> {
+        // A peer elsewhere says that it has finished when it leaves, but not if it just ends: then whoever needs it
+        // waits for it, and the others have time to finish.
+        let knows = |peer: usize| self.is_near(peer) || waited >= GRACE;
         let matters = |peer: usize| match on.sequence {
-            // A peer elsewhere does not say when it has finished, and whoever needs it waits for it.
-            sequence if sequence > 0 && self.is_near(peer) => {
+            sequence if sequence > 0 && knows(peer) => {
                 self.control(peer).finished_call() < sequence
             }
             _ => peer == on.peer,
@@ -586,6 +604,10 @@ const STANDSTILL: Duration = Duration::from_millis(150);
 pub const AT_SHARE: u32 = u32::MAX - 3;
 /// The step that a rank reports while it connects to a rank of another host.
 pub const AT_REACH: u32 = u32::MAX - 6;
+/// Ranks below one in the tree of the hosts' first ranks.
+const BRANCHES: usize = 16;
+/// How long a rank whose connection broke may be missed before it counts as one that is needed.
+const GRACE: Duration = Duration::from_secs(1);
 /// Every so many beats a rank passes on what it sees of its neighbours.
 const HEARSAY: u64 = 4;
 /// Looks for news of others before the next heartbeat.

@@ -18,6 +18,12 @@ pub struct Ranks(pub Vec<Child>);
 impl Ranks {
     /// Runs test `name` of this binary as `world` ranks.
     pub fn start(name: &str, world: usize, seed: usize) -> Self {
+        Self::start_on(name, &vec![0; world], seed)
+    }
+
+    /// The same, as if ranks with different numbers were on different hosts.
+    pub fn start_on(name: &str, hosts: &[usize], seed: usize) -> Self {
+        let world = hosts.len();
         let (root, id) = TcpRoot::bind(([127, 0, 0, 1], 0)).unwrap();
         // Rank 0 binds the address again; the port was free a moment ago.
         drop(root);
@@ -28,6 +34,7 @@ impl Ranks {
                 .env(WORLD, world.to_string())
                 .env(ID, id.to_string())
                 .env(SEED, seed.to_string())
+                .env("WARPMESH_HOST_ID", hosts[rank].to_string())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
