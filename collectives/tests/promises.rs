@@ -134,7 +134,7 @@ fn all_ranks_get_the_same_bits_from_every_plan() {
 
 #[test]
 fn all_to_all_v_moves_uneven_blocks_and_names_disagreements() {
-    common::ranks(4, |mut comm| {
+    common::on_each(&[[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 2, 3]], |mut comm| {
         let me = comm.rank();
         // Rank a sends (a + 1) * (b % 3) * 1000 elements to b: some blocks are empty.
         let count = |a: usize, b: usize| (a + 1) * (b % 3) * 1000;
@@ -172,7 +172,7 @@ fn all_to_all_v_moves_uneven_blocks_and_names_disagreements() {
 
 #[test]
 fn groups_and_point_to_point_do_not_deadlock_whatever_their_order() {
-    common::ranks(3, |mut comm| {
+    common::on_each(&[[0, 0, 0], [0, 1, 1], [0, 1, 2]], |mut comm| {
         let me = comm.rank();
         // Larger than all slots of a ring together.
         let len = 1_000_000;
@@ -204,17 +204,39 @@ fn groups_and_point_to_point_do_not_deadlock_whatever_their_order() {
     });
 }
 
+/// Rank 1 waits for 2, which waits for 0, which waits for 1: though 1 and 0 have not exchanged anything before, 1 has to
+/// let 0 in while it waits for 2.
+#[test]
+fn messages_that_wait_for_one_another_connect_their_ranks() {
+    common::on_each(&[[0, 0, 0], [0, 1, 2]], |mut comm| {
+        let (mut from, mut also) = ([0_u8], [0_u8]);
+        match comm.rank() {
+            0 => comm.send(&[7_u8], 1).and_then(|()| comm.send(&[8_u8], 2)),
+            1 => {
+                comm.group(|group| group.recv(&mut from, 2).and_then(|()| group.recv(&mut also, 0)))
+            }
+            _ => comm.recv(&mut from, 0).and_then(|()| comm.send(&[9_u8], 1)),
+        }
+        .unwrap();
+        let expected = [([0], [0]), ([9], [7]), ([8], [0])];
+        assert_eq!((from, also), expected[comm.rank()]);
+        comm.barrier().unwrap();
+    });
+}
+
 #[test]
 fn a_receive_of_another_length_names_both() {
-    let errors = common::ranks(2, |mut comm| {
-        let mut data = [0_u8; 400];
-        match comm.rank() {
-            0 => comm.send(&data[..300], 1).and_then(|()| comm.barrier()).unwrap_err(),
-            _ => comm.recv(&mut data, 0).unwrap_err(),
-        }
-        .to_string()
-    });
-    for error in errors {
+    let errors = |hosts: &[usize]| {
+        common::ranks_on_hosts(&common::settings(), hosts, |mut comm| {
+            let mut data = [0_u8; 400];
+            match comm.rank() {
+                0 => comm.send(&data[..300], 1).and_then(|()| comm.barrier()).unwrap_err(),
+                _ => comm.recv(&mut data, 0).unwrap_err(),
+            }
+            .to_string()
+        })
+    };
+    for error in [errors(&[0, 0]), errors(&[0, 1])].concat() {
         assert!(error.contains("receives 400 bytes from rank 0, which sends 300"), "{error}");
     }
 }
@@ -235,7 +257,7 @@ fn a_mixture_of_registered_and_other_memory_is_named() {
 
 #[test]
 fn split_makes_independent_communicators() {
-    common::ranks(5, |mut comm| {
+    common::on_each(&[[0; 5], [0, 0, 1, 1, 1]], |mut comm| {
         let me = comm.rank();
         // Odd and even ranks, in reverse order; rank 4 stays out.
         let color = (me < 4).then_some((me % 2) as u32);
@@ -256,8 +278,9 @@ fn split_makes_independent_communicators() {
 /// scratch memory, which is used again every other round.
 #[test]
 fn fast_ranks_do_not_overrun_slow_ones() {
-    for name in ["packet", "staged", "direct"] {
-        common::ranks_with(common::settings().algorithm(name), 3, |mut comm| {
+    let names = ["packet", "staged", "direct"].map(|name| (name, [0; 3]));
+    for (name, hosts) in names.into_iter().chain([("rails", [0, 1, 1]), ("rails", [0, 1, 2])]) {
+        common::ranks_on_hosts(&common::settings().algorithm(name), &hosts, |mut comm| {
             let me = comm.rank();
             // Several rounds of staged memory, one of packets.
             let count = if name == "packet" { 100 } else { 200_000 };

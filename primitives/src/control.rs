@@ -1,7 +1,7 @@
 //! The control segment: what a rank lets its peers see of itself, apart from data.
 //!
 //! Every rank owns one, mapped by all ranks of its host. Ranks of other hosts hold a *mirror* of it, without its
-//! semaphores, which the owner writes by transfers: see [`crate::outside`]. Who writes, who reads, what orders it:
+//! semaphores, which the owner writes by transfers: see [`crate::node`]. Who writes, who reads, what orders it:
 //!
 //! | word | written by | read by | order |
 //! |---|---|---|---|

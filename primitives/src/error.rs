@@ -26,7 +26,9 @@ pub enum Error {
     },
 
     /// Memory of a rank of another host was asked for.
-    #[error("rank {peer} runs on another host than rank {rank}; only ranks of one host share memory")]
+    #[error(
+        "rank {peer} runs on another host than rank {rank}; only ranks of one host share memory"
+    )]
     OtherHost {
         /// This rank.
         rank: usize,

@@ -16,7 +16,6 @@ mod meeting;
 pub mod memory;
 pub mod net;
 pub mod node;
-mod outside;
 pub mod packet;
 pub mod patience;
 pub mod semaphore;

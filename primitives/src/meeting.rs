@@ -122,9 +122,7 @@ pub(crate) fn hosts_of(introductions: &[Introduction]) -> Vec<usize> {
 }
 
 /// Cores that the ranks of a host may use together: the union of their masks, within the smallest quota.
-pub(crate) fn cores_of<'a>(
-    introductions: impl Iterator<Item = &'a Introduction> + Clone,
-) -> usize {
+pub(crate) fn cores_of<'a>(introductions: impl Iterator<Item = &'a Introduction> + Clone) -> usize {
     let union: BTreeSet<u32> = introductions.clone().flat_map(|i| i.mask.iter().copied()).collect();
     let quota = introductions.map(|i| i.quota).min().unwrap_or(1);
     union.len().min(quota as usize).max(1)
@@ -159,10 +157,7 @@ pub(crate) fn connect(
         // Whoever is not one of us is dropped, and the job goes on.
         match admit(&stream, &introductions[rank].token, left) {
             Some(peer)
-                if peer > rank
-                    && peer < links.len()
-                    && near(&peer)
-                    && links[peer].is_none() =>
+                if peer > rank && peer < links.len() && near(&peer) && links[peer].is_none() =>
             {
                 links[peer] = Some(stream);
             }

@@ -81,7 +81,8 @@ impl SharedMemory {
     pub fn range(&self, rank: usize, offset: usize, len: usize) -> Result<*mut u8, Error> {
         let argument = Error::Argument { argument: "rank", problem: "there is no such rank" };
         let elsewhere = Error::OtherHost { rank: self.rank, peer: rank };
-        let Range { base, len: size } = (*self.ranges.get(rank).ok_or(argument)?).ok_or(elsewhere)?;
+        let Range { base, len: size } =
+            (*self.ranges.get(rank).ok_or(argument)?).ok_or(elsewhere)?;
         match offset.checked_add(len) {
             // SAFETY: the end lies in the range.
             Some(end) if end <= size => Ok(unsafe { base.as_ptr().add(offset) }),

@@ -4,7 +4,7 @@
 //! of the peer's death: the kernel closes it, however the process ends. Its abstract name is
 //! random, the connecting side has to show a token that only the bootstrap told it, and both sides
 //! check that the other belongs to the same user. What a rank knows of ranks of other hosts came by transfers:
-//! see [`crate::outside`].
+//! see `outside.rs`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,16 +14,21 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::bootstrap::Bootstrap;
-use crate::control::{Call, Control, Progress, State, Words};
+use crate::control::{Call, Control, Progress, State};
 use crate::error::{Error, system};
 use crate::failure::{Failure, FailureKind};
 use crate::host::HostId;
 use crate::meeting::{self, Introduction};
 use crate::memory::SharedMemory;
-use crate::net::{NetError, NetFault, NetOptions, Signals, Span, Transfer};
-use crate::outside::Outside;
+use crate::net::{NetFault, NetOptions};
 use crate::patience::{self, Patience, WaitPolicy, WaitingFor};
 use crate::sys::Mapping;
+
+mod away;
+mod outside;
+
+pub use self::away::Outgoing;
+use self::outside::Outside;
 
 /// This rank's view of all ranks. Shared by all that communicate: channels, the collectives' executor, abort handles.
 #[derive(Debug)]
@@ -53,19 +58,6 @@ pub struct NodeOptions {
     pub host_mark: Option<String>,
     /// How ranks of several hosts reach each other. None: what the environment says.
     pub net: Option<NetOptions>,
-}
-
-/// A transfer to a rank of another host, from memory that was published.
-#[derive(Clone, Copy, Debug)]
-pub struct Outgoing {
-    /// Which memory, of this rank and of the peer: see [`Node::publish`].
-    pub memory: (u32, u32),
-    /// First byte, of this rank's and of the peer's.
-    pub offset: (u64, u64),
-    /// How many; 0 for a signal alone.
-    pub bytes: u64,
-    /// The semaphore between the two ranks that is counted up behind it.
-    pub signal: Option<usize>,
 }
 
 impl Node {
@@ -110,24 +102,15 @@ impl Node {
         let members = |host: usize| {
             introductions.iter().zip(&hosts).filter(move |(_, h)| **h == host).map(|(i, _)| i)
         };
-        let load = |host: usize| members(host).count() as f64 / meeting::cores_of(members(host)) as f64;
+        let load =
+            |host: usize| members(host).count() as f64 / meeting::cores_of(members(host)) as f64;
         let load = hosts.iter().map(|host| load(*host)).fold(1.0, f64::max);
         let cores = meeting::cores_of(members(hosts[rank]));
         let policy = WaitPolicy::for_load(members(hosts[rank]).count(), cores, timeout);
         let pids = introductions.iter().map(|peer| peer.pid).collect();
         let machines = introductions.iter().map(|peer| peer.machine.clone()).collect();
-        let node = Self {
-            rank,
-            controls,
-            links,
-            pids,
-            machines,
-            hosts,
-            cores,
-            load,
-            policy,
-            outside,
-        };
+        let node =
+            Self { rank, controls, links, pids, machines, hosts, cores, load, policy, outside };
         node.reach(&node.leaders(), 0)?;
         Ok(Arc::new(node))
     }
@@ -396,130 +379,6 @@ impl Node {
         Some(Failure { kind: FailureKind::TimedOut, by: self.rank, culprit })
     }
 
-    /// Makes memory of [`Node::share`] reachable for transfers from other hosts; the number that it has on all ranks.
-    /// Every rank calls it, with its own memory. Blocks until all have.
-    ///
-    /// # Errors
-    /// There are no other hosts, the memory is not this node's, or the system or a NIC refuses it.
-    pub fn publish(
-        &self,
-        bootstrap: &mut dyn Bootstrap,
-        memory: &SharedMemory,
-    ) -> Result<u32, Error> {
-        let argument = |argument, problem| Error::Argument { argument, problem };
-        let outside = self.outside.as_ref();
-        let outside = outside.ok_or_else(|| argument("node", "all ranks are on one host"))?;
-        let mapping = memory.mapping().ok_or_else(|| argument("memory", "is not of a node"))?;
-        outside.publish(bootstrap, mapping)
-    }
-
-    /// Signals of other hosts: semaphore `s` of peer `p` is number `s * world + p`. None if there are no others.
-    pub fn signals(&self) -> Option<&Signals> {
-        self.outside.as_ref().map(Outside::signals)
-    }
-
-    /// Connects to these ranks of other hosts, each of which does so at the same time. Does nothing for those that are
-    /// connected. Blocks, looking around meanwhile as in any other wait.
-    pub fn reach(&self, peers: &[usize], sequence: u64) -> Result<(), Failure> {
-        let Some(outside) = &self.outside else { return Ok(()) };
-        let since = Instant::now();
-        let mut pause = Duration::ZERO;
-        loop {
-            let (missing, why) = match outside.connect(peers, pause) {
-                Ok(()) => return Ok(()),
-                Err(NetError::Missing { missing, timeout, hint }) => {
-                    (missing[0], NetError::Missing { missing, timeout, hint })
-                }
-                Err(error) => return Err(self.disconnected(peers[0], error)),
-            };
-            pause = self.policy.look_around;
-            outside.progress();
-            let on = WaitingFor { peer: missing, place: AT_REACH, expected: 1, sequence };
-            if let Some(failure) = self.look_around(on, 0, since.elapsed()) {
-                if failure.kind == FailureKind::TimedOut {
-                    outside.break_off(missing, why);
-                }
-                return Err(self.post(failure));
-            }
-        }
-    }
-
-    /// As [`Node::reach`] for one rank, without blocking: whether it is connected now.
-    pub fn try_reach(&self, peer: usize) -> Result<bool, Failure> {
-        let outside = self.outside();
-        if outside.is_linked(peer) {
-            return Ok(true);
-        }
-        match outside.connect(&[peer], Duration::ZERO) {
-            Ok(()) => Ok(true),
-            Err(NetError::Missing { .. }) => Ok(false),
-            Err(error) => Err(self.disconnected(peer, error)),
-        }
-    }
-
-    /// Hands over a transfer to a rank of another host, to which this rank is connected. Transfers to one rank take
-    /// effect in order, as far as their signals tell.
-    #[inline]
-    pub fn put(&self, peer: usize, what: &Outgoing) -> Result<(), Failure> {
-        let Outgoing { memory, offset, bytes, signal } = *what;
-        let number = |semaphore: usize| (semaphore * self.world() + self.rank) as u32;
-        let transfer = Transfer {
-            from: Span { memory: memory.0, offset: offset.0 },
-            to: Span { memory: memory.1, offset: offset.1 },
-            bytes,
-            signal: signal.map(number),
-        };
-        let posted = self.outside().post(peer, &transfer);
-        posted.map_err(|error| self.disconnected(peer, error))
-    }
-
-    /// Tells a connected rank of another host which call this rank is in, before the call's transfers.
-    pub fn tell_call(&self, peer: usize, sequence: u64) {
-        self.tell(peer, Words::board(sequence));
-    }
-
-    /// Tells connected ranks of other hosts that all ranks of this host have finished an epoch.
-    pub fn tell_cleared(&self, peers: &[usize], epoch: u64) {
-        self.me().clear_epoch(epoch);
-        peers.iter().for_each(|&peer| self.tell(peer, Words::FINISHED));
-    }
-
-    /// A peer that has gone need not be told; whoever waits for it sees that it has.
-    fn tell(&self, peer: usize, words: Words) {
-        if let Err(error) = self.outside().tell(peer, words) {
-            self.outside().break_off(peer, error);
-        }
-    }
-
-    /// Whether all transfers to a rank have left this rank's memory.
-    pub fn has_sent(&self, peer: usize) -> bool {
-        self.outside().has_sent(peer)
-    }
-
-    /// Goes on with transfers, without blocking; whether anything moved. Waits do so by themselves.
-    #[inline]
-    pub fn progress(&self) -> bool {
-        self.outside.as_ref().is_some_and(Outside::progress)
-    }
-
-    /// Sleeps until a transfer can go on, at most so long.
-    pub(crate) fn doze(&self, longest: Duration) {
-        self.outside().doze(longest);
-    }
-
-    fn outside(&self) -> &Outside {
-        self.outside.as_ref().expect("only ranks of other hosts are reached by transfers")
-    }
-
-    #[cold]
-    fn disconnected(&self, peer: usize, error: NetError) -> Failure {
-        let culprit = if let NetError::Broken(fault) = &error { fault.peer } else { peer };
-        self.outside().break_off(culprit, error);
-        let left = self.control(culprit).progress().state == State::Left;
-        let kind = if left { FailureKind::PeerLeft } else { FailureKind::Disconnected };
-        self.post(Failure { kind, by: self.rank, culprit: Some(culprit) })
-    }
-
     fn gone(&self, on: WaitingFor, waited: Duration) -> Option<Failure> {
         // A peer elsewhere says that it has finished when it leaves, but not if it just ends: then whoever needs it
         // waits for it, and the others have time to finish.
@@ -530,7 +389,7 @@ impl Node {
             }
             _ => peer == on.peer,
         };
-        let culprit = (0..self.world()).find(|&peer| self.hung_up(peer) && matters(peer))?;
+        let culprit = (0..self.world()).find(|&peer| self.is_gone(peer) && matters(peer))?;
         let left = self.control(culprit).progress().state == State::Left;
         let kind = match (left, self.is_near(culprit)) {
             (true, _) => FailureKind::PeerLeft,
@@ -540,7 +399,8 @@ impl Node {
         Some(Failure { kind, by: self.rank, culprit: Some(culprit) })
     }
 
-    fn hung_up(&self, peer: usize) -> bool {
+    /// Whether a peer has left, or ended, or its connection broke, as far as this rank sees.
+    pub fn is_gone(&self, peer: usize) -> bool {
         // Threads of one process may share a socket's life with a rank that dropped its end only
         // in part, so a rank that says it left counts as well.
         let closed = |link: &UnixStream| crate::sys::hung_up(link.as_fd());

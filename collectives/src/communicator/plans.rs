@@ -131,7 +131,7 @@ impl Plans {
                 }
                 Instruction::Put { to, from, .. } => {
                     let scratch = |place: &Place| place.buffer == Buffer::Scratch;
-                    !near(rank, to) && !(scratch(to) && scratch(from) && from.is_of(rank))
+                    !(near(rank, to) || scratch(to) && scratch(from) && from.is_of(rank))
                 }
                 _ => false,
             })?;
@@ -144,7 +144,8 @@ impl Plans {
 
     /// Adds a proven plan.
     pub(crate) fn add(&mut self, plan: Plan, claims: Claims) {
-        let registered = (0..self.node.world()).any(|rank| Shape::reaches_user_memory(&plan.programs[rank], rank));
+        let registered = (0..self.node.world())
+            .any(|rank| Shape::reaches_user_memory(&plan.programs[rank], rank));
         let prepared = vec![None];
         self.candidates.push(Candidate {
             source: Source::Loaded(plan),

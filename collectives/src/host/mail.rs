@@ -148,8 +148,11 @@ impl Mail {
         if self.node.is_near(letter.peer) {
             return Ok(());
         }
-        let on = WaitingFor { peer: letter.peer, place: AT_SEND, expected: 1, sequence: 0 };
-        self.node.wait(on, || if self.node.has_sent(letter.peer) { Ok(()) } else { Err(0) })
+        let peer = letter.peer;
+        let on = WaitingFor { peer, place: AT_SEND, expected: 1, sequence: 0 };
+        // A peer that has emptied all slots and gone need not hear that this rank has, too.
+        let over = || self.node.is_gone(peer) && self.reached(EMPTIED, peer, self.filled[peer]);
+        self.node.wait(on, || if self.node.has_sent(peer) || over() { Ok(()) } else { Err(0) })
     }
 
     /// Moves one slot's worth, if it can.
@@ -237,8 +240,7 @@ impl Mail {
             self.node.me().semaphore(EMPTIED, peer).publish(next);
             self.node.control(peer).ring();
         } else {
-            let (memory, offset) = ((0, 0), (0, 0));
-            self.node.put(peer, &Outgoing { memory, offset, bytes: 0, signal: Some(EMPTIED) })?;
+            self.node.tell_signal(peer, EMPTIED);
         }
         Ok(true)
     }

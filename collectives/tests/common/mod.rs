@@ -49,6 +49,13 @@ pub fn ranks_on_hosts<R: Send>(
     })
 }
 
+/// Runs `work` on ranks of the hosts of each layout in turn.
+pub fn on_each<const N: usize>(layouts: &[[usize; N]], work: impl Fn(Communicator) + Sync) {
+    for hosts in layouts {
+        ranks_on_hosts(&settings(), hosts, &work);
+    }
+}
+
 /// A bounded wait, so that a test that would hang fails.
 pub fn settings() -> Builder {
     Communicator::builder().timeout(Duration::from_secs(20))

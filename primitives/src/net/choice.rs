@@ -23,8 +23,7 @@ pub enum TransportChoice {
 }
 
 impl TransportChoice {
-    const ALL: [(Self, &str); 3] =
-        [(Self::Auto, "auto"), (Self::Tcp, "tcp"), (Self::Rdma, "rdma")];
+    const ALL: [(Self, &str); 3] = [(Self::Auto, "auto"), (Self::Tcp, "tcp"), (Self::Rdma, "rdma")];
 
     /// The choice of this name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -56,10 +55,12 @@ impl NetOptions {
     pub fn from_env() -> Result<Self, NetError> {
         let transport = match std::env::var(VARIABLE) {
             Err(_) => TransportChoice::Auto,
-            Ok(name) => TransportChoice::from_name(name.trim()).ok_or_else(|| NetError::System {
-                what: format!("{VARIABLE} is '{name}'"),
-                cause: "it has to be auto, tcp or rdma".to_owned(),
-            })?,
+            Ok(name) => {
+                TransportChoice::from_name(name.trim()).ok_or_else(|| NetError::System {
+                    what: format!("{VARIABLE} is '{name}'"),
+                    cause: "it has to be auto, tcp or rdma".to_owned(),
+                })?
+            }
         };
         let tcp = TcpOptions { link: LinkOptions::from_env()?, ..TcpOptions::default() };
         Ok(Self { transport, tcp, rdma: RdmaOptions::from_env()? })

@@ -223,8 +223,7 @@ impl RdmaTransport {
         let mut connected = Vec::new();
         let mut rules =
             Rules { mode, stripe: self.options.stripe, longest: u32::MAX, inline: u32::MAX };
-        let sides =
-            self.nics.iter().zip(&offer.ends).zip(queues.into_iter().zip(sequences));
+        let sides = self.nics.iter().zip(&offer.ends).zip(queues.into_iter().zip(sequences));
         for ((nic, end), (mut queue, sequence)) in sides {
             self.bring_up(peer, nic, end, &mut queue, sequence)?;
             let failed = |error: std::io::Error| NetError::System {

@@ -45,7 +45,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 
 /// This rank's side of all connections to other hosts.
 #[derive(Debug)]
-pub(crate) struct Outside {
+pub(super) struct Outside {
     rank: usize,
     transport: Mutex<Open>,
     name: &'static str,
@@ -76,7 +76,7 @@ struct Peer {
 
 impl Outside {
     /// Opens the transport. Every rank calls it; blocks until all have. `mapping` is that of the control segment.
-    pub(crate) fn open(
+    pub(super) fn open(
         bootstrap: &mut dyn Bootstrap,
         options: &NetOptions,
         mapping: Arc<Mapping>,
@@ -113,35 +113,35 @@ impl Outside {
         self.transport.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         self.name
     }
 
-    pub(crate) fn signals(&self) -> &Signals {
+    pub(super) fn signals(&self) -> &Signals {
         &self.signals
     }
 
     /// A rank's control segment, as it told itself.
-    pub(crate) fn mirror(&self, peer: usize) -> &Control {
+    pub(super) fn mirror(&self, peer: usize) -> &Control {
         &self.mirrors[peer]
     }
 
     /// The best that is known of a rank of another host.
-    pub(crate) fn known(&self, peer: usize) -> &Control {
+    pub(super) fn known(&self, peer: usize) -> &Control {
         if self.is_linked(peer) { &self.mirrors[peer] } else { &self.hearsay[peer] }
     }
 
-    pub(crate) fn is_linked(&self, peer: usize) -> bool {
+    pub(super) fn is_linked(&self, peer: usize) -> bool {
         self.peers[peer].linked.load(Ordering::Acquire)
     }
 
     /// Why the connection to a peer broke, if it did.
-    pub(crate) fn fault(&self, peer: usize) -> Option<&NetFault> {
+    pub(super) fn fault(&self, peer: usize) -> Option<&NetFault> {
         self.peers[peer].fault.get()
     }
 
     /// Notes why a peer cannot be reached any more; the first reason counts.
-    pub(crate) fn break_off(&self, peer: usize, error: NetError) {
+    pub(super) fn break_off(&self, peer: usize, error: NetError) {
         let fault = match error {
             NetError::Broken(fault) => fault,
             other => NetFault { peer, via: self.name.to_owned(), cause: other.to_string() },
@@ -152,7 +152,7 @@ impl Outside {
     }
 
     /// Registers memory of all ranks, each with its own; the number that it has on all of them. Every rank calls it.
-    pub(crate) fn publish(
+    pub(super) fn publish(
         &self,
         bootstrap: &mut dyn Bootstrap,
         region: Arc<dyn Region>,
@@ -165,7 +165,7 @@ impl Outside {
     }
 
     /// Connects to those of the peers that are not, for at most so long; those that came are told of this rank.
-    pub(crate) fn connect(&self, peers: &[usize], timeout: Duration) -> Result<(), NetError> {
+    pub(super) fn connect(&self, peers: &[usize], timeout: Duration) -> Result<(), NetError> {
         let mut open = self.lock();
         let new: Vec<usize> = peers.iter().copied().filter(|peer| !self.is_linked(*peer)).collect();
         if new.is_empty() {
@@ -185,7 +185,7 @@ impl Outside {
     }
 
     /// Hands over a transfer.
-    pub(crate) fn post(&self, peer: usize, transfer: &Transfer) -> Result<(), NetError> {
+    pub(super) fn post(&self, peer: usize, transfer: &Transfer) -> Result<(), NetError> {
         let mut open = self.lock();
         open.transport.post(peer, transfer)?;
         open.posted[peer] += 1;
@@ -193,7 +193,7 @@ impl Outside {
     }
 
     /// Sends and receives what can be; whether anything was.
-    pub(crate) fn progress(&self) -> bool {
+    pub(super) fn progress(&self) -> bool {
         match self.lock().transport.progress() {
             Ok(moved) => moved,
             Err(fault) => {
@@ -205,7 +205,7 @@ impl Outside {
     }
 
     /// Sleeps until there is something to do, at most so long.
-    pub(crate) fn doze(&self, longest: Duration) {
+    pub(super) fn doze(&self, longest: Duration) {
         let mut open = self.lock();
         let since = Instant::now();
         open.transport.doze(longest, None);
@@ -217,18 +217,18 @@ impl Outside {
     }
 
     /// Whether all that was posted to a peer has left this rank's memory.
-    pub(crate) fn has_sent(&self, peer: usize) -> bool {
+    pub(super) fn has_sent(&self, peer: usize) -> bool {
         let open = self.lock();
         open.transport.sent(peer) >= open.posted[peer]
     }
 
     /// Tells a peer a part of this rank's control segment, in order with other transfers.
-    pub(crate) fn tell(&self, peer: usize, words: Words) -> Result<(), NetError> {
+    pub(super) fn tell(&self, peer: usize, words: Words) -> Result<(), NetError> {
         self.post(peer, &told(CONTROL, MIRRORS, self.rank, words))
     }
 
     /// Tells all connected peers everything of this rank and, if `hearsay`, of its neighbours.
-    pub(crate) fn tell_news(&self, neighbours: impl Iterator<Item = (usize, Control)>) {
+    pub(super) fn tell_news(&self, neighbours: impl Iterator<Item = (usize, Control)>) {
         let mut open = self.lock();
         let linked = || (0..self.peers.len()).filter(|peer| self.is_linked(*peer));
         linked().for_each(|peer| self.post_news(&mut open, CONTROL, self.rank, peer));
@@ -247,18 +247,18 @@ impl Outside {
     }
 
     /// Whether this is the first failure, which has to be told.
-    pub(crate) fn first_failure(&self) -> bool {
+    pub(super) fn first_failure(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
     }
 
     /// The failure that a peer of another host has told of, if one has.
-    pub(crate) fn failure(&self) -> Option<u64> {
+    pub(super) fn failure(&self) -> Option<u64> {
         let linked = (0..self.peers.len()).filter(|peer| self.is_linked(*peer));
         linked.map(|peer| self.mirrors[peer].abort_word()).find(|word| *word != 0)
     }
 
     /// Sends what has not left yet, for a moment.
-    pub(crate) fn flush(&self) {
+    pub(super) fn flush(&self) {
         let end = Instant::now() + FAREWELL;
         let waits = |peer: &usize| {
             self.is_linked(*peer) && self.fault(*peer).is_none() && !self.has_sent(*peer)

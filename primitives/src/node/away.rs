@@ -1,0 +1,165 @@
+//! Transfers to ranks of other hosts, and what goes along with them.
+
+use std::time::{Duration, Instant};
+
+use super::outside::Outside;
+use super::{AT_REACH, Node};
+use crate::bootstrap::Bootstrap;
+use crate::control::{State, Words};
+use crate::error::Error;
+use crate::failure::{Failure, FailureKind};
+use crate::memory::SharedMemory;
+use crate::net::{NetError, Signals, Span, Transfer};
+use crate::patience::WaitingFor;
+
+/// A transfer to a rank of another host, from memory that was published.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing {
+    /// Which memory, of this rank and of the peer: see [`Node::publish`].
+    pub memory: (u32, u32),
+    /// First byte, of this rank's and of the peer's.
+    pub offset: (u64, u64),
+    /// How many; 0 for a signal alone.
+    pub bytes: u64,
+    /// The semaphore between the two ranks that is counted up behind it.
+    pub signal: Option<usize>,
+}
+
+impl Node {
+    /// Makes memory of [`Node::share`] reachable for transfers from other hosts; the number that it has on all ranks.
+    /// Every rank calls it, with its own memory. Blocks until all have.
+    ///
+    /// # Errors
+    /// There are no other hosts, the memory is not this node's, or the system or a NIC refuses it.
+    pub fn publish(
+        &self,
+        bootstrap: &mut dyn Bootstrap,
+        memory: &SharedMemory,
+    ) -> Result<u32, Error> {
+        let argument = |argument, problem| Error::Argument { argument, problem };
+        let outside = self.outside.as_ref();
+        let outside = outside.ok_or_else(|| argument("node", "all ranks are on one host"))?;
+        let mapping = memory.mapping().ok_or_else(|| argument("memory", "is not of a node"))?;
+        outside.publish(bootstrap, mapping)
+    }
+
+    /// Signals of other hosts: semaphore `s` of peer `p` is number `s * world + p`. None if there are no others.
+    pub fn signals(&self) -> Option<&Signals> {
+        self.outside.as_ref().map(Outside::signals)
+    }
+
+    /// Connects to these ranks of other hosts, each of which does so at the same time. Does nothing for those that are
+    /// connected. Blocks, looking around meanwhile as in any other wait.
+    pub fn reach(&self, peers: &[usize], sequence: u64) -> Result<(), Failure> {
+        let Some(outside) = &self.outside else { return Ok(()) };
+        let since = Instant::now();
+        let mut pause = Duration::ZERO;
+        loop {
+            let (missing, why) = match outside.connect(peers, pause) {
+                Ok(()) => return Ok(()),
+                Err(NetError::Missing { missing, timeout, hint }) => {
+                    (missing[0], NetError::Missing { missing, timeout, hint })
+                }
+                Err(error) => return Err(self.disconnected(peers[0], error)),
+            };
+            pause = self.policy.look_around;
+            outside.progress();
+            let on = WaitingFor { peer: missing, place: AT_REACH, expected: 1, sequence };
+            if let Some(failure) = self.look_around(on, 0, since.elapsed()) {
+                if failure.kind == FailureKind::TimedOut {
+                    outside.break_off(missing, why);
+                }
+                return Err(self.post(failure));
+            }
+        }
+    }
+
+    /// As [`Node::reach`] for one rank, without blocking: whether it is connected now.
+    pub fn try_reach(&self, peer: usize) -> Result<bool, Failure> {
+        let outside = self.outside();
+        if outside.is_linked(peer) {
+            return Ok(true);
+        }
+        match outside.connect(&[peer], Duration::ZERO) {
+            Ok(()) => Ok(true),
+            Err(NetError::Missing { .. }) => Ok(false),
+            Err(error) => Err(self.disconnected(peer, error)),
+        }
+    }
+
+    /// Hands over a transfer to a rank of another host, to which this rank is connected. Transfers to one rank take
+    /// effect in order, as far as their signals tell.
+    #[inline]
+    pub fn put(&self, peer: usize, what: &Outgoing) -> Result<(), Failure> {
+        let Outgoing { memory, offset, bytes, signal } = *what;
+        let transfer = Transfer {
+            from: Span { memory: memory.0, offset: offset.0 },
+            to: Span { memory: memory.1, offset: offset.1 },
+            bytes,
+            signal: signal.map(|semaphore| self.signal_number(semaphore)),
+        };
+        let posted = self.outside().post(peer, &transfer);
+        posted.map_err(|error| self.disconnected(peer, error))
+    }
+
+    /// Tells a connected rank of another host which call this rank is in, before the call's transfers.
+    pub fn tell_call(&self, peer: usize, sequence: u64) {
+        self.tell(peer, Words::board(sequence));
+    }
+
+    /// Tells connected ranks of other hosts that all ranks of this host have finished an epoch.
+    pub fn tell_cleared(&self, peers: &[usize], epoch: u64) {
+        self.me().clear_epoch(epoch);
+        peers.iter().for_each(|&peer| self.tell(peer, Words::FINISHED));
+    }
+
+    fn tell(&self, peer: usize, words: Words) {
+        self.told(peer, self.outside().tell(peer, words));
+    }
+
+    /// Counts up a semaphore between this rank and a connected one of another host, which it may not need any more.
+    pub fn tell_signal(&self, peer: usize, semaphore: usize) {
+        let signal = Some(self.signal_number(semaphore));
+        self.told(peer, self.outside().post(peer, &Transfer { signal, ..Transfer::default() }));
+    }
+
+    /// A peer that has gone need not be told; whoever waits for it sees that it has.
+    fn told(&self, peer: usize, posted: Result<(), NetError>) {
+        if let Err(error) = posted {
+            self.outside().break_off(peer, error);
+        }
+    }
+
+    fn signal_number(&self, semaphore: usize) -> u32 {
+        (semaphore * self.world() + self.rank) as u32
+    }
+
+    /// Whether all transfers to a rank have left this rank's memory.
+    pub fn has_sent(&self, peer: usize) -> bool {
+        self.outside().has_sent(peer)
+    }
+
+    /// Goes on with transfers, without blocking; whether anything moved. Waits do so by themselves.
+    #[inline]
+    pub fn progress(&self) -> bool {
+        self.outside.as_ref().is_some_and(Outside::progress)
+    }
+
+    /// Sleeps until a transfer can go on, at most so long.
+    pub(crate) fn doze(&self, longest: Duration) {
+        self.outside().doze(longest);
+    }
+
+    fn outside(&self) -> &Outside {
+        self.outside.as_ref().expect("only ranks of other hosts are reached by transfers")
+    }
+
+    #[cold]
+    fn disconnected(&self, peer: usize, error: NetError) -> Failure {
+        let culprit = if let NetError::Broken(fault) = &error { fault.peer } else { peer };
+        self.outside().break_off(culprit, error);
+        let left = self.control(culprit).progress().state == State::Left;
+        let kind = if left { FailureKind::PeerLeft } else { FailureKind::Disconnected };
+        self.post(Failure { kind, by: self.rank, culprit: Some(culprit) })
+    }
+}
