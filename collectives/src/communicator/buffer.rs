@@ -109,8 +109,12 @@ impl Communicator {
             warpmesh_primitives::Error::Failed(failure) => self.failed(failure),
             error => error.into(),
         })?;
+        let number = match self.node.spans_hosts() {
+            true => Some(self.node.publish(self.bootstrap.as_mut(), &memory)?),
+            false => None,
+        };
         let alive = Arc::new(());
-        self.keep(memory.clone(), &alive, len);
+        self.keep(memory.clone(), number, &alive, len);
         Ok(SharedBytes { memory, _alive: alive })
     }
 
@@ -118,7 +122,7 @@ impl Communicator {
     /// call: every rank makes it, with its own memory.
     ///
     /// Ranks that are threads of one process reach each other's memory as it is. Private memory of
-    /// another process cannot be reached: then nothing is registered, calls stage as before, and
+    /// another process, or of another host, cannot be reached: then nothing is registered, calls stage as before, and
     /// [`Registration::is_shared`] says so. ([`Communicator::alloc`] gives memory that can.)
     ///
     /// # Safety
@@ -142,20 +146,20 @@ impl Communicator {
             all.extend(range.filter(|_| same));
         }
         let alive = Arc::new(());
-        let shared = all.len() == self.world();
+        let shared = all.len() == self.world() && !self.node.spans_hosts();
         if shared {
             // SAFETY: the ranges are of threads of this process, whose callers have promised to
             // keep them.
             let memory = unsafe { SharedMemory::of_this_process(self.rank(), &all) };
-            self.keep(memory, &alive, 0);
+            self.keep(memory, None, &alive, 0);
         }
         Ok(Registration { shared, _alive: alive })
     }
 
-    fn keep(&mut self, memory: SharedMemory, alive: &Arc<()>, held: usize) {
+    fn keep(&mut self, memory: SharedMemory, number: Option<u32>, alive: &Arc<()>, held: usize) {
         self.held += held;
         let id = self.next_number();
-        self.executor.keep(id, memory);
+        self.executor.keep(id, memory, number);
         self.buffers.push((id, Arc::downgrade(alive), held));
     }
 

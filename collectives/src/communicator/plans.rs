@@ -14,7 +14,7 @@ use crate::dtype::DataType;
 use crate::host::{Prepared, Region};
 use crate::op::OpKind;
 use crate::plan::verify::Claims;
-use crate::plan::{Buffer, Collective, Instruction, Place, Plan, Program, Shape, Whose};
+use crate::plan::{Collective, Instruction, Place, Plan, Program, Shape, Whose};
 
 /// A plan that a communicator can run.
 #[derive(Debug)]
@@ -117,8 +117,7 @@ impl Plans {
         }
     }
 
-    /// The first access of a plan to memory that is not there to be accessed: between hosts there are only puts from
-    /// scratch memory to scratch memory.
+    /// The first access of a plan to memory that is not there to be accessed: between hosts there are only puts.
     pub(crate) fn out_of_reach(&self, plan: &Plan) -> Option<String> {
         let near = |rank: usize, place: &Place| match place.whose {
             Whose::Rank(owner) => self.layout.node_of(owner) == self.layout.node_of(rank),
@@ -129,15 +128,10 @@ impl Plans {
                 Instruction::Move { to, from, .. } => {
                     !to.iter().chain(from).all(|place| near(rank, place))
                 }
-                Instruction::Put { to, from, .. } => {
-                    let scratch = |place: &Place| place.buffer == Buffer::Scratch;
-                    !(near(rank, to) || scratch(to) && scratch(from) && from.is_of(rank))
-                }
                 _ => false,
             })?;
             Some(format!(
-                "has rank {rank} reach memory of another host by {far:?}; between hosts there are only puts from \
-                 scratch memory to scratch memory"
+                "has rank {rank} reach memory of another host by {far:?}; between hosts there are only puts"
             ))
         })
     }
@@ -267,10 +261,11 @@ impl Candidate {
 
     fn for_nodes(algorithm: &'static NodeAlgorithm, layout: &Layout) -> Self {
         let roots = if algorithm.collective.is_rooted() { layout.world() } else { 1 };
+        let reaches = |rank| Shape::reaches_user_memory(&algorithm.program(rank, layout, 0), rank);
         Self {
             source: Source::Nodes(algorithm),
             claims: algorithm.claims,
-            registered: false,
+            registered: (0..layout.world()).any(reaches),
             prepared: (0..roots).map(|_| None).collect(),
             work: None,
         }

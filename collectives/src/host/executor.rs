@@ -18,7 +18,7 @@ use warpmesh_primitives::packet::Flag;
 use warpmesh_primitives::patience::{Patience, WaitingFor};
 
 use super::fold::{self, Dest, Fold, FoldArgs, Source};
-use super::prepare::{Prepared, Step, Target};
+use super::prepare::{Prepared, Spot, Step, Target};
 use super::tiles::TILE;
 use crate::communicator::call::{Address, Board};
 use crate::plan::part_range;
@@ -97,7 +97,9 @@ pub(crate) struct Executor {
     compared: Vec<u64>,
     /// Where the peers' buffers of a call are, once looked up.
     remote: Vec<Remote>,
-    memories: Vec<Option<SharedMemory>>,
+    memories: Vec<Option<Registered>>,
+    /// Where buffers of a call are in the numbers between hosts, once looked up.
+    far: Vec<Far>,
     pub(super) sources: Vec<Source>,
     pub(super) dests: Vec<Dest>,
     pub(super) copies: Vec<*mut u8>,
@@ -108,6 +110,21 @@ pub(crate) struct Executor {
 
 // SAFETY: the pointers are scratch space of a running call; between calls they are not followed.
 unsafe impl Send for Executor {}
+
+/// Memory that all ranks have registered, each its own.
+struct Registered {
+    memory: SharedMemory,
+    /// Its number between hosts, if there are several.
+    number: Option<u32>,
+}
+
+/// Buffers of a rank's call: memory and first byte.
+#[derive(Clone, Copy, Debug, Default)]
+struct Far {
+    sequence: u64,
+    input: Option<(u32, u64)>,
+    output: Option<(u32, u64)>,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Remote {
@@ -131,6 +148,7 @@ impl Executor {
             compared: vec![0; world],
             remote: vec![Remote::default(); world],
             memories: Vec::new(),
+            far: vec![Far::default(); world],
             sources: Vec::new(),
             dests: Vec::new(),
             copies: Vec::new(),
@@ -150,24 +168,26 @@ impl Executor {
         self.tiles.resize(self.tiles.len().max(tiles), 0);
     }
 
-    /// Keeps a registered memory by its number, which is the same on all ranks.
-    pub(crate) fn keep(&mut self, id: usize, memory: SharedMemory) {
+    /// Keeps a registered memory by its id, which is the same on all ranks, as its number between hosts is.
+    pub(crate) fn keep(&mut self, id: usize, memory: SharedMemory, number: Option<u32>) {
         if self.memories.len() <= id {
             self.memories.resize_with(id + 1, || None);
         }
-        self.memories[id] = Some(memory);
+        self.memories[id] = Some(Registered { memory, number });
     }
 
     /// Lets go of a registered memory.
     pub(crate) fn forget(&mut self, id: usize) {
-        self.memories[id] = None;
+        if let Some(Registered { number: Some(number), .. }) = self.memories[id].take() {
+            self.node.withdraw(number);
+        }
     }
 
     /// Where `len` bytes at `address` lie in registered memory of this rank, if they do.
     #[inline]
     pub(crate) fn locate(&self, address: *const u8, len: usize) -> Option<Address> {
         self.memories.iter().enumerate().find_map(|(id, memory)| {
-            let memory = memory.as_ref()?;
+            let memory = &memory.as_ref()?.memory;
             let offset = memory.offset_of(address)?;
             (offset + len <= memory.len()).then_some(Address { id, offset })
         })
@@ -362,7 +382,7 @@ impl Executor {
         Ok(self.compare(peer, job)?)
     }
 
-    /// To another host: from and to scratch memory.
+    /// To another host.
     fn put(
         &mut self,
         prepared: &Prepared,
@@ -377,16 +397,60 @@ impl Executor {
             (Some(spans), Some(block)) => spans.input[block].1,
             _ => job.count,
         };
-        let count = self.window(length, prepared, part, job, round).count;
+        let Extent { first, count } = self.window(length, prepared, part, job, round);
         let size = if partial { job.accumulator } else { job.size };
-        let half = (self.epoch % 2) as usize;
+        let me = self.node.rank();
+        let (from, to) = match count {
+            // A signal alone names no memory.
+            0 => ((0, 0), (0, 0)),
+            _ => (
+                self.spot(from, me, first, prepared, job)?,
+                self.spot(to, peer, first, prepared, job)?,
+            ),
+        };
         let what = Outgoing {
-            memory: (prepared.scratch, prepared.scratch),
-            offset: (from[half], to[half]),
+            memory: (from.0, to.0),
+            offset: (from.1, to.1),
             bytes: (count * size) as u64,
             signal: semaphore,
         };
         self.node.put(peer, &what)
+    }
+
+    /// Memory and first byte of a put's end at a rank, from element `first` of a block on.
+    fn spot(
+        &mut self,
+        spot: Spot,
+        rank: usize,
+        first: usize,
+        prepared: &Prepared,
+        job: &Job<'_>,
+    ) -> Result<(u32, u64), Failure> {
+        let (base, block) = match spot {
+            Spot::Scratch(halves) => {
+                return Ok((prepared.scratch, halves[(self.epoch % 2) as usize]));
+            }
+            Spot::Input(block) => (self.far(rank, job)?.input, block),
+            Spot::Output(block) => (self.far(rank, job)?.output, block),
+        };
+        // A peer that is in the same call has registered its buffers, or would have been found out by the call's tag.
+        let (memory, begin) = base.ok_or_else(|| self.mismatch(rank))?;
+        Ok((memory, begin + ((block * job.count + first) * job.size) as u64))
+    }
+
+    /// Where a rank's buffers of this call are, as it said on its board.
+    fn far(&mut self, rank: usize, job: &Job<'_>) -> Result<Far, Failure> {
+        if self.far[rank].sequence != job.sequence {
+            let board = self.node.control(rank).call(job.sequence).map(|call| Board::read(&call));
+            let board = board.ok_or_else(|| self.mismatch(rank))?;
+            let find = |address: Option<Address>| {
+                let Address { id, offset } = address?;
+                Some((self.memories.get(id)?.as_ref()?.number?, offset as u64))
+            };
+            let (input, output) = (find(board.input), find(board.output));
+            self.far[rank] = Far { sequence: job.sequence, input, output };
+        }
+        Ok(self.far[rank])
     }
 
     /// Once per call and peer: is it making the same call? Its description was on the board before
@@ -570,7 +634,7 @@ impl Executor {
             let Some(Address { id, offset }) = address else {
                 return Some(0);
             };
-            let memory = self.memories.get(id)?.as_ref()?;
+            let memory = &self.memories.get(id)?.as_ref()?.memory;
             Some(memory.range(rank, offset, len).ok()? as usize)
         };
         let (input, output) = (

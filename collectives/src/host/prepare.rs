@@ -92,19 +92,29 @@ pub(crate) enum Step {
         semaphore: usize,
         peer: usize,
     },
-    /// To a rank of another host, from scratch memory to scratch memory.
+    /// To a rank of another host.
     Put {
         part: usize,
         /// The block of the input that was staged there, if one was: what tells the length where blocks differ.
         block: Option<usize>,
-        from: [u64; 2],
-        to: [u64; 2],
+        from: Spot,
+        to: Spot,
         partial: bool,
         peer: usize,
         semaphore: Option<usize>,
     },
     /// Until what was put to ranks of other hosts has left.
     Flush,
+}
+
+/// Where a put begins or ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Spot {
+    /// In scratch memory: the slot in both halves.
+    Scratch([u64; 2]),
+    /// A block of the user's buffers, which are registered.
+    Input(usize),
+    Output(usize),
 }
 
 /// A place, resolved as far as it can be before a call.
@@ -244,13 +254,17 @@ impl Resolver<'_> {
                         && !self.node.is_near(peer) =>
                 {
                     let bytes = self.prepared.slot_scratch.unwrap_or(0);
-                    let offsets = |place: &Place| self.scratch.offsets(place.index, bytes);
+                    let spot = |place: &Place| match place.buffer {
+                        Buffer::Input => Spot::Input(place.index),
+                        Buffer::Output => Spot::Output(place.index),
+                        _ => Spot::Scratch(self.scratch.offsets(place.index, bytes)),
+                    };
                     self.prepared.partial |= from.partial;
                     steps.push(Step::Put {
                         part: *part,
                         block: staged.get(&from.index).copied(),
-                        from: offsets(from),
-                        to: offsets(to),
+                        from: spot(from),
+                        to: spot(to),
                         partial: from.partial,
                         peer,
                         semaphore: *then_signal,

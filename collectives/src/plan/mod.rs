@@ -376,13 +376,13 @@ impl Place {
 }
 
 impl Shape {
-    /// Whether a program of `rank` touches users' buffers of other ranks, which must then be
+    /// Whether a program of `rank` touches users' buffers of other ranks, or hands its own to a proxy: they must then be
     /// registered.
     pub fn reaches_user_memory(program: &Program, rank: usize) -> bool {
         let remote = |place: &Place| place.is_user() && !place.is_of(rank);
         program.workers.iter().flatten().any(|instruction| match instruction {
             Instruction::Move { to, from, .. } => to.iter().chain(from).any(remote),
-            Instruction::Put { to, from, .. } => remote(to) || remote(from),
+            Instruction::Put { to, from, .. } => to.is_user() || from.is_user(),
             _ => false,
         })
     }

@@ -43,6 +43,11 @@ impl Node {
         outside.publish(bootstrap, mapping)
     }
 
+    /// Takes back [`Node::publish`]: nobody writes to the memory any more.
+    pub fn withdraw(&self, number: u32) {
+        self.outside().withdraw(number);
+    }
+
     /// Signals of other hosts: semaphore `s` of peer `p` is number `s * world + p`. None if there are no others.
     pub fn signals(&self) -> Option<&Signals> {
         self.outside.as_ref().map(Outside::signals)

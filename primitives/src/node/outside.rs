@@ -164,6 +164,11 @@ impl Outside {
         Ok(number)
     }
 
+    /// Takes back [`Outside::publish`].
+    pub(super) fn withdraw(&self, number: u32) {
+        self.lock().transport.forget(number);
+    }
+
     /// Connects to those of the peers that are not, for at most so long; those that came are told of this rank.
     pub(super) fn connect(&self, peers: &[usize], timeout: Duration) -> Result<(), NetError> {
         let mut open = self.lock();

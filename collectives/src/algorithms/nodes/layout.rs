@@ -49,6 +49,11 @@ impl Layout {
         self.nodes.iter().map(Vec::len).min().unwrap_or(1)
     }
 
+    /// How many ranks the largest node has.
+    pub fn largest(&self) -> usize {
+        self.nodes.iter().map(Vec::len).max().unwrap_or(1)
+    }
+
     /// A rank's place among its node's.
     pub fn place(&self, rank: usize) -> usize {
         let members = self.members(self.node_of(rank));

@@ -1,7 +1,7 @@
 //! Plans for several nodes: what ranks of one node share memory for, and what goes between nodes, by a port.
 //!
-//! Between nodes data goes only from scratch memory to scratch memory, by `Put`: from a rank to one rank of each other
-//! node, its *gateway* there, which hands it on to its neighbours. Two patterns make all plans:
+//! Between nodes data goes only by `Put`, from memory that is registered or scratch to such memory: from a rank to one
+//! rank of each other node, its *gateway* there, which hands it on to its neighbours. Two patterns make most plans:
 //!
 //! ```text
 //!   collect     every rank stages its contributions; a rank of each node adds up what its node has of a part and
@@ -12,6 +12,7 @@
 //! Homes of parts are spread so that ranks with the same place in their nodes (a *rail*) exchange with each other
 //! alone: then each NIC serves one rank, and a connection is made for each rail and pair of nodes.
 
+mod all_reduce;
 mod layout;
 mod patterns;
 mod plans;
@@ -32,6 +33,8 @@ pub struct NodeAlgorithm {
     pub parts: fn(&Layout) -> usize,
     /// Slots of scratch memory per rank.
     pub scratch: fn(&Layout) -> usize,
+    /// Slots of packet memory per rank.
+    pub packets: fn(&Layout) -> usize,
     /// What the verifier finds for it, for two nodes or more with two ranks or more; a test compares.
     pub claims: Claims,
     /// Writes the program of the builder's rank.
@@ -48,7 +51,7 @@ impl NodeAlgorithm {
             root,
             parts: (self.parts)(layout),
             scratch: (self.scratch)(layout),
-            packets: 0,
+            packets: (self.packets)(layout),
         }
     }
 
@@ -74,6 +77,8 @@ impl NodeAlgorithm {
 
 /// The built-in algorithms for several nodes.
 pub const NODES: &[&NodeAlgorithm] = &[
+    &all_reduce::EXCHANGE,
+    &all_reduce::DIRECT,
     &plans::ALL_REDUCE,
     &plans::ALL_REDUCE_IN_ORDER,
     &plans::ALL_GATHER,

@@ -115,8 +115,7 @@ impl Slots {
 
     /// Sums that one rank adds up, at most, if each rank is home of one.
     fn most_sent(layout: &Layout) -> usize {
-        let largest = (0..layout.nodes()).map(|node| layout.members(node).len()).max();
-        layout.nodes() * largest.unwrap_or(1).div_ceil(layout.rails())
+        layout.nodes() * layout.largest().div_ceil(layout.rails())
     }
 }
 

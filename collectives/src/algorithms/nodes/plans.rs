@@ -16,6 +16,7 @@ pub(super) const ALL_REDUCE: NodeAlgorithm = NodeAlgorithm {
         let parts = layout.rails() * layout.nodes();
         Slots::behind(parts, layout).end(layout) + layout.nodes()
     },
+    packets: |_| 0,
     claims: Claims::ALL.without_canonical(),
     write: |b, layout| {
         let nodes = layout.nodes();
@@ -39,6 +40,7 @@ pub(super) const ALL_REDUCE_IN_ORDER: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::AllReduce,
     parts: Layout::world,
     scratch: |layout| 3 * layout.world(),
+    packets: |_| 0,
     claims: Claims::ALL,
     write: |b, layout| {
         let (me, world) = (b.rank(), layout.world());
@@ -73,6 +75,7 @@ pub(super) const ALL_GATHER: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::AllGather,
     parts: |_| 1,
     scratch: Layout::world,
+    packets: |_| 0,
     claims: Claims::ALL,
     write: |b, layout| {
         let me = b.rank();
@@ -89,6 +92,7 @@ pub(super) const REDUCE_SCATTER: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::ReduceScatter,
     parts: |_| 1,
     scratch: |layout| Slots::behind(layout.world(), layout).end(layout),
+    packets: |_| 0,
     claims: Claims::ALL.without_canonical(),
     write: |b, layout| {
         let sum = |rank| Sum { part: 0, block: rank, home: rank, staged: rank };
@@ -103,6 +107,7 @@ pub(super) const BROADCAST: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::Broadcast,
     parts: |_| 1,
     scratch: |_| 1,
+    packets: |_| 0,
     claims: Claims::ALL.without_synchronising(),
     write: |b, layout| {
         if b.is_root() {
@@ -119,6 +124,7 @@ pub(super) const REDUCE: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::Reduce,
     parts: |_| 1,
     scratch: |layout| Slots::behind(1, layout).end(layout),
+    packets: |_| 0,
     claims: Claims::ALL.without_canonical().without_synchronising(),
     write: |b, layout| {
         let sum = Sum { part: 0, block: 0, home: b.root(), staged: 0 };
@@ -132,6 +138,7 @@ pub(super) const ALL_TO_ALL: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::AllToAll,
     parts: |_| 1,
     scratch: |layout| 2 * layout.world(),
+    packets: |_| 0,
     claims: Claims::ALL,
     write: |b, layout| {
         let (me, world) = (b.rank(), layout.world());
@@ -162,6 +169,7 @@ pub(super) const GATHER: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::Gather,
     parts: |_| 1,
     scratch: |layout| layout.world() + 1,
+    packets: |_| 0,
     claims: Claims::ALL.without_synchronising(),
     write: |b, layout| {
         let (me, root) = (b.rank(), b.root());
@@ -192,6 +200,7 @@ pub(super) const SCATTER: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::Scatter,
     parts: |_| 1,
     scratch: |layout| layout.world() + 1,
+    packets: |_| 0,
     claims: Claims::ALL.without_synchronising(),
     write: |b, layout| {
         let (me, root, world) = (b.rank(), b.root(), layout.world());
@@ -223,6 +232,7 @@ pub(super) const BARRIER: NodeAlgorithm = NodeAlgorithm {
     collective: Collective::Barrier,
     parts: |_| 1,
     scratch: |_| 0,
+    packets: |_| 0,
     claims: Claims::ALL,
     write: |b, layout| {
         let me = b.rank();

@@ -63,6 +63,12 @@ impl Claims {
     }
 
     /// Everything but the synchronisation of all ranks.
+    pub const fn without_contributors(mut self) -> Self {
+        self.contributors = false;
+        self
+    }
+
+    /// Without that promise.
     pub const fn without_synchronising(mut self) -> Self {
         self.synchronises = false;
         self
