@@ -48,6 +48,9 @@ impl WaitPolicy {
     }
 }
 
+/// Looks at memory in the time of a system call.
+const SYSTEM_CALL: u32 = 20;
+
 /// What is waited for, for the progress record.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WaitingFor {
@@ -86,7 +89,8 @@ impl Patience {
     pub fn pause(&mut self, node: &Node, on: WaitingFor, seen: u64) -> Result<(), Failure> {
         let moved = node.progress();
         if self.looks < node.policy().spins {
-            self.looks += 1;
+            // A look at the network is a system call, which takes as long as many looks at memory.
+            self.looks += if node.spans_hosts() { SYSTEM_CALL } else { 1 };
             std::hint::spin_loop();
             return Ok(());
         }
