@@ -27,7 +27,7 @@ use crate::sys::Mapping;
 mod away;
 mod outside;
 
-pub use self::away::Outgoing;
+pub use self::away::{MOST_DESCRIBED, Outgoing};
 use self::outside::Outside;
 
 /// This rank's view of all ranks. Shared by all that communicate: channels, the collectives' executor, abort handles.
@@ -82,20 +82,19 @@ impl Node {
         let (mapping, fd) = Mapping::create(Control::bytes(world)).map_err(system("memfd"))?;
         let mapping = Arc::new(mapping);
         let own = Control::format(mapping.clone(), world);
-        let near = exchange_controls(&links, &fd, world, deadline)?;
+        let open = |(peer, theirs): (usize, Option<Mapping>)| {
+            theirs.map(|theirs| open_control(peer, theirs, world)).transpose()
+        };
+        let theirs = exchange_mappings(&links, &fd, CONTROL_SEGMENT, deadline)?;
+        let near: Vec<_> = theirs.into_iter().enumerate().map(open).collect::<Result<_, _>>()?;
         let hosts = meeting::hosts_of(&introductions);
-        let outside = if hosts.iter().any(|host| *host > 0) {
-            let net = match &options.net {
-                Some(net) => net.clone(),
-                None => NetOptions::from_env()?,
-            };
-            Some(Outside::open(bootstrap, &net, mapping)?)
-        } else {
-            None
+        let outside = match hosts.iter().any(|host| *host > 0) {
+            true => Some(open_outside(bootstrap, options, &links, mapping, deadline)?),
+            false => None,
         };
         let control = |(peer, near): (usize, Option<Control>)| match (near, &outside) {
             (Some(near), _) => near,
-            (None, Some(outside)) if peer != rank => outside.mirror(peer).clone(),
+            (None, Some(outside)) if peer != rank => outside.mirror(peer),
             _ => own.clone(),
         };
         let controls = near.into_iter().enumerate().map(control).collect();
@@ -104,7 +103,8 @@ impl Node {
         };
         let load =
             |host: usize| members(host).count() as f64 / meeting::cores_of(members(host)) as f64;
-        let load = hosts.iter().map(|host| load(*host)).fold(1.0, f64::max);
+        let last = hosts.iter().max().copied().unwrap_or(0);
+        let load = (0..=last).map(load).fold(1.0, f64::max);
         let cores = meeting::cores_of(members(hosts[rank]));
         let policy = WaitPolicy::for_load(members(hosts[rank]).count(), cores, timeout);
         let pids = introductions.iter().map(|peer| peer.pid).collect();
@@ -200,11 +200,11 @@ impl Node {
         &self.controls[rank]
     }
 
-    /// The most that is known of a rank, for a diagnosis: of one without a connection to this rank, hearsay.
-    pub fn known(&self, rank: usize) -> &Control {
+    /// The most that is known of a rank on this host, for a diagnosis: of one elsewhere, perhaps hearsay.
+    pub fn known(&self, rank: usize) -> Control {
         match &self.outside {
             Some(outside) if !self.is_near(rank) => outside.known(rank),
-            _ => &self.controls[rank],
+            _ => self.controls[rank].clone(),
         }
     }
 
@@ -369,14 +369,21 @@ impl Node {
             let all = beat.is_multiple_of(HEARSAY);
             outside.tell_news(self.hearsay().filter(|_| all));
         }
-        let told = || Failure::from_word(self.outside.as_ref()?.failure()?);
-        let failure = self.failure().or_else(told).or_else(|| self.gone(on, waited));
+        let failure = self.told_failure().or_else(|| self.gone(on, waited));
         let failure = failure.or_else(|| self.mismatch(on.sequence));
         if failure.is_some() || waited < self.policy.timeout {
             return failure;
         }
         let culprit = self.culprit(on, seen);
-        Some(Failure { kind: FailureKind::TimedOut, by: self.rank, culprit })
+        let timed_out = Failure { kind: FailureKind::TimedOut, by: self.rank, culprit };
+        // Meanwhile another may have said who it is, and left.
+        Some(self.told_failure().unwrap_or(timed_out))
+    }
+
+    /// The failure that this rank was told of, by a rank of this host or another.
+    fn told_failure(&self) -> Option<Failure> {
+        let outside = || Failure::from_word(self.outside.as_ref()?.failure()?);
+        self.failure().or_else(outside)
     }
 
     fn gone(&self, on: WaitingFor, waited: Duration) -> Option<Failure> {
@@ -413,7 +420,7 @@ impl Node {
     pub fn mismatch(&self, sequence: u64) -> Option<Failure> {
         let mine = self.me().call(sequence)?;
         let differs = |peer: &usize| {
-            self.known(*peer).call(sequence).is_some_and(|theirs| theirs.tag != mine.tag)
+            self.control(*peer).call(sequence).is_some_and(|theirs| theirs.tag != mine.tag)
         };
         let culprit = (0..self.world()).find(differs)?;
         Some(Failure { kind: FailureKind::Mismatch, by: self.rank, culprit: Some(culprit) })
@@ -474,26 +481,49 @@ const HEARSAY: u64 = 4;
 const TURNS: usize = 64;
 const CONTROL_SEGMENT: u32 = 1;
 const SHARED_MEMORY: u32 = 2;
+const MIRRORS: u32 = 3;
 
-/// The control segments of the ranks of this host, but for this rank's own.
-fn exchange_controls(
+/// What the other ranks of this host share of this kind.
+fn exchange_mappings(
     links: &[Option<UnixStream>],
     own: &OwnedFd,
-    world: usize,
+    kind: u32,
     deadline: Instant,
-) -> Result<Vec<Option<Control>>, Error> {
+) -> Result<Vec<Option<Mapping>>, Error> {
     let failed = meeting::exchange_failed;
-    meeting::send_descriptor(links, own, CONTROL_SEGMENT).map_err(failed)?;
+    meeting::send_descriptor(links, own, kind).map_err(failed)?;
     let receive = |(peer, link): (usize, &Option<UnixStream>)| {
         let Some(link) = link else { return Ok(None) };
-        let fd = meeting::receive_descriptor(link, CONTROL_SEGMENT, deadline);
-        open_control(peer, fd.map_err(|errno| failed((peer, errno)))?, world).map(Some)
+        let fd = meeting::receive_descriptor(link, kind, deadline);
+        let fd = fd.map_err(|errno| failed((peer, errno)))?;
+        Mapping::open(fd.as_fd()).map(Some).map_err(system("map what a peer shares"))
     };
     links.iter().enumerate().map(receive).collect()
 }
 
-fn open_control(peer: usize, fd: OwnedFd, world: usize) -> Result<Control, Error> {
-    let mapping = Mapping::open(fd.as_fd()).map_err(system("map a peer's control segment"))?;
+fn open_outside(
+    bootstrap: &mut dyn Bootstrap,
+    options: &NodeOptions,
+    links: &[Option<UnixStream>],
+    control: Arc<Mapping>,
+    deadline: Instant,
+) -> Result<Outside, Error> {
+    let net = match &options.net {
+        Some(net) => net.clone(),
+        None => NetOptions::from_env()?,
+    };
+    let (mirrors, fd) =
+        Mapping::create(Outside::bytes(bootstrap.world())).map_err(system("memfd"))?;
+    let theirs = exchange_mappings(links, &fd, MIRRORS, deadline)?;
+    if theirs.iter().flatten().any(|theirs| theirs.len() < mirrors.len()) {
+        let what = "mirrors of a rank of this host are of another version";
+        return Err(Error::Connect { peer: bootstrap.rank(), what });
+    }
+    let views = std::iter::once(mirrors).chain(theirs.into_iter().flatten());
+    Outside::open(bootstrap, &net, control, views.map(Arc::new).collect())
+}
+
+fn open_control(peer: usize, mapping: Mapping, world: usize) -> Result<Control, Error> {
     Control::open(Arc::new(mapping), world)
         .ok_or(Error::Connect { peer, what: "its control segment is of another version" })
 }

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use warpmesh_primitives::memory::SharedMemory;
+use warpmesh_primitives::node::MOST_DESCRIBED;
 
 use super::Communicator;
 use crate::dtype::Element;
@@ -110,12 +111,33 @@ impl Communicator {
             error => error.into(),
         })?;
         let number = match self.node.spans_hosts() {
-            true => Some(self.node.publish(self.bootstrap.as_mut(), &memory)?),
+            true => Some(self.publish(&memory)?),
             false => None,
         };
         let alive = Arc::new(());
         self.keep(memory.clone(), number, &alive, len);
         Ok(SharedBytes { memory, _alive: alive })
+    }
+
+    /// Lets ranks of other hosts reach memory; its number. The descriptions are exchanged by a collective, so that a rank
+    /// that is gone, or calls something else, is found out as in any other call.
+    fn publish(&mut self, memory: &SharedMemory) -> Result<u32, Error> {
+        const LETTER: usize = MOST_DESCRIBED + 1;
+        let (number, described) = self.node.register(memory)?;
+        let mut mine = [0; LETTER];
+        let mut all = vec![0; LETTER * self.world()];
+        if described.len() > MOST_DESCRIBED {
+            let problem = format!("is described by {} bytes", described.len());
+            return Err(argument("alloc", "memory", problem));
+        }
+        mine[0] = described.len() as u8;
+        mine[1..=described.len()].copy_from_slice(&described);
+        self.all_gather(&mine, &mut all)?;
+        for (peer, theirs) in all.chunks_exact(LETTER).enumerate() {
+            let length = usize::from(theirs[0]).min(MOST_DESCRIBED);
+            self.node.learn(peer, number, &theirs[1..=length])?;
+        }
+        Ok(number)
     }
 
     /// Registers memory that the caller allocated, so that calls need not stage it. A collective

@@ -25,22 +25,49 @@ pub struct Outgoing {
     pub signal: Option<usize>,
 }
 
+/// The longest description of registered memory, bytes.
+pub const MOST_DESCRIBED: usize = 254;
+
 impl Node {
     /// Makes memory of [`Node::share`] reachable for transfers from other hosts; the number that it has on all ranks.
     /// Every rank calls it, with its own memory. Blocks until all have.
     ///
     /// # Errors
-    /// There are no other hosts, the memory is not this node's, or the system or a NIC refuses it.
+    /// Those of [`Node::register`], and the bootstrap's.
     pub fn publish(
         &self,
         bootstrap: &mut dyn Bootstrap,
         memory: &SharedMemory,
     ) -> Result<u32, Error> {
+        let (number, mine) = self.register(memory)?;
+        for (peer, theirs) in bootstrap.all_gather(&mine)?.iter().enumerate() {
+            self.learn(peer, number, theirs)?;
+        }
+        Ok(number)
+    }
+
+    /// The first half of [`Node::publish`]: the number of the memory, and at most [`MOST_DESCRIBED`] bytes that all other
+    /// ranks have to [learn](Node::learn). All ranks register their memory in the same order.
+    ///
+    /// # Errors
+    /// There are no other hosts, the memory is not this node's, or the system or a NIC refuses it.
+    pub fn register(&self, memory: &SharedMemory) -> Result<(u32, Vec<u8>), Error> {
         let argument = |argument, problem| Error::Argument { argument, problem };
         let outside = self.outside.as_ref();
         let outside = outside.ok_or_else(|| argument("node", "all ranks are on one host"))?;
         let mapping = memory.mapping().ok_or_else(|| argument("memory", "is not of a node"))?;
-        outside.publish(bootstrap, mapping)
+        Ok(outside.register(mapping)?)
+    }
+
+    /// Takes what a rank registered; nothing is to be known of a rank of this host.
+    ///
+    /// # Errors
+    /// The description is none of this transport's.
+    pub fn learn(&self, peer: usize, number: u32, description: &[u8]) -> Result<(), Error> {
+        match self.is_near(peer) {
+            true => Ok(()),
+            false => Ok(self.outside().learn(peer, number, description)?),
+        }
     }
 
     /// Takes back [`Node::publish`]: nobody writes to the memory any more.
@@ -165,6 +192,8 @@ impl Node {
         self.outside().break_off(culprit, error);
         let left = self.control(culprit).progress().state == State::Left;
         let kind = if left { FailureKind::PeerLeft } else { FailureKind::Disconnected };
-        self.post(Failure { kind, by: self.rank, culprit: Some(culprit) })
+        // A rank that has failed says why before it goes.
+        let failure = self.told_failure();
+        self.post(failure.unwrap_or(Failure { kind, by: self.rank, culprit: Some(culprit) }))
     }
 }

@@ -14,8 +14,8 @@
 //!            0 tells 2 of 1, too: hearsay of 1          what 2 knows of 1, for reports only
 //! ```
 //!
-//! A rank that waits also passes on what it sees of the ranks of its host (*hearsay*), so that a rank that is to blame is
-//! named by ranks that have no connection to it.
+//! A rank that waits also passes on what it sees of the ranks of its host (*hearsay*), and ranks of one host look into each
+//! other's mirrors, so that a rank that is to blame is named by ranks that have no connection to it.
 //!
 //! The transport is behind a lock: calls use it on the thread that makes them, and any thread may abort.
 //!
@@ -30,16 +30,15 @@ use std::time::{Duration, Instant};
 
 use crate::bootstrap::Bootstrap;
 use crate::control::{Control, SEMAPHORES, Words};
-use crate::error::{Error, system};
+use crate::error::Error;
 use crate::net::{NetError, NetFault, NetOptions, Region, Signals, Span, Transfer, Transport};
 use crate::sys::Mapping;
 
-/// Numbers of memory: a rank's control segment, its mirrors, its hearsay.
+/// Numbers of memory: a rank's control segment, and its mirrors: one of each rank, then hearsay of each rank.
 const CONTROL: u32 = 0;
 const MIRRORS: u32 = 1;
-const HEARSAY: u32 = 2;
 /// The first number of other memory.
-const FIRST: u32 = 3;
+const FIRST: u32 = 2;
 /// How long a rank that leaves sends what it has not sent.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -51,10 +50,10 @@ pub(super) struct Outside {
     name: &'static str,
     signals: Signals,
     peers: Vec<Peer>,
-    mirrors: Vec<Control>,
-    /// What ranks of other hosts say of ranks to which this one is not connected; and what this rank says of its
-    /// neighbours, in their places.
-    hearsay: Vec<Control>,
+    /// This rank's mirrors.
+    mirrors: Arc<Mapping>,
+    /// Those of the ranks of this host, this rank's first.
+    views: Vec<Arc<Mapping>>,
     /// Whether a failure was told.
     told: AtomicBool,
 }
@@ -75,35 +74,33 @@ struct Peer {
 }
 
 impl Outside {
-    /// Opens the transport. Every rank calls it; blocks until all have. `mapping` is that of the control segment.
+    /// Bytes of a rank's mirrors.
+    pub(super) fn bytes(world: usize) -> usize {
+        2 * world * Control::MIRROR
+    }
+
+    /// Opens the transport. Every rank calls it; blocks until all have. `control` is this rank's segment; `mirrors` are
+    /// those of the ranks of this host, this rank's first.
     pub(super) fn open(
         bootstrap: &mut dyn Bootstrap,
         options: &NetOptions,
-        mapping: Arc<Mapping>,
+        control: Arc<Mapping>,
+        views: Vec<Arc<Mapping>>,
     ) -> Result<Self, Error> {
         let (rank, world) = (bootstrap.rank(), bootstrap.world());
         let mut transport = crate::net::open(bootstrap, SEMAPHORES * world, options)?;
-        let seats = || -> Result<Arc<Mapping>, Error> {
-            let (memory, _) =
-                Mapping::create(world * Control::MIRROR).map_err(system("memory for mirrors"))?;
-            Ok(Arc::new(memory))
-        };
-        let (mirrors, hearsay) = (seats()?, seats()?);
-        let regions = [(CONTROL, mapping), (MIRRORS, mirrors.clone()), (HEARSAY, hearsay.clone())];
-        for (number, region) in regions {
+        let mirrors = views[0].clone();
+        for (number, region) in [(CONTROL, control), (MIRRORS, mirrors.clone())] {
             publish(bootstrap, transport.as_mut(), number, region)?;
         }
-        let all = |memory: &Arc<Mapping>| {
-            (0..world).map(|peer| Control::mirror(memory.clone(), peer)).collect()
-        };
         Ok(Self {
             rank,
             name: transport.name(),
             signals: transport.signals().clone(),
             transport: Mutex::new(Open { transport, next: FIRST, posted: vec![0; world] }),
             peers: (0..world).map(|_| Peer::default()).collect(),
-            mirrors: all(&mirrors),
-            hearsay: all(&hearsay),
+            mirrors,
+            views,
             told: AtomicBool::new(false),
         })
     }
@@ -122,13 +119,25 @@ impl Outside {
     }
 
     /// A rank's control segment, as it told itself.
-    pub(super) fn mirror(&self, peer: usize) -> &Control {
-        &self.mirrors[peer]
+    pub(super) fn mirror(&self, peer: usize) -> Control {
+        Control::mirror(self.mirrors.clone(), peer)
     }
 
-    /// The best that is known of a rank of another host.
-    pub(super) fn known(&self, peer: usize) -> &Control {
-        if self.is_linked(peer) { &self.mirrors[peer] } else { &self.hearsay[peer] }
+    /// What others said of a rank; what this rank says of a neighbour.
+    fn hearsay(&self, about: usize) -> Control {
+        Control::mirror(self.mirrors.clone(), self.peers.len() + about)
+    }
+
+    /// The newest that any rank of this host knows of a rank of another.
+    pub(super) fn known(&self, peer: usize) -> Control {
+        let seats = [peer, self.peers.len() + peer];
+        let all =
+            self.views.iter().flat_map(|view| seats.map(|n| Control::mirror(view.clone(), n)));
+        let age = |control: &Control| {
+            let call = control.latest_call().map_or(0, |call| call.sequence);
+            (call, control.progress().heartbeat)
+        };
+        all.max_by_key(age).unwrap_or_else(|| self.mirror(peer))
     }
 
     pub(super) fn is_linked(&self, peer: usize) -> bool {
@@ -151,20 +160,21 @@ impl Outside {
         }
     }
 
-    /// Registers memory of all ranks, each with its own; the number that it has on all of them. Every rank calls it.
-    pub(super) fn publish(
-        &self,
-        bootstrap: &mut dyn Bootstrap,
-        region: Arc<dyn Region>,
-    ) -> Result<u32, Error> {
+    /// Registers memory; the number that it has on all ranks, if all register theirs in the same order, and what they have to
+    /// learn of it.
+    pub(super) fn register(&self, region: Arc<dyn Region>) -> Result<(u32, Vec<u8>), NetError> {
         let mut open = self.lock();
         let number = open.next;
         open.next += 1;
-        publish(bootstrap, open.transport.as_mut(), number, region)?;
-        Ok(number)
+        Ok((number, open.transport.register(number, region)?))
     }
 
-    /// Takes back [`Outside::publish`].
+    /// Takes what a peer got for its memory of this number.
+    pub(super) fn learn(&self, peer: usize, number: u32, of: &[u8]) -> Result<(), NetError> {
+        self.lock().transport.learn(peer, number, of)
+    }
+
+    /// Takes back [`Outside::register`].
     pub(super) fn withdraw(&self, number: u32) {
         self.lock().transport.forget(number);
     }
@@ -184,7 +194,7 @@ impl Outside {
         };
         for &peer in new.iter().filter(|peer| !missing.contains(peer)) {
             self.peers[peer].linked.store(true, Ordering::Release);
-            self.post_news(&mut open, CONTROL, self.rank, peer);
+            self.post_news(&mut open, self.rank, peer);
         }
         connected
     }
@@ -229,26 +239,40 @@ impl Outside {
 
     /// Tells a peer a part of this rank's control segment, in order with other transfers.
     pub(super) fn tell(&self, peer: usize, words: Words) -> Result<(), NetError> {
-        self.post(peer, &told(CONTROL, MIRRORS, self.rank, words))
+        self.post(peer, &self.told(self.rank, words))
     }
 
     /// Tells all connected peers everything of this rank and, if `hearsay`, of its neighbours.
     pub(super) fn tell_news(&self, neighbours: impl Iterator<Item = (usize, Control)>) {
         let mut open = self.lock();
         let linked = || (0..self.peers.len()).filter(|peer| self.is_linked(*peer));
-        linked().for_each(|peer| self.post_news(&mut open, CONTROL, self.rank, peer));
+        linked().for_each(|peer| self.post_news(&mut open, self.rank, peer));
         for (neighbour, control) in neighbours {
-            self.hearsay[neighbour].copy_news(&control);
-            linked().for_each(|peer| self.post_news(&mut open, HEARSAY, neighbour, peer));
+            self.hearsay(neighbour).copy_news(&control);
+            linked().for_each(|peer| self.post_news(&mut open, neighbour, peer));
         }
     }
 
     /// News go where they can: a peer that is gone needs none, and whoever waits for it will see that it is.
-    fn post_news(&self, open: &mut Open, from: u32, about: usize, peer: usize) {
-        let to = if from == CONTROL { MIRRORS } else { HEARSAY };
-        if open.transport.post(peer, &told(from, to, about, Words::NEWS)).is_ok() {
+    fn post_news(&self, open: &mut Open, about: usize, peer: usize) {
+        if open.transport.post(peer, &self.told(about, Words::NEWS)).is_ok() {
             open.posted[peer] += 1;
         }
+    }
+
+    /// What this rank says of itself, or of a neighbour.
+    fn told(&self, about: usize, Words { begin, bytes }: Words) -> Transfer {
+        let seat = |number: usize| Span {
+            memory: MIRRORS,
+            offset: (number * Control::MIRROR + begin) as u64,
+        };
+        let (from, to) = if about == self.rank {
+            (Span { memory: CONTROL, offset: begin as u64 }, seat(about))
+        } else {
+            let hearsay = seat(self.peers.len() + about);
+            (hearsay, hearsay)
+        };
+        Transfer { from, to, bytes: bytes as u64, signal: None }
     }
 
     /// Whether this is the first failure, which has to be told.
@@ -259,7 +283,7 @@ impl Outside {
     /// The failure that a peer of another host has told of, if one has.
     pub(super) fn failure(&self) -> Option<u64> {
         let linked = (0..self.peers.len()).filter(|peer| self.is_linked(*peer));
-        linked.map(|peer| self.mirrors[peer].abort_word()).find(|word| *word != 0)
+        linked.map(|peer| self.mirror(peer).abort_word()).find(|word| *word != 0)
     }
 
     /// Sends what has not left yet, for a moment.
@@ -273,18 +297,6 @@ impl Outside {
                 self.doze(Duration::from_millis(1));
             }
         }
-    }
-}
-
-/// What a rank says of a rank.
-fn told(from: u32, to: u32, about: usize, Words { begin, bytes }: Words) -> Transfer {
-    let seat = (about * Control::MIRROR + begin) as u64;
-    let own = if from == CONTROL { begin as u64 } else { seat };
-    Transfer {
-        from: Span { memory: from, offset: own },
-        to: Span { memory: to, offset: seat },
-        bytes: bytes as u64,
-        signal: None,
     }
 }
 
