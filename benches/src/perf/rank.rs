@@ -15,8 +15,10 @@ use crate::backend::{Backend, Kind};
 
 /// This process is one rank of a job that someone has started.
 pub fn launched(cli: &Cli, launch: &Launch, started_here: bool) -> Result<Exit> {
-    check_world(cli, launch.world, &launch.launcher.to_string())?;
-    let place = launch.local_rank.unwrap_or(launch.rank);
+    check_world(cli, launch.world, &launch.launcher.to_string(), started_here)?;
+    // Ranks that this program has started are all on this machine, whatever host they believe to be on.
+    let local_rank = if started_here { None } else { launch.local_rank };
+    let place = local_rank.unwrap_or(launch.rank);
     let bootstrap = launch.connect(cli.wait_limit()).context("meeting the other ranks")?;
     measure(cli, Control::new(bootstrap), (place, started_here), None)
 }
@@ -63,14 +65,21 @@ fn mpi_rank(cli: &Cli, universe: &::mpi::environment::Universe) -> Result<Exit> 
     let started_here = super::launch::asked_world();
     let mpi = Mpi::new(universe, started_here)?;
     let (rank, world) = (MpiBootstrap.rank(), MpiBootstrap.world());
-    check_world(cli, world, "mpirun")?;
+    check_world(cli, world, "mpirun", started_here.is_some())?;
     let place = (rank, started_here.is_some());
     measure(cli, Control::new(MpiBootstrap), place, Some(Box::new(mpi)))
 }
 
 /// Ranks that someone else starts are counted by whoever does.
-fn check_world(cli: &Cli, world: usize, launcher: &str) -> Result<()> {
+fn check_world(cli: &Cli, world: usize, launcher: &str, started_here: bool) -> Result<()> {
     let asked = cli.world();
+    ensure!(
+        cli.hosts.is_none() || started_here,
+        Failed::usage(format!(
+            "--hosts makes hosts and starts the ranks on them; {launcher} has started this one \
+             already: leave --hosts out"
+        ))
+    );
     ensure!(
         asked == world || asked == 1,
         Failed::usage(format!(
