@@ -318,8 +318,9 @@ impl Cli {
             return self.check();
         }
         let with = |kind| self.backend.contains(&kind);
-        // An MPI moves the host's memory, NCCL that of GPUs.
-        let gpus = if with(Kind::Mpi) || self.device == Where::Host { 0 } else { devices()? };
+        // An MPI and Gloo move the host's memory, NCCL that of GPUs.
+        let on_host = with(Kind::Mpi) || with(Kind::Gloo);
+        let gpus = if on_host || self.device == Where::Host { 0 } else { devices()? };
         self.device_was_chosen = self.device != Where::Auto;
         self.device = match self.device {
             Where::Auto if gpus > 0 || with(Kind::Nccl) => Where::Cuda,
@@ -359,10 +360,12 @@ impl Cli {
 
     fn check_device(&self) -> Result<()> {
         let with = |kind| self.backend.contains(&kind);
-        ensure!(
-            !(with(Kind::Mpi) && (self.device == Where::Cuda || with(Kind::Nccl))),
-            Failed::usage("--backend mpi: measured on the host only")
-        );
+        for kind in [Kind::Mpi, Kind::Gloo] {
+            ensure!(
+                !(with(kind) && (self.device == Where::Cuda || with(Kind::Nccl))),
+                Failed::usage(format!("--backend {kind}: measured on the host only"))
+            );
+        }
         ensure!(
             !(with(Kind::Nccl) && self.device == Where::Host),
             Failed::usage("--backend nccl: NCCL moves the memory of GPUs, not --device host")
@@ -548,6 +551,8 @@ mod tests {
         assert_eq!(code("x all_reduce --device host --backend nccl"), Exit::Usage);
         assert_eq!(code("x all_reduce --device cuda --backend mpi"), Exit::Usage);
         assert_eq!(code("x all_reduce --backend mpi,nccl"), Exit::Usage);
+        assert_eq!(code("x all_reduce --device cuda --backend gloo"), Exit::Usage);
+        assert_eq!(code("x all_reduce --hosts 1,1 --ranks threads"), Exit::Usage);
         assert_eq!(code("x all_reduce -D 1"), Exit::NotImplemented);
         assert_eq!(code("x all_reduce -b 8 -e 4"), Exit::Usage);
         assert_eq!(code("x all_reduce -b 0 -e 4 -f 2"), Exit::Usage);
@@ -555,6 +560,12 @@ mod tests {
         assert_eq!(code("x broadcast -g 4 --backend mpi --ranks threads"), Exit::Usage);
         assert_eq!(code("x all --backend mpi,mpi"), Exit::Usage);
         assert!(cli("x all_reduce -G 0 -C 0 -r -1 -d f8e4m3 -o mulsum").check().is_ok());
+    }
+
+    #[test]
+    fn hosts_say_how_many_ranks_there_are() {
+        assert_eq!(cli("x all_reduce --hosts 2,3").world(), 5);
+        assert!(Cli::try_parse_from(["x", "all_reduce", "--hosts", "2,2", "-g", "4"]).is_err());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One rank: joins the others and measures.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use warpmesh::bootstrap::{Bootstrap, Launch, LocalBootstrap};
 
@@ -116,10 +118,25 @@ fn measure(
                 let gpu = gpu.as_ref().context("NCCL needs a GPU")?;
                 boxed(NcclBackend::connect(&control, gpu, settings.timeout))?
             }
+            (Kind::Gloo, _) => gloo(&control, place.1, settings.timeout)?,
             (Kind::Mpi, _) => mpi.take().context("MPI is not initialised")?,
         });
     }
     sweep::run(cli, &control, backends, gpu.as_ref(), cores)
+}
+
+#[cfg(feature = "gloo")]
+fn gloo(control: &Control, local: bool, timeout: Duration) -> Result<Box<dyn Backend>> {
+    boxed(crate::backend::gloo::Gloo::connect(control, local, timeout))
+}
+
+#[cfg(not(feature = "gloo"))]
+fn gloo(_: &Control, _: bool, _: Duration) -> Result<Box<dyn Backend>> {
+    let message = "--backend gloo: this warpmesh-perf was built without it. Build one with\n  \
+                   cargo build --release -p warpmesh-benches --features gloo\n\
+                   which needs Gloo and a C++ compiler; on Debian:\n  \
+                   apt-get install --no-install-recommends libgloo-dev g++";
+    Err(Failed::because(Exit::NotImplemented, message))
 }
 
 /// A backend, or what is wrong with its library.

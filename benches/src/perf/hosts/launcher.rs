@@ -17,7 +17,7 @@ use super::Hosts;
 use super::network::DEVICE;
 use super::network::{Network, enter_by_address, use_network};
 use crate::perf::exit::Exit;
-use crate::perf::launch;
+use crate::perf::{format, launch};
 
 /// Set in the keeper.
 const KEEPER: &str = "WARPMESH_PERF_KEEPER";
@@ -82,10 +82,22 @@ pub fn inside(hosts: &Hosts, limit: Duration, mpirun: Option<Command>) -> Result
     die_with_the_program()?;
     remount()?;
     let network = Network::new(hosts)?;
-    match mpirun {
+    let exit = match mpirun {
         None => launch::on_hosts(hosts, &network, limit),
         Some(mpirun) => run_mpi(hosts, &network, mpirun),
+    }?;
+    if exit == Exit::Success {
+        println!("{}", report(&network.sent()?));
     }
+    Ok(exit)
+}
+
+/// That what was measured went over the network.
+fn report(sent: &[u64]) -> String {
+    let host =
+        |(host, bytes): (usize, &u64)| format!("host{host} {}", format::size(*bytes as usize));
+    let hosts: Vec<_> = sent.iter().enumerate().map(host).collect();
+    format!("# Sent to other hosts: {}", hosts.join(", "))
 }
 
 fn die_with_the_program() -> Result<()> {
@@ -118,7 +130,7 @@ fn run_mpi(hosts: &Hosts, network: &Network, mut mpirun: Command) -> Result<Exit
     mpirun.env(variable, places).stdin(Stdio::null());
     use_network(&mut mpirun);
     let status = mpirun.status().with_context(|| {
-        format!("cannot start mpirun on {} hosts (Debian: openmpi-bin)", hosts.count())
+        format!("cannot start mpirun for {} hosts (Debian: openmpi-bin)", hosts.count())
     })?;
     exit_of("mpirun", status)
 }

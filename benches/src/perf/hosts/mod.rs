@@ -50,9 +50,11 @@ impl Hosts {
         match hosts {
             Some(hosts) if hosts.len() <= MOST => Ok(Self(hosts)),
             Some(hosts) => Err(format!("{} hosts; at most {MOST} fit", hosts.len())),
-            None => Err("ranks on each host, such as 2,2; hosts are namespaces of this machine. On \
+            None => {
+                Err("ranks on each host, such as 2,2; hosts are namespaces of this machine. On \
                          machines with names, mpirun, torchrun or srun starts the ranks"
-                .to_owned()),
+                    .to_owned())
+            }
         }
     }
 

@@ -55,6 +55,17 @@ impl Network {
         self.hosts[host].enter()
     }
 
+    /// Bytes that each host's card has sent. What ranks of one host say to each other is not among
+    /// them. Leaves the calling thread on the last host.
+    pub fn sent(&self) -> Result<Vec<u64>> {
+        let of_host = |host: &Namespaces| {
+            host.enter()?;
+            let counters = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+            sent_by(DEVICE, &counters).with_context(|| format!("no {DEVICE} in {counters}"))
+        };
+        self.hosts.iter().map(of_host).collect()
+    }
+
     /// For [`enter_by_address`], in a process that this one has started, whatever closes its files:
     /// a variable and its value. Good while this lives.
     pub fn places(&self) -> (&'static str, String) {
@@ -138,6 +149,14 @@ fn wire(host: &Namespaces, other: &Namespaces, peer: &str) -> Result<()> {
     ip(&["link", "add", DEVICE, "type", "veth", "peer", "name", peer, "netns", &there])
 }
 
+/// Bytes, from what /proc says: after the name eight numbers of what was received.
+fn sent_by(device: &str, counters: &str) -> Option<u64> {
+    let of_device =
+        |line: &str| Some(line.trim().strip_prefix(device)?.strip_prefix(':')?.to_owned());
+    let numbers = counters.lines().find_map(of_device)?;
+    numbers.split_whitespace().nth(8)?.parse().ok()
+}
+
 /// Runs iproute2 on the host where the calling thread is.
 fn ip(arguments: &[&str]) -> Result<()> {
     let output = Command::new("ip").args(arguments).output();
@@ -145,4 +164,18 @@ fn ip(arguments: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), said.trim());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_sent_are_read_from_the_kernels_table() {
+        let counters = "Inter-|   Receive  |  Transmit\n face |bytes packets |bytes\n    \
+                        lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  \
+                        eth0:100 2 0 0 0 0 0 0 500 6 0 0 0 0 0 0\n";
+        assert_eq!(sent_by("eth0", counters), Some(500));
+        assert_eq!(sent_by("eth", counters), None);
+    }
 }
