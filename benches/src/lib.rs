@@ -5,8 +5,8 @@
 //!   main ─► perf::cli ─► perf::run ─┬─► parent: starts the ranks, ends them together (launch),
 //!                                   │           on namespaces that it makes (hosts)
 //!                                   └─► rank:   sweep ─► timing ─► Backend (warpmesh, MPI, Gloo, NCCL)
-//!                                                  ├─► oracle        inputs, expected results
-//!                                                  └─► report        table, JSON
+//!                                                 ├─► oracle        inputs, expected results
+//!                                                 └─► report        table, JSON
 //! ```
 
 pub mod backend;

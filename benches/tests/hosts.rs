@@ -3,6 +3,7 @@
 //! `cargo test --release -p warpmesh-benches --features mpi,gloo --test hosts -- --ignored`.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -139,6 +140,14 @@ struct Long {
     mark: PathBuf,
 }
 
+impl Drop for Long {
+    fn drop(&mut self) {
+        // After a failed test; else it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Long {
     fn start(more: &str) -> Self {
         let name = format!("hosts-{}-{}.json", std::process::id(), more.replace([' ', ','], "-"));
@@ -221,16 +230,21 @@ fn nothing_outlives_the_program() {
 #[ignore = "needs namespaces: cargo xtask test runs it"]
 fn a_rank_that_is_killed_ends_the_others_and_is_named() {
     for (line, hosts) in long_runs() {
-        let long = Long::start(line);
+        let mut long = Long::start(line);
         let hosts = long.hosts(hosts);
-        // The last that was started is a rank, on the last host.
-        let rank =
-            long.processes().into_iter().max_by_key(|(pid, _)| pid.as_raw_nonzero()).unwrap();
-        kill_process(rank.0, Signal::KILL).unwrap();
+        let is_rank_2 = |(pid, _): &&(Pid, PathBuf)| {
+            let variables = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero()));
+            let variables = text(&variables.unwrap_or_default());
+            let names = ["WARPMESH_RANK=2", "OMPI_COMM_WORLD_RANK=2"];
+            variables.split('\0').any(|variable| names.contains(&variable))
+        };
+        let processes = long.processes();
+        let (rank, _) = processes.iter().find(is_rank_2).expect("rank 2");
+        kill_process(*rank, Signal::KILL).unwrap();
         long.nobody_is_left(&hosts);
-        let output = long.child.wait_with_output().unwrap();
-        assert_ne!(output.status.code(), Some(0));
-        let errors = text(&output.stderr);
+        let mut errors = String::new();
+        long.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        assert_ne!(long.child.wait().unwrap().code(), Some(0));
         // Open MPI says "process rank 2 ... exited on signal 9".
         assert!(errors.contains("signal 9") && errors.contains("rank 2"), "{line}: {errors}");
     }
