@@ -2,10 +2,11 @@
 //! [`oracle`] that it checks results with, which tests of other crates can use as well.
 //!
 //! ```text
-//!   main ─► perf::cli ─► perf::role ─┬─► parent: starts the ranks, ends them together (launch)
-//!                                    └─► rank:   sweep ─► timing ─► Backend (warpmesh, MPI)
-//!                                                  ├─► oracle        inputs, expected results
-//!                                                  └─► report        table, JSON
+//!   main ─► perf::cli ─► perf::run ─┬─► parent: starts the ranks, ends them together (launch),
+//!                                   │           on namespaces that it makes (hosts)
+//!                                   └─► rank:   sweep ─► timing ─► Backend (warpmesh, MPI, Gloo, NCCL)
+//!                                                 ├─► oracle        inputs, expected results
+//!                                                 └─► report        table, JSON
 //! ```
 
 pub mod backend;

@@ -17,8 +17,8 @@ cargo xtask COMMAND
   test          installs what the tests need, runs every layer, fails if one could not run
   lint          rustfmt and clippy only
   loom          the model checks of the shared words only
-  peers [ARGS]  measures warpmesh beside Open MPI, in one run, and prints the ratio per size;
-                ARGS go to the comparison (see `cargo xtask peers --help`)
+  peers [ARGS]  measures warpmesh beside Open MPI, and between hosts beside Gloo, too, in one run, and prints the
+                ratio per size; ARGS go to the comparison (see `cargo xtask peers --help`)
   cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
   gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
                 target/gpu-report.md (see `cargo xtask gpu --help`)

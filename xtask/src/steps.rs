@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 
-use crate::system::{cargo, ensure_iproute2, ensure_open_mpi, is_root, root, step};
-use crate::{cuda, gpu, kernels, rdma_vm, tables};
+use crate::system::{cargo, ensure_iproute2, is_root, root, step};
+use crate::{cuda, gpu, kernels, peers, rdma_vm, tables};
 
 /// Crates that the model checker builds.
 const MODELLED: &str = "warpmesh-primitives";
@@ -16,31 +16,35 @@ pub fn test() -> Result<()> {
     // Ranks that spin and move megabytes: in release, as users run them.
     let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;
-    hosts()?;
+    hosts("warpmesh-primitives", "net_hosts", &[])?;
     tables::check()?;
     kernels::check()?;
     gpu::test()?;
     rdma_vm::run(&[])?;
     loom()?;
-    ensure_open_mpi()?;
-    let mpi = ["build", "--release", "-p", "warpmesh-benches", "--features", "mpi"];
-    step("build with the MPI backend", cargo(&mpi).args(["--target-dir", "target/mpi"]))?;
+    peers::build()?;
+    let clippy = ["clippy", "--release", "-p", "warpmesh-benches", "--all-targets", "--quiet"];
+    step(
+        "clippy with these backends",
+        cargo(&clippy).args(peers::FLAGS).args(["--", "-D", "warnings"]),
+    )?;
+    hosts("warpmesh-benches", "hosts", &peers::FLAGS)?;
     benchmark()?;
     println!("every layer passed");
     Ok(())
 }
 
-/// Ranks in network namespaces, with a wire between them that delays, loses and ends. Only root may make these.
-fn hosts() -> Result<()> {
+/// Tests with ranks in network namespaces. Only root may make these everywhere.
+fn hosts(package: &str, name: &str, flags: &[&str]) -> Result<()> {
     ensure_iproute2()?;
-    let tests = ["test", "--release", "-p", "warpmesh-primitives", "--test", "net_hosts"];
-    let mut hosts = cargo(&tests);
-    hosts.args(["--", "--ignored"]);
+    let mut hosts = cargo(&["test", "--release", "-p", package, "--test", name]);
+    // One after the other: they look at what is left on the machine, and have it to themselves.
+    hosts.args(flags).args(["--", "--ignored", "--test-threads", "1"]);
     if !is_root() {
         let target = std::env::consts::ARCH.to_uppercase();
         hosts.env(format!("CARGO_TARGET_{target}_UNKNOWN_LINUX_GNU_RUNNER"), "sudo -n");
     }
-    step("hosts and networks", &mut hosts)
+    step(&format!("hosts and networks ({package})"), &mut hosts)
 }
 
 pub fn lint() -> Result<()> {
@@ -77,8 +81,8 @@ fn benchmark() -> Result<()> {
             "all_reduce -b 8 -e 256K -f 32 -g 3 -n 3 --ranks threads -d all -o all",
         ),
         (
-            "warpmesh-perf beside MPI",
-            "all_reduce -b 8 -e 64K -f 16 -g 2 -n 3 --backend warpmesh,mpi",
+            "warpmesh-perf beside MPI and Gloo",
+            "all_reduce -b 8 -e 64K -f 16 -g 2 -n 3 --backend warpmesh,mpi,gloo",
         ),
         (
             "warpmesh-perf on 4 virtual GPUs, processes",

@@ -122,6 +122,14 @@ pub fn ensure_open_mpi() -> Result<()> {
     install("Open MPI or libclang", &packages)
 }
 
+/// What the gloo backend needs: Gloo, and a C++ compiler.
+pub fn ensure_gloo() -> Result<()> {
+    if has("c++") && std::path::Path::new("/usr/include/gloo/allreduce.h").exists() {
+        return Ok(());
+    }
+    install("Gloo or a C++ compiler", &["libgloo-dev", "g++"])
+}
+
 /// What the tests between hosts need: `ip`, which makes their networks.
 pub fn ensure_iproute2() -> Result<()> {
     let there = Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success());

@@ -3,6 +3,8 @@
 mod buffer;
 pub mod clock;
 pub mod cuda;
+#[cfg(feature = "gloo")]
+pub mod gloo;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
@@ -24,6 +26,8 @@ pub enum Kind {
     Warpmesh,
     /// An MPI, through the mpi crate, on the host; needs a build with `--features mpi`.
     Mpi,
+    /// Gloo over TCP, on the host; needs a build with `--features gloo`.
+    Gloo,
     /// NVIDIA's NCCL, on GPUs; libnccl.so.2 is looked for when the program runs.
     Nccl,
 }
@@ -33,6 +37,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Warpmesh => "warpmesh",
             Self::Mpi => "mpi",
+            Self::Gloo => "gloo",
             Self::Nccl => "nccl",
         })
     }

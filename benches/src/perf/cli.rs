@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use warpmesh::DataType;
 
 use super::exit::{Exit, Failed};
+use super::hosts::Hosts;
 use crate::backend::Kind;
 use crate::backend::cuda::devices;
 use crate::layout::{Op, Test};
@@ -30,6 +31,8 @@ Examples:
     warpmesh-perf all_reduce -b 8 -e 1G -f 4 -g 8 --device cuda --backend warpmesh,nccl -G 5
   The CUDA source of the kernel that a GPU would run for it (needs no GPU):
     warpmesh-perf all_reduce -b 1M -e 1M -d bfloat16 -g 8 --show-cuda
+  Two hosts of two ranks each, on this machine, each host a network namespace:
+    warpmesh-perf all_reduce -b 64K -e 64M -f 4 --hosts 2,2
   As one rank of a job that someone else starts (WARPMESH_ADDR=<host of rank 0>:<port> if need be):
     mpirun -n 4 warpmesh-perf all_reduce
 
@@ -57,6 +60,13 @@ pub struct Cli {
     /// What a rank is
     #[arg(long, value_enum, default_value_t = Ranks::Processes, help_heading = RANKS)]
     pub ranks: Ranks,
+    /// Ranks on several hosts, so many on each, in order: 2,2 is ranks 0 and 1 on one host, 2 and 3 on
+    /// another. Each host is a network namespace of this machine, with a virtual Ethernet between them;
+    /// needs root or user namespaces, and ip (iproute2). On real hosts mpirun, torchrun or srun starts
+    /// the ranks
+    #[arg(long, value_name = "RANKS,RANKS", value_parser = Hosts::parse,
+          conflicts_with_all = ["nthreads", "ngpus"], help_heading = RANKS)]
+    pub hosts: Option<Hosts>,
     /// Where the buffers are: auto is cuda where there is a driver with a GPU, else host. Rank r of a
     /// host works on GPU r modulo their number
     #[arg(long, value_enum, default_value_t = Where::Auto, help_heading = RANKS)]
@@ -269,7 +279,7 @@ pub enum Roots {
 impl Cli {
     /// Ranks that were asked for.
     pub fn world(&self) -> usize {
-        self.nthreads * self.ngpus
+        self.hosts.as_ref().map_or(self.nthreads * self.ngpus, Hosts::world)
     }
 
     /// Timed iterations.
@@ -308,8 +318,9 @@ impl Cli {
             return self.check();
         }
         let with = |kind| self.backend.contains(&kind);
-        // An MPI moves the host's memory, NCCL that of GPUs.
-        let gpus = if with(Kind::Mpi) || self.device == Where::Host { 0 } else { devices()? };
+        // An MPI and Gloo move the host's memory, NCCL that of GPUs.
+        let on_host = with(Kind::Mpi) || with(Kind::Gloo);
+        let gpus = if on_host || self.device == Where::Host { 0 } else { devices()? };
         self.device_was_chosen = self.device != Where::Auto;
         self.device = match self.device {
             Where::Auto if gpus > 0 || with(Kind::Nccl) => Where::Cuda,
@@ -349,10 +360,12 @@ impl Cli {
 
     fn check_device(&self) -> Result<()> {
         let with = |kind| self.backend.contains(&kind);
-        ensure!(
-            !(with(Kind::Mpi) && (self.device == Where::Cuda || with(Kind::Nccl))),
-            Failed::usage("--backend mpi: measured on the host only")
-        );
+        for kind in [Kind::Mpi, Kind::Gloo] {
+            ensure!(
+                !(with(kind) && (self.device == Where::Cuda || with(Kind::Nccl))),
+                Failed::usage(format!("--backend {kind}: measured on the host only"))
+            );
+        }
         ensure!(
             !(with(Kind::Nccl) && self.device == Where::Host),
             Failed::usage("--backend nccl: NCCL moves the memory of GPUs, not --device host")
@@ -386,6 +399,10 @@ impl Cli {
         ensure!(
             !mpi || self.ranks == Ranks::Processes,
             Failed::usage("--backend mpi: ranks of an MPI are processes, not --ranks threads")
+        );
+        ensure!(
+            self.hosts.is_none() || self.ranks == Ranks::Processes,
+            Failed::usage("--hosts: threads of one process are on one host, not --ranks threads")
         );
         let twice = |kind: &Kind| self.backend.iter().filter(|other| *other == kind).count() > 1;
         ensure!(
@@ -534,6 +551,8 @@ mod tests {
         assert_eq!(code("x all_reduce --device host --backend nccl"), Exit::Usage);
         assert_eq!(code("x all_reduce --device cuda --backend mpi"), Exit::Usage);
         assert_eq!(code("x all_reduce --backend mpi,nccl"), Exit::Usage);
+        assert_eq!(code("x all_reduce --device cuda --backend gloo"), Exit::Usage);
+        assert_eq!(code("x all_reduce --hosts 1,1 --ranks threads"), Exit::Usage);
         assert_eq!(code("x all_reduce -D 1"), Exit::NotImplemented);
         assert_eq!(code("x all_reduce -b 8 -e 4"), Exit::Usage);
         assert_eq!(code("x all_reduce -b 0 -e 4 -f 2"), Exit::Usage);
@@ -541,6 +560,12 @@ mod tests {
         assert_eq!(code("x broadcast -g 4 --backend mpi --ranks threads"), Exit::Usage);
         assert_eq!(code("x all --backend mpi,mpi"), Exit::Usage);
         assert!(cli("x all_reduce -G 0 -C 0 -r -1 -d f8e4m3 -o mulsum").check().is_ok());
+    }
+
+    #[test]
+    fn hosts_say_how_many_ranks_there_are() {
+        assert_eq!(cli("x all_reduce --hosts 2,3").world(), 5);
+        assert!(Cli::try_parse_from(["x", "all_reduce", "--hosts", "2,2", "-g", "4"]).is_err());
     }
 
     #[test]

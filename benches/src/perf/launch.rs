@@ -10,6 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "mpi")]
+use anyhow::ensure;
 use anyhow::{Context, Result, bail};
 use rustix::process::{
     Signal, WaitId, WaitIdOptions, getppid, set_parent_process_death_signal, waitid,
@@ -18,6 +20,7 @@ use warpmesh::bootstrap::UniqueId;
 
 use super::cli::Cli;
 use super::exit::{Exit, Failed};
+use super::hosts::{self, Hosts, Network};
 
 /// Set in children: this process's id.
 const PARENT: &str = "WARPMESH_PERF_PARENT";
@@ -46,46 +49,60 @@ pub fn adopt() -> Result<bool> {
 /// Starts the ranks and waits for them.
 pub fn processes(cli: &Cli) -> Result<Exit> {
     let world = cli.world();
-    let id = UniqueId::new((Ipv4Addr::LOCALHOST, free_port()?).into())?;
+    let job = Job::new(Ipv4Addr::LOCALHOST, world)?;
     let mut ranks = Ranks { children: Vec::with_capacity(world) };
     for rank in 0..world {
-        let child = start(rank, world, &id).with_context(|| format!("starting rank {rank}"))?;
-        ranks.children.push((child, None));
+        ranks.add(rank, job.rank(rank, rank)?)?;
     }
     ranks.supervise(cli.wait_limit())
 }
 
-/// Rank 0 listens there a moment later, and tries again for a second if someone else was faster
-/// and lets go of it.
-fn free_port() -> Result<u16> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    Ok(listener.local_addr()?.port())
+/// Starts the ranks on their hosts and waits for them.
+pub fn on_hosts(hosts: &Hosts, network: &Network, limit: Duration) -> Result<Exit> {
+    network.enter(0)?;
+    let job = Job::new(Hosts::address(0), hosts.world())?;
+    let mut ranks = Ranks { children: Vec::with_capacity(hosts.world()) };
+    for (rank, seat) in hosts.seats().enumerate() {
+        network.enter(seat.host)?;
+        let mut command = job.rank(rank, seat.local_rank)?;
+        hosts::use_network(&mut command);
+        ranks.add(rank, command)?;
+    }
+    ranks.supervise(limit)
 }
 
-fn start(rank: usize, world: usize, id: &UniqueId) -> Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(std::env::args_os().skip(1))
-        .env("WARPMESH_RANK", rank.to_string())
-        .env("WARPMESH_WORLD", world.to_string())
-        .env("WARPMESH_LOCAL_RANK", rank.to_string())
-        .env("WARPMESH_UNIQUE_ID", id.to_string())
-        .env(PARENT, std::process::id().to_string())
-        .stdin(Stdio::null());
-    if rank > 0 {
-        // Rank 0 keeps ours: it alone prints results, and it shows progress on a terminal.
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
+/// What the ranks of a job have in common.
+struct Job {
+    world: usize,
+    id: UniqueId,
+}
+
+impl Job {
+    /// Rank 0 listens at this address a moment later, and tries again for a second if someone else was
+    /// faster with the port and lets go of it.
+    fn new(address: Ipv4Addr, world: usize) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).context("looking for a free port")?;
+        let port = listener.local_addr()?.port();
+        Ok(Self { world, id: UniqueId::new((address, port).into())? })
     }
-    let mut child = command.spawn()?;
-    if let Some(stderr) = child.stderr.take() {
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                eprintln!("[rank {rank}] {line}");
-            }
-        });
+
+    /// This program as a rank.
+    fn rank(&self, rank: usize, local_rank: usize) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(std::env::args_os().skip(1))
+            .env("WARPMESH_RANK", rank.to_string())
+            .env("WARPMESH_WORLD", self.world.to_string())
+            .env("WARPMESH_LOCAL_RANK", local_rank.to_string())
+            .env("WARPMESH_UNIQUE_ID", self.id.to_string())
+            .env(PARENT, std::process::id().to_string())
+            .stdin(Stdio::null());
+        if rank > 0 {
+            // Rank 0 keeps ours: it alone prints results, and it shows progress on a terminal.
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+        }
+        Ok(command)
     }
-    Ok(child)
 }
 
 struct Ranks {
@@ -93,6 +110,20 @@ struct Ranks {
 }
 
 impl Ranks {
+    /// Starts one more.
+    fn add(&mut self, rank: usize, mut command: Command) -> Result<()> {
+        let mut child = command.spawn().with_context(|| format!("starting rank {rank}"))?;
+        if let Some(stderr) = child.stderr.take() {
+            thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    eprintln!("[rank {rank}] {line}");
+                }
+            });
+        }
+        self.children.push((child, None));
+        Ok(())
+    }
+
     /// Waits until all have ended, and sees to it that they do once one has.
     fn supervise(mut self, limit: Duration) -> Result<Exit> {
         self.wait_for_first()?;
@@ -179,7 +210,8 @@ impl Drop for Ranks {
     }
 }
 
-fn exit_of(code: i32) -> Exit {
+/// What a code means that a rank has ended with.
+pub fn exit_of(code: i32) -> Exit {
     let known = [Exit::Library, Exit::Timeout, Exit::NotImplemented, Exit::Usage, Exit::Results];
     known.into_iter().find(|exit| *exit as i32 == code).unwrap_or(Exit::Internal)
 }
@@ -188,9 +220,24 @@ fn exit_of(code: i32) -> Exit {
 #[cfg(feature = "mpi")]
 pub fn mpirun(cli: &Cli) -> anyhow::Error {
     use std::os::unix::process::CommandExt;
+    let mut command = match mpirun_command(cli) {
+        Ok(command) => command,
+        Err(error) => return error,
+    };
+    let error = command.exec();
+    Failed::because(
+        Exit::Usage,
+        format!("cannot start mpirun: {error}; --backend mpi needs an MPI (Debian: openmpi-bin)"),
+    )
+}
+
+/// `mpirun` with the ranks of the command line.
+#[cfg(feature = "mpi")]
+pub fn mpirun_command(cli: &Cli) -> Result<Command> {
     let mut command = Command::new("mpirun");
     command.args(["-n", &cli.world().to_string()]);
-    if is_open_mpi() {
+    let open_mpi = is_open_mpi();
+    if open_mpi {
         // This program binds ranks itself, the same for all libraries.
         command.args(["--bind-to", "none", "--oversubscribe"]);
         // mpirun refuses root otherwise, and containers often have nobody else.
@@ -200,16 +247,14 @@ pub fn mpirun(cli: &Cli) -> anyhow::Error {
             command.env("OMPI_MCA_mpi_yield_when_idle", "1");
         }
     }
-    match std::env::current_exe() {
-        Ok(program) => command.arg(program),
-        Err(error) => return error.into(),
-    };
+    if let Some(hosts) = &cli.hosts {
+        let text = "--hosts with --backend mpi: only Open MPI's mpirun is known to reach them";
+        ensure!(open_mpi, Failed::because(Exit::NotImplemented, text));
+        command.args(hosts::open_mpi_arguments(hosts)?);
+    }
+    command.arg(std::env::current_exe()?);
     command.args(std::env::args_os().skip(1)).env(WORLD, cli.world().to_string());
-    let error = command.exec();
-    Failed::because(
-        Exit::Usage,
-        format!("cannot start mpirun: {error}; --backend mpi needs an MPI (Debian: openmpi-bin)"),
-    )
+    Ok(command)
 }
 
 #[cfg(feature = "mpi")]

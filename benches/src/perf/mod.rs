@@ -7,6 +7,7 @@ mod cores;
 pub(crate) mod exit;
 mod format;
 mod gpus;
+mod hosts;
 mod launch;
 mod machine;
 mod rank;
@@ -30,6 +31,9 @@ use crate::backend::Kind;
 
 /// The program: reads the command line, starts ranks or is one, and returns nccl-tests' exit code.
 pub fn main() -> ExitCode {
+    if hosts::is_agent() {
+        return ended(hosts::agent());
+    }
     let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(text) => {
@@ -39,7 +43,16 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    match cli.settle().and_then(|()| run(&cli)) {
+    let started = hosts::is_inside() || !matches!(Launch::from_env(), Ok(None));
+    // Before anything that may start a thread.
+    if cli.hosts.is_some() && !started {
+        return ended(hosts::outside());
+    }
+    ended(cli.settle().and_then(|()| run(&cli)))
+}
+
+fn ended(result: Result<Exit>) -> ExitCode {
+    match result {
         Ok(exit) => exit.into(),
         Err(error) => {
             complain(&error);
@@ -71,6 +84,9 @@ fn run(cli: &Cli) -> Result<Exit> {
     if let Some(launch) = Launch::from_env()? {
         return rank::launched(cli, &launch, started_here);
     }
+    if let Some(hosts) = &cli.hosts {
+        return hosts::inside(hosts, cli.wait_limit(), None);
+    }
     match cli.ranks {
         Ranks::Processes if cli.world() > 1 => launch::processes(cli),
         _ => rank::threads(cli),
@@ -82,6 +98,10 @@ fn with_mpi(cli: &Cli) -> Result<Exit> {
     let launched = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"];
     if launched.iter().any(|name| std::env::var_os(name).is_some()) {
         return rank::mpi(cli);
+    }
+    if let Some(hosts) = &cli.hosts {
+        let mpirun = launch::mpirun_command(cli)?;
+        return hosts::inside(hosts, cli.wait_limit(), Some(mpirun));
     }
     Err(launch::mpirun(cli))
 }

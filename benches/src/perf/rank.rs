@@ -1,5 +1,7 @@
 //! One rank: joins the others and measures.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use warpmesh::bootstrap::{Bootstrap, Launch, LocalBootstrap};
 
@@ -15,8 +17,10 @@ use crate::backend::{Backend, Kind};
 
 /// This process is one rank of a job that someone has started.
 pub fn launched(cli: &Cli, launch: &Launch, started_here: bool) -> Result<Exit> {
-    check_world(cli, launch.world, &launch.launcher.to_string())?;
-    let place = launch.local_rank.unwrap_or(launch.rank);
+    check_world(cli, launch.world, &launch.launcher.to_string(), started_here)?;
+    // Ranks that this program has started are all on this machine, whatever host they believe to be on.
+    let local_rank = if started_here { None } else { launch.local_rank };
+    let place = local_rank.unwrap_or(launch.rank);
     let bootstrap = launch.connect(cli.wait_limit()).context("meeting the other ranks")?;
     measure(cli, Control::new(bootstrap), (place, started_here), None)
 }
@@ -63,14 +67,21 @@ fn mpi_rank(cli: &Cli, universe: &::mpi::environment::Universe) -> Result<Exit> 
     let started_here = super::launch::asked_world();
     let mpi = Mpi::new(universe, started_here)?;
     let (rank, world) = (MpiBootstrap.rank(), MpiBootstrap.world());
-    check_world(cli, world, "mpirun")?;
+    check_world(cli, world, "mpirun", started_here.is_some())?;
     let place = (rank, started_here.is_some());
     measure(cli, Control::new(MpiBootstrap), place, Some(Box::new(mpi)))
 }
 
 /// Ranks that someone else starts are counted by whoever does.
-fn check_world(cli: &Cli, world: usize, launcher: &str) -> Result<()> {
+fn check_world(cli: &Cli, world: usize, launcher: &str, started_here: bool) -> Result<()> {
     let asked = cli.world();
+    ensure!(
+        cli.hosts.is_none() || started_here,
+        Failed::usage(format!(
+            "--hosts makes hosts and starts the ranks on them; {launcher} has started this one \
+             already: leave --hosts out"
+        ))
+    );
     ensure!(
         asked == world || asked == 1,
         Failed::usage(format!(
@@ -107,10 +118,25 @@ fn measure(
                 let gpu = gpu.as_ref().context("NCCL needs a GPU")?;
                 boxed(NcclBackend::connect(&control, gpu, settings.timeout))?
             }
+            (Kind::Gloo, _) => gloo(&control, place.1, settings.timeout)?,
             (Kind::Mpi, _) => mpi.take().context("MPI is not initialised")?,
         });
     }
     sweep::run(cli, &control, backends, gpu.as_ref(), cores)
+}
+
+#[cfg(feature = "gloo")]
+fn gloo(control: &Control, local: bool, timeout: Duration) -> Result<Box<dyn Backend>> {
+    boxed(crate::backend::gloo::Gloo::connect(control, local, timeout))
+}
+
+#[cfg(not(feature = "gloo"))]
+fn gloo(_: &Control, _: bool, _: Duration) -> Result<Box<dyn Backend>> {
+    let message = "--backend gloo: this warpmesh-perf was built without it. Build one with\n  \
+                   cargo build --release -p warpmesh-benches --features gloo\n\
+                   which needs Gloo and a C++ compiler; on Debian:\n  \
+                   apt-get install --no-install-recommends libgloo-dev g++";
+    Err(Failed::because(Exit::NotImplemented, message))
 }
 
 /// A backend, or what is wrong with its library.
