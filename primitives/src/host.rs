@@ -17,10 +17,8 @@ impl HostId {
 
     /// As [`HostId::current`], with `mark` in place of the variable.
     pub fn marked(mark: &str) -> Self {
-        let boot = std::fs::read("/proc/sys/kernel/random/boot_id")
-            .unwrap_or_else(|_| rustix::system::uname().nodename().to_bytes().to_vec());
         let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
-        let mut id = boot.trim_ascii().to_vec();
+        let mut id = machine_id();
         id.extend_from_slice(namespace.as_os_str().as_encoded_bytes());
         id.extend_from_slice(mark.as_bytes());
         Self(id)
@@ -36,6 +34,14 @@ impl fmt::Debug for HostId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&String::from_utf8_lossy(&self.0))
     }
+}
+
+/// Identifies the machine, or virtual machine, that runs this process: its cores are shared by the processes that see the
+/// same, also where namespaces make hosts of them.
+pub(crate) fn machine_id() -> Vec<u8> {
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_else(|_| rustix::system::uname().nodename().to_bytes().to_vec());
+    boot.trim_ascii().to_vec()
 }
 
 /// Cores that this process may run on: its affinity mask and its cgroup's quota, at least 1.

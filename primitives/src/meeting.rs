@@ -26,6 +26,8 @@ pub(crate) struct Introduction {
     name: [u8; 16],
     /// Random; known only to those whom the bootstrap admitted.
     token: [u8; 16],
+    /// The machine whose cores it uses.
+    machine_id: Vec<u8>,
     /// The machine's name, for reports.
     pub(crate) machine: String,
     host: Vec<u8>,
@@ -58,7 +60,9 @@ impl Introduction {
             machine.pop();
         }
         let (pid, host) = (std::process::id(), host.as_bytes().to_vec());
-        Ok((Self { pid, quota, mask, name, token, machine, host }, listener))
+        let mut machine_id = host::machine_id();
+        machine_id.truncate(NAME);
+        Ok((Self { pid, quota, mask, name, token, machine_id, machine, host }, listener))
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -69,8 +73,10 @@ impl Introduction {
         bytes.extend(self.mask.iter().flat_map(|core| core.to_le_bytes()));
         bytes.extend(self.name);
         bytes.extend(self.token);
-        bytes.push(self.machine.len() as u8);
-        bytes.extend(self.machine.as_bytes());
+        for name in [&self.machine_id[..], self.machine.as_bytes()] {
+            bytes.push(name.len() as u8);
+            bytes.extend(name);
+        }
         bytes.extend(&self.host);
         bytes
     }
@@ -88,10 +94,16 @@ impl Introduction {
         let mask = (0..cores).map(|_| word(&mut bytes)).collect::<Option<_>>()?;
         let (name, rest) = bytes.split_first_chunk()?;
         let (token, rest) = rest.split_first_chunk()?;
-        let (length, rest) = rest.split_first()?;
-        let (machine, host) = rest.split_at_checked(usize::from(*length))?;
-        let (machine, host) = (String::from_utf8_lossy(machine).into_owned(), host.to_vec());
-        Some(Self { pid, quota, mask, name: *name, token: *token, machine, host })
+        let name_of = |bytes: &mut &[u8]| {
+            let (length, rest) = bytes.split_first()?;
+            let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+            *bytes = rest;
+            Some(name.to_vec())
+        };
+        let mut rest = rest;
+        let (machine_id, machine) = (name_of(&mut rest)?, name_of(&mut rest)?);
+        let (machine, host) = (String::from_utf8_lossy(&machine).into_owned(), rest.to_vec());
+        Some(Self { pid, quota, mask, name: *name, token: *token, machine_id, machine, host })
     }
 }
 
@@ -121,7 +133,15 @@ pub(crate) fn hosts_of(introductions: &[Introduction]) -> Vec<usize> {
     hosts
 }
 
-/// Cores that the ranks of a host may use together: the union of their masks, within the smallest quota.
+/// The ranks that use the cores of a rank's machine, itself among them.
+pub(crate) fn machine_of(
+    introductions: &[Introduction],
+    rank: usize,
+) -> impl Iterator<Item = &Introduction> + Clone {
+    introductions.iter().filter(move |other| other.machine_id == introductions[rank].machine_id)
+}
+
+/// Cores that the ranks of a machine may use together: the union of their masks, within the smallest quota.
 pub(crate) fn cores_of<'a>(introductions: impl Iterator<Item = &'a Introduction> + Clone) -> usize {
     let union: BTreeSet<u32> = introductions.clone().flat_map(|i| i.mask.iter().copied()).collect();
     let quota = introductions.map(|i| i.quota).min().unwrap_or(1);
@@ -279,7 +299,8 @@ mod tests {
     fn introduction(mask: &[u32], quota: u32) -> Introduction {
         let (mask, machine) = (mask.to_vec(), "box".to_owned());
         let host = b"here".to_vec();
-        Introduction { pid: 7, quota, mask, name: [1; 16], token: [2; 16], machine, host }
+        let (machine_id, name, token) = (b"id".to_vec(), [1; 16], [2; 16]);
+        Introduction { pid: 7, quota, mask, name, token, machine_id, machine, host }
     }
 
     #[test]

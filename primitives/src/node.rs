@@ -98,15 +98,14 @@ impl Node {
             _ => own.clone(),
         };
         let controls = near.into_iter().enumerate().map(control).collect();
-        let members = |host: usize| {
-            introductions.iter().zip(&hosts).filter(move |(_, h)| **h == host).map(|(i, _)| i)
+        let load = |rank: usize| {
+            let users = meeting::machine_of(&introductions, rank);
+            users.clone().count() as f64 / meeting::cores_of(users) as f64
         };
-        let load =
-            |host: usize| members(host).count() as f64 / meeting::cores_of(members(host)) as f64;
-        let last = hosts.iter().max().copied().unwrap_or(0);
-        let load = (0..=last).map(load).fold(1.0, f64::max);
-        let cores = meeting::cores_of(members(hosts[rank]));
-        let policy = WaitPolicy::for_load(members(hosts[rank]).count(), cores, timeout);
+        let load = firsts(&hosts).map(load).fold(1.0, f64::max);
+        let users = meeting::machine_of(&introductions, rank);
+        let cores = meeting::cores_of(users.clone());
+        let policy = WaitPolicy::for_load(users.count(), cores, timeout);
         let pids = introductions.iter().map(|peer| peer.pid).collect();
         let machines = introductions.iter().map(|peer| peer.machine.clone()).collect();
         let node =
@@ -118,9 +117,7 @@ impl Node {
     /// The first ranks of hosts make a tree, in which they are connected from the beginning: so what ends one rank
     /// comes to all hosts, also before a call has connected others. The peers of this rank in it.
     fn leaders(&self) -> Vec<usize> {
-        let firsts: Vec<usize> = (0..self.world())
-            .filter(|rank| !self.hosts[..*rank].contains(&self.hosts[*rank]))
-            .collect();
+        let firsts: Vec<usize> = firsts(&self.hosts).collect();
         let is_above = |a: usize, b: usize| b > 0 && (b - 1) / BRANCHES == a;
         let Some(me) = firsts.iter().position(|first| *first == self.rank) else {
             return Vec::new();
@@ -165,12 +162,12 @@ impl Node {
         (0..self.world()).filter(|rank| *rank != self.rank && self.is_near(*rank))
     }
 
-    /// Cores that the ranks of this host may use, together.
+    /// Cores that the ranks of this machine may use, together.
     pub fn cores(&self) -> usize {
         self.cores
     }
 
-    /// Ranks on each core, on the host where there are most; at least 1. The same on all ranks.
+    /// Ranks on each core, on the machine where there are most; at least 1. The same on all ranks.
     pub fn load(&self) -> f64 {
         self.load
     }
@@ -482,6 +479,11 @@ const TURNS: usize = 64;
 const CONTROL_SEGMENT: u32 = 1;
 const SHARED_MEMORY: u32 = 2;
 const MIRRORS: u32 = 3;
+
+/// The first rank of each host.
+fn firsts(hosts: &[usize]) -> impl Iterator<Item = usize> {
+    (0..hosts.len()).filter(|rank| !hosts[..*rank].contains(&hosts[*rank]))
+}
 
 /// What the other ranks of this host share of this kind.
 fn exchange_mappings(
