@@ -6,8 +6,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::gpu::{self, Memory, Rank};
+use common::processes::{Ranks, connect, me, report};
 use cudarc::driver::sys::{self, CUstreamCaptureMode};
-use warpmesh::{DataType, ReduceOp};
+use warpmesh::{DataType, Error, ReduceOp};
 use warpmesh_primitives::failure::FailureKind;
 
 /// A byte of a message.
@@ -279,6 +280,66 @@ fn a_peer_that_does_not_send_is_named() {
         assert!(error.to_string().contains("receives from rank 1, which does not send"), "{error}");
         assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
     });
+}
+
+/// More than the rings between two ranks hold.
+const LONG: usize = 3 << 20;
+
+/// Messages without end between rank 1 and each other rank, or of these alone; the error that ends them.
+fn letters_without_end(rank: &mut Rank, to_victim: bool, taken: bool) -> Error {
+    let memory = Memory::new(rank, 2 * LONG, false);
+    let (me, stream, at) = (rank.comm.rank(), rank.stream.cu_stream(), memory.address() as usize);
+    if me == 1 && !taken {
+        // It is killed here.
+        std::thread::sleep(Duration::from_secs(60));
+    }
+    loop {
+        // SAFETY: the memory lives until the stream has passed, or the process has ended.
+        let queued = unsafe {
+            rank.comm.group_raw(stream, |group| {
+                let peers = if me == 1 { &[0, 2][..] } else { &[1] };
+                peers.iter().enumerate().try_for_each(|(n, &peer)| match (me == 1) == to_victim {
+                    true => group.recv_raw((at + n * LONG) as *mut u8, LONG, DataType::U8, peer),
+                    false => group.send_raw(at as *const u8, LONG, DataType::U8, peer),
+                })
+            })
+        };
+        if let Err(error) = queued.and_then(|()| rank.synchronize()) {
+            return error;
+        }
+    }
+}
+
+/// While messages go to it or come from it, and while others wait for it with rings that are full or empty.
+#[test]
+fn a_process_that_is_killed_amid_messages_is_named_and_streams_stay_usable() {
+    const NAME: &str = "a_process_that_is_killed_amid_messages_is_named_and_streams_stay_usable";
+    if let Some((_, _, how)) = me() {
+        let mut rank = gpu::rank(connect(Duration::from_secs(20)));
+        println!("READY");
+        let error = letters_without_end(&mut rank, how & 1 == 0, how & 2 == 0);
+        rank.stream.synchronize().unwrap();
+        let memory = Memory::new(&mut rank, 64, false);
+        rank.upload(memory.address(), &[1.5_f32]);
+        assert_eq!(rank.download::<f32>(memory.address(), 1), [1.5]);
+        report(&error);
+        return;
+    }
+    if gpu::count().is_none() {
+        return;
+    }
+    for how in 0..4 {
+        let mut ranks = Ranks::start(NAME, 3, how);
+        ranks.ready(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(400));
+        ranks.signal(1, rustix::process::Signal::KILL);
+        let since = Instant::now();
+        for rank in [0, 2] {
+            let said = ranks.report(rank, Duration::from_secs(15));
+            assert!(said.starts_with("PeerDied culprit 1 "), "{how}, rank {rank}: {said}");
+        }
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    }
 }
 
 #[test]

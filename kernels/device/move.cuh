@@ -136,6 +136,13 @@ struct Move {
     return true;
   }
 
+  // The same, element by element, of what is known to be no whole unit or not aligned: the other ways are no part of the kernel then.
+  static WARPMESH_DEVICE void elements(const Operands& ops, const Extent& extent, const MoveContext& c, u32 warp, u32 warps) {
+    static_assert(!PACKETED, "packets carry whole units");
+    const Move move(ops, c, extent);
+    move.elements(0, warp * 32 + threadIdx.x % 32, warps * 32);
+  }
+
  private:
   WARPMESH_DEVICE Move(const Operands& ops, const MoveContext& c, const Extent& extent)
       : ops(ops),
@@ -183,10 +190,13 @@ struct Move {
     }
 #pragma unroll 1
     for (u32 k = batched + thread; k < units; k += warps * 32) move<1>(k, !PACKETED || k < whole);
-    if constexpr (!PACKETED) {
+    if constexpr (!PACKETED) elements(whole * EACH, thread, warps * 32);
+  }
+
+  // From the first-th on.
+  WARPMESH_DEVICE void elements(u32 first, u32 thread, u32 threads) const {
 #pragma unroll 1
-      for (u32 k = whole * EACH + thread; k < count; k += warps * 32) element(k);
-    }
+    for (u32 k = first + thread; k < count; k += threads) element(k);
   }
 
   // The units that can be accessed whole: none if addresses are not aligned.

@@ -1,8 +1,9 @@
 // The Move instruction through a switch: a load from everybody's memory at once is a reduction, a store to it goes to all. sm_90.
 //
 // What the switch takes goes through it, in units of 16 bytes. The rest (the last elements of a slice, or everything if a buffer's
-// address is no multiple of 16) goes over the addresses that peers have mapped, element by element, as move.cuh does it. So every
-// count and address is right, and nothing but the call's own elements is touched.
+// address is no multiple of 16) goes over the addresses that peers have mapped, element by element, as move.cuh does it: the group's
+// address and each rank's begin with the allocation, so if one is aligned, all are. So every count and address is right, and nothing but
+// the call's own elements is touched.
 #ifndef WARPMESH_MULTICAST_CUH
 #define WARPMESH_MULTICAST_CUH
 
@@ -128,10 +129,10 @@ struct SwitchMove {
     }
   }
 
-  // What the switch does not take.
+  // What the switch does not take: less than a unit, or what is not aligned.
   static WARPMESH_DEVICE void beside(const Operands& ops, const Extent& rest, const MoveContext& c, u32 warp, u32 warps) {
     const Operands each{ops.from + From::ALL, ops.to + To::ALL, ops.factor + From::ALL, ops.peer + From::ALL};
-    Move<T, Op, typename From::Each, typename To::Each, TABLES>::slice(each, rest, c, warp, warps);
+    Move<T, Op, typename From::Each, typename To::Each, TABLES>::elements(each, rest, c, warp, warps);
   }
 
   // Sends the slice's elements as packets, the same to all.
@@ -139,17 +140,16 @@ struct SwitchMove {
     constexpr u32 EACH = LINE_DATA / SIZE;
     const u64 from = begin<From>(ops.from[0], extent, c);
     const u64 to = ops.to[0] + c.half_packets + static_cast<u64>(extent.slot) * (SIZE * LINE_BYTES / LINE_DATA);
-    const u32 lines = (extent.count + EACH - 1) / EACH;
-    const bool aligned = from % LINE_DATA == 0;
-#pragma unroll 4
+    const u32 whole = from % LINE_DATA == 0 ? extent.count / EACH : 0, lines = (extent.count + EACH - 1) / EACH;
+    // One line at a time: several would not be under way together, for each store is before the next load.
+#pragma unroll 1
     for (u32 n = thread; n < lines; n += threads) {
-      u32 data[2] = {0, 0};
-      const u32 there = least(extent.count - n * EACH, EACH);
+      u32 data[2];
       const u64 at = from + static_cast<u64>(n) * LINE_DATA;
-      if (aligned && there == EACH) {
+      if (n < whole) {
         load<LINE_DATA>(at, data);
       } else {
-        const u64 some = detail::load_some<SIZE>(at, there * SIZE);
+        const u64 some = detail::load_some<SIZE>(at, least(extent.count - n * EACH, EACH) * SIZE);
         data[0] = static_cast<u32>(some);
         data[1] = static_cast<u32>(some >> 32);
       }

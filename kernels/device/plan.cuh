@@ -129,19 +129,25 @@ struct Worker {
     }
   }
 
-  // Tells COUNT peers where this rank's buffers are: the next signal to a peer publishes it. What is learned of operands is for all
-  // threads after the next barrier, of a signal, a wait or `sync`.
+  // Tells COUNT peers where this rank's buffers are: the next signal to a peer publishes it.
   template <int COUNT, class P>
-  WARPMESH_DEVICE void announce(const P& p, Learned<P::PLACE_COUNT>& learned) const {
+  WARPMESH_DEVICE void announce(const P& p) const {
     if (threadIdx.x < COUNT) call.mine.write(p.board[threadIdx.x] + half_boards() + blockIdx.x * sizeof(Board));
+  }
+
+  // Where operands are that nobody has to be met for: for all threads after the next barrier, of a signal, a wait or `sync`. Only if there
+  // are moves before the first meeting, which else does it too.
+  template <class P>
+  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned) const {
 #pragma unroll 1
     for (u32 n = threadIdx.x; n < P::PLACE_COUNT; n += threads()) {
-      if (p.announced[n] < 4) learn(p, learned, n, call.mine.input, call.mine.output, call.mine.factor);
+      if (p.announced[n] < 4) learn(p, learned, n, call.mine);
     }
   }
 
-  // Waits for COUNT peers, and takes in what they announced. MEETING: the number of this wait among those that do so, from 1.
-  template <int COUNT, int MEETING, class P>
+  // Waits for COUNT peers, and takes in what they announced. MEETING: the number of this wait among those that do so, from 1. ALL: and
+  // what is known without them.
+  template <int COUNT, int MEETING, bool ALL, class P>
   WARPMESH_DEVICE void meet(const P& p, Learned<P::PLACE_COUNT>& learned, int first, u32 nth, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
       const u32 peer = p.peer[first + threadIdx.x];
@@ -152,10 +158,11 @@ struct Worker {
       }
     }
     failed = __syncthreads_or(failed);
+#pragma unroll 1
     for (u32 n = threadIdx.x; n < P::PLACE_COUNT && !failed; n += threads()) {
-      if (p.announced[n] >> 2 != MEETING) continue;
-      const Board theirs = Board::read(board(p.peer[P::PEER_COUNT + n]));
-      learn(p, learned, n, theirs.input, theirs.output, theirs.factor);
+      const u32 how = p.announced[n], meeting = how >> 2;
+      if (ALL ? meeting > MEETING : meeting != MEETING) continue;
+      learn(p, learned, n, ALL && how < 4 ? call.mine : Board::read(board(p.peer[P::PEER_COUNT + n])));
     }
     __syncthreads();
   }
@@ -206,16 +213,16 @@ struct Worker {
   static WARPMESH_DEVICE u32 threads() { return THREADS ? THREADS : blockDim.x; }
 
   template <class P>
-  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, u64 input, u64 output, u64 factor) const {
+  WARPMESH_DEVICE void learn(const P& p, Learned<P::PLACE_COUNT>& learned, u32 n, const Board& board) const {
     const u32 how = p.announced[n] & 3;
     u64 begin = 0;
     if (how != NOT) {
-      const u64 at = how == INPUT ? input : output;
+      const u64 at = how == INPUT ? board.input : board.output;
       const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + p.peer[P::PEER_COUNT + n]]);
       begin = window + (at & ((1ull << WINDOW_SHIFT) - 1));
     }
     learned.at[n] = begin + p.place[n];
-    learned.factor[n] = factor;
+    learned.factor[n] = board.factor;
   }
 
   WARPMESH_DEVICE u64 half_boards() const { return epoch & 1 ? call.half_boards : 0; }

@@ -28,9 +28,9 @@ struct Semaphore {
 
   // Until the value is reached. False if given up.
   WARPMESH_DEVICE bool wait(u64 value, const Patience& patience, u32 peer, u32 place) const {
-    u64 seen = 0;
-    const bool reached = persist<8>(
-        patience, [&] { return (seen = load_relaxed_sys(word)) >= value; }, [&] { return WaitingFor{peer, place, value, seen}; });
+    const bool reached = persist<4>(
+        patience, [&] { return load_relaxed_sys(word); }, [&](u64 seen) { return seen >= value; },
+        [&](u64 seen) { return WaitingFor{peer, place, value, seen}; });
     acquire_polled_sys(word);
     return reached;
   }

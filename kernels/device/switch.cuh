@@ -13,7 +13,7 @@ namespace warpmesh {
 // What the switch can do with a type: BYTES at a time, by load_reduce and reduce. Types without a specialization: nothing.
 //
 // Left out: the least and the greatest of 16-bit floats, for the ISA does not say what becomes of NaN, which has to win; 8-bit
-// floats, which the switch adds in f16.
+// floats (sm_100), which the switch adds in f16: all sums here are accumulated in f32.
 template <class T, class Op>
 struct Multimem {
   static constexpr bool EXISTS = false;

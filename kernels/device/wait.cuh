@@ -75,27 +75,51 @@ static __device__ __noinline__ u32 look_around(Control* control, u64 sequence, u
 
 }  // namespace detail
 
-// Calls `reached()` until it is true; `what()` is for the host. False if given up. The loop is `reached`'s code UNROLL times, and a count.
+// Looks around for a wait that takes long; true if it is given up.
 //
 // Patience lies in the kernel's parameters, or in global memory. It is read when it is needed, at an address that is not known before:
 // else registers would hold it all the time.
-template <int UNROLL = 1, class Reached, class What>
-WARPMESH_DEVICE bool persist(const Patience& patience, Reached reached, What what) {
+WARPMESH_DEVICE bool is_in_vain(const Patience& patience, u32& since, const WaitingFor& w) {
+  const Patience& p = (&patience)[opaque(0u)];
+  since = detail::look_around(p.control, p.sequence, p.timeout, since, w.peer, w.place, w.expected, w.seen);
+  return since == detail::GIVEN_UP;
+}
+
+// Looks until `reached(look())`; `what(seen)` is for the host. False if given up. The loop is the code of a look UNROLL times, and a count.
+template <int UNROLL, class Look, class Reached, class What>
+WARPMESH_DEVICE bool persist(const Patience& patience, Look look, Reached reached, What what) {
   u32 since = 0;
   for (;;) {
+    decltype(look()) seen = 0;
+#pragma unroll 1
+    for (int polls = 0; polls < detail::POLLS; polls += UNROLL) {
+#pragma unroll
+      for (int k = 0; k < UNROLL; ++k) {
+        seen = look();
+        if (reached(seen)) goto looked;
+      }
+    }
+  looked:
+    // Opaque, so that all ways out of the loop lead here and what was seen is judged once more: else each way would have to keep a
+    // predicate that says which it is, or to leave the region that the call below begins.
+    seen = opaque(seen);
+    if (reached(seen)) return true;
+    if (is_in_vain(patience, since, what(seen))) return false;
+  }
+}
+
+// Looks until `arrived()`, which says of many words at once whether all are there.
+template <class Arrived, class What>
+WARPMESH_DEVICE bool persist(const Patience& patience, Arrived arrived, What what) {
+  u32 since = 0;
+  do {
     u32 done = 0;
 #pragma unroll 1
-    for (int polls = 0; polls < detail::POLLS && !done; polls += UNROLL) {
-#pragma unroll
-      for (int k = 0; k < UNROLL && !done; ++k) done = reached();
-    }
-    // Opaque, so that all ways out of the loop lead here: else each would have to leave the region that the call below begins.
+    for (int polls = 0; polls < detail::POLLS && !done; ++polls) done = arrived();
+    // Opaque, so that there is one way out of the loop, as above.
     if (opaque(done)) return true;
-    const WaitingFor w = what();
-    const Patience& p = (&patience)[opaque(0u)];
-    since = detail::look_around(p.control, p.sequence, p.timeout, since, w.peer, w.place, w.expected, w.seen);
-    if (since == detail::GIVEN_UP) return false;
-  }
+  } while (!is_in_vain(patience, since, what()));
+  return false;
 }
 
 }  // namespace warpmesh

@@ -105,6 +105,7 @@ pub(crate) fn emit(
         switched: false,
         open: Vec::new(),
         learning: false,
+        learned: false,
     };
     let unsupported = |what, worker, instruction| EmitError::Unsupported {
         plan: shape.name.clone(),
@@ -116,7 +117,7 @@ pub(crate) fn emit(
         return Err(unsupported("several workers", 1, 0));
     }
     let list = program.workers.first().map_or_else(Vec::new, |list| arrange(list));
-    writer.begin(announces, claims);
+    writer.begin(announces, claims, &list);
     let mut at = 0;
     while at < list.len() {
         let count = writer.step(&list[at..], at, shape).map_err(|what| unsupported(what, 0, at))?;
@@ -143,11 +144,13 @@ struct Writer {
     open: Vec<Instruction>,
     /// Whether threads have learned where operands are, which others do not know before the next barrier.
     learning: bool,
+    /// Whether there were moves before the first meeting, for which threads have learned what needs none.
+    learned: bool,
 }
 
 impl Writer {
     /// What every epoch begins with: the guard, and announcements.
-    fn begin(&mut self, announces: bool, claims: &Claims) {
+    fn begin(&mut self, announces: bool, claims: &Claims, list: &[Instruction]) {
         let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
         let count = peers.len();
         if count > 0 {
@@ -164,9 +167,13 @@ impl Writer {
         // A rank that is alone has nobody to tell, but its own factor.
         self.tables.announces = (announces && count > 0) || self.op == OpKind::PreMulSum;
         if self.tables.announces {
-            self.line(format!("w.announce<{count}>(p, learned);"), &[]);
+            self.line(format!("w.announce<{count}>(p);"), &[]);
             self.tables.boards = peers;
-            self.learning = true;
+            let mut early = list.iter().take_while(|i| !matches!(i, Instruction::Wait { .. }));
+            if early.any(|i| matches!(i, Instruction::Move { .. })) {
+                self.line("w.learn(p, learned);".to_owned(), &[]);
+                (self.learning, self.learned) = (true, true);
+            }
         }
     }
 
@@ -227,11 +234,13 @@ impl Writer {
             if self.tables.announces && new {
                 self.meetings.push(peers);
                 let meeting = self.meetings.len();
+                // The first one learns everything that is known by then, where nothing was moved before.
+                let all = meeting == 1 && !self.learned;
                 if meeting > MOST_MEETINGS {
                     return Err("waits for more than 63 different groups of peers");
                 }
                 self.line(
-                    format!("w.meet<{count}, {meeting}>(p, learned, @, @, @);"),
+                    format!("w.meet<{count}, {meeting}, {all}>(p, learned, @, @, @);"),
                     &[first, nth as usize, number],
                 );
             } else {
@@ -528,10 +537,12 @@ mod tests {
         let kernel = kernel_for("staged", "all_reduce", 1, OpKind::PreMulSum);
         let lines: Vec<_> = kernel.source.lines().map(str::trim).collect();
         let at = lines.iter().position(|line| line.starts_with("w.announce")).unwrap();
-        assert_eq!(lines[at + 1], "w.sync();", "{}", kernel.source);
-        assert!(lines[at + 2].starts_with("w.move"));
-        // A signal's barrier is enough.
-        assert_eq!(syncs(&kernel_for("direct", "all_reduce", 1, OpKind::PreMulSum)), 0);
+        assert_eq!(lines[at + 1..at + 3], ["w.learn(p, learned);", "w.sync();"]);
+        assert!(lines[at + 3].starts_with("w.move"));
+        assert!(kernel.source.contains("w.meet<3, 1, false>"), "{}", kernel.source);
+        // A meeting's barrier is enough.
+        let kernel = kernel_for("direct", "all_reduce", 1, OpKind::PreMulSum);
+        assert!(syncs(&kernel) == 0 && !kernel.source.contains("w.learn"), "{}", kernel.source);
     }
 
     #[test]
@@ -574,7 +585,11 @@ mod tests {
     fn a_barrier_is_one_signal_and_one_wait() {
         let kernel = kernel("direct", "all_reduce", 2);
         assert!(kernel.source.contains("w.signal<3>(p.semaphore + 3, 0);"), "{}", kernel.source);
-        assert!(kernel.source.contains("w.meet<3, 1>(p, learned, 6, 0, 1);"), "{}", kernel.source);
+        assert!(
+            kernel.source.contains("w.meet<3, 1, true>(p, learned, 6, 0, 1);"),
+            "{}",
+            kernel.source
+        );
         assert!(kernel.source.contains("w.wait<3>(p.semaphore + 12, p.peer + 12, 0, 4);"));
         assert!(kernel.source.contains("Sum, Repeated<4, USER>, Repeated<4, USER>, SHARED>"));
     }

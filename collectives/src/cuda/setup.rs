@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys;
-use warpmesh_primitives::gpu::{CudaError, Gpu};
+use warpmesh_primitives::gpu::{CudaError, Gpu, Handles};
 use warpmesh_primitives::node::Node;
 
 use super::mail::Mail;
@@ -38,8 +38,14 @@ impl Communicator {
                 format!("are {}; GPUs that reach each other are at most {MAX_RANKS}", self.world());
             return Err(argument("on_gpu", "ranks", problem));
         }
-        let gpu = Gpu::new(context)?;
+        let wanted = wanted_handles()?;
+        let mut gpu = Gpu::new(context)?;
         let most_blocks = agree(&mut self, &gpu)?;
+        if let Some(why) = gpu.agree_on_handles(self.node(), wanted)?
+            && wanted == Handles::Fabric
+        {
+            tracing::warn!(%why, "GPU memory is shared as files");
+        }
         let regions = Regions::new(&gpu, self.node(), SCRATCH, PACKETS)?;
         try_peers(&mut self, &gpu, &regions)?;
         let mail = Mail::new(&gpu, self.node())?;
@@ -61,6 +67,14 @@ impl Communicator {
             most_blocks,
         })
     }
+}
+
+/// How this rank wants to hand GPU memory to its peers: `$WARPMESH_CUDA_HANDLES`, `files` (the default) or `fabric`.
+fn wanted_handles() -> Result<Handles, Error> {
+    const VARIABLE: &str = "WARPMESH_CUDA_HANDLES";
+    let Some(text) = std::env::var_os(VARIABLE) else { return Ok(Handles::default()) };
+    let text = text.to_string_lossy();
+    text.parse().map_err(|problem| argument("on_gpu", VARIABLE, format!("is wrong: {problem}")))
 }
 
 /// Compares the GPUs of all ranks; how many thread blocks a kernel may have, so that those of all ranks on a GPU fit at once.

@@ -207,10 +207,13 @@ fn run<T: Number>(
 const AGAIN: &str = "WARPMESH_TEST_AGAIN";
 
 /// Runs a test of this binary once more, and sees that it succeeds.
-pub fn again(test: &str, setting: Option<(&str, &str)>) {
+pub fn again<'a>(
+    test: &str,
+    setting: impl IntoIterator<Item = (&'a str, &'a str)> + Clone + std::fmt::Debug,
+) {
     let binary = std::env::current_exe().unwrap();
     let arguments = [test, "--exact", "--nocapture", "--test-threads=1"];
-    let run = Command::new(binary).args(arguments).env(AGAIN, "1").envs(setting).output();
+    let run = Command::new(binary).args(arguments).env(AGAIN, "1").envs(setting.clone()).output();
     let run = run.unwrap();
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success(), "{setting:?}: {said}{}", String::from_utf8_lossy(&run.stdout));

@@ -8,36 +8,34 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{
     self, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationGranularity_flags,
-    CUmemAllocationHandleType, CUmemAllocationProp, CUmemAllocationType,
-    CUmemGenericAllocationHandle, CUmemLocation, CUmemLocationType,
+    CUmemAllocationProp, CUmemAllocationType, CUmemGenericAllocationHandle, CUmemLocation,
+    CUmemLocationType,
 };
 
+use super::handles::{FABRIC, FILE, Given, Handles, Name};
 use super::multicast::{self, Multicast};
 use super::vote::agree;
 use super::{CudaError, Gpu};
 use crate::error::Error;
 use crate::node::Node;
 
-pub(super) const FILE: CUmemAllocationHandleType =
-    CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
-
 fn location(device: usize) -> CUmemLocation {
     CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device as i32 }
 }
 
-fn properties(device: usize) -> CUmemAllocationProp {
+fn properties(device: usize, handles: Handles) -> CUmemAllocationProp {
     // SAFETY: a C struct of numbers and a pointer, for which zeros are valid and mean nothing special.
     let mut properties: CUmemAllocationProp = unsafe { std::mem::zeroed() };
     properties.type_ = CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
-    properties.requestedHandleTypes = FILE;
+    properties.requestedHandleTypes = handles.types();
     properties.location = location(device);
     properties
 }
 
 /// The multiple of which a device's allocations are made.
-pub(super) fn granularity(device: usize) -> Result<usize, CudaError> {
+pub(super) fn granularity(device: usize, handles: Handles) -> Result<usize, CudaError> {
     let mut granularity = 0;
-    let properties = properties(device);
+    let properties = properties(device, handles);
     let option = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED;
     // SAFETY: both pointers are to locals.
     let code = unsafe { sys::cuMemGetAllocationGranularity(&mut granularity, &properties, option) };
@@ -53,9 +51,9 @@ pub(super) struct Physical {
 }
 
 impl Physical {
-    fn create(device: usize, len: usize) -> Result<Self, CudaError> {
+    pub(super) fn create(device: usize, len: usize, handles: Handles) -> Result<Self, CudaError> {
         let mut handle = 0;
-        let properties = properties(device);
+        let properties = properties(device, handles);
         // SAFETY: both pointers are to locals.
         let code = unsafe { sys::cuMemCreate(&mut handle, len, &properties, 0) };
         CudaError::check(code, "cuMemCreate")?;
@@ -95,6 +93,29 @@ impl Physical {
             sys::cuMemImportFromShareableHandle(&mut handle, number, FILE)
         };
         CudaError::check(code, "cuMemImportFromShareableHandle")?;
+        Ok(Self { handle, len })
+    }
+
+    /// Its name on the fabric.
+    pub(super) fn name(&self) -> Result<Name, CudaError> {
+        let mut name: Name = [0; _];
+        // SAFETY: for this handle type the driver writes a CUmemFabricHandle, 64 bytes.
+        let code = unsafe {
+            sys::cuMemExportToShareableHandle((&raw mut name).cast(), self.handle, FABRIC, 0)
+        };
+        CudaError::check(code, "cuMemExportToShareableHandle (fabric)")?;
+        Ok(name)
+    }
+
+    /// The allocation of so many bytes that has a name on the fabric.
+    pub(super) fn of_name(name: &Name, len: usize) -> Result<Self, CudaError> {
+        let mut handle = 0;
+        // SAFETY: for this handle type the driver reads 64 bytes, and checks them; it does not write there.
+        let code = unsafe {
+            let name = name.as_ptr().cast_mut().cast();
+            sys::cuMemImportFromShareableHandle(&mut handle, name, FABRIC)
+        };
+        CudaError::check(code, "cuMemImportFromShareableHandle (fabric)")?;
         Ok(Self { handle, len })
     }
 }
@@ -232,20 +253,20 @@ impl Gpu {
     ) -> Result<(PeerMemory, Physical), Error> {
         let whole = len.max(1).next_multiple_of(unit);
         let made = agree(node, "allocate GPU memory", self.zeros(whole, unit))?;
-        let (physical, mine, file) = made;
-        let files = node.exchange(&file)?;
+        let (physical, mine, given) = made;
+        let all = given.exchange(node)?;
         let mut mine = Some(mine);
-        let map = |(rank, file): (usize, Option<OwnedFd>)| -> Result<Mapped, CudaError> {
-            match (file, mine.take()) {
-                (Some(file), back) => {
+        let map = |(rank, theirs): (usize, Option<Given>)| -> Result<Mapped, CudaError> {
+            match (theirs, mine.take()) {
+                (Some(theirs), back) => {
                     mine = back;
-                    let mapped = Mapped::new(self, &Physical::import(&file, whole)?, unit);
+                    let mapped = Mapped::new(self, &theirs.import(whole)?, unit);
                     mapped.map_err(|error| self.explain_access(error, rank))
                 }
                 (None, own) => own.ok_or(CudaError::NoDriver),
             }
         };
-        let mappings = files.into_iter().enumerate().map(map).collect();
+        let mappings = all.into_iter().enumerate().map(map).collect();
         let mappings = agree(node, "map its peers' GPU memory", mappings)?;
         Ok((PeerMemory { len, multicast: None, mappings }, physical))
     }
@@ -262,16 +283,16 @@ impl Gpu {
         CudaError::NoPeerAccess { device: self.context.ordinal(), rank }
     }
 
-    /// Memory that peers can map, all zero: the allocation, this rank's mapping, and the file for the others.
-    fn zeros(&self, len: usize, unit: usize) -> Result<(Physical, Mapped, OwnedFd), CudaError> {
+    /// Memory that peers can map, all zero: the allocation, this rank's mapping, and what the others get.
+    fn zeros(&self, len: usize, unit: usize) -> Result<(Physical, Mapped, Given), CudaError> {
         self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
-        let physical = Physical::create(self.context.ordinal(), len)?;
+        let physical = Physical::create(self.context.ordinal(), len, self.handles)?;
         let mine = Mapped::new(self, &physical, unit)?;
         // SAFETY: the range is mapped for this device and nobody else knows it yet.
         CudaError::check(unsafe { sys::cuMemsetD8_v2(mine.base, 0, len) }, "cuMemsetD8")?;
         self.context.synchronize().map_err(CudaError::of("cuCtxSynchronize"))?;
-        let file = physical.export()?;
-        Ok((physical, mine, file))
+        let given = self.handles.give(&physical)?;
+        Ok((physical, mine, given))
     }
 
     /// Host memory of `len` zero bytes that the device sees at the same address as the host.

@@ -1,11 +1,12 @@
 //! CUDA devices: memory that the GPUs of a node reach in each other.
 //!
 //! The driver is looked for at run time; a machine without one has everything else of this crate. Memory is allocated as a
-//! physical allocation that is exported as a file descriptor (CUDA's virtual memory management), passed to the peers like
-//! the host's shared memory, and mapped by each of them.
+//! physical allocation (CUDA's virtual memory management) that is exported as a file descriptor and passed to the peers like
+//! the host's shared memory, or by its name on an NVLink fabric ([`Handles`]), and mapped by each of them.
 
 mod error;
 mod foreign;
+mod handles;
 mod memory;
 mod multicast;
 mod vote;
@@ -16,6 +17,7 @@ use cudarc::driver::{CudaContext, sys};
 
 pub use self::error::CudaError;
 pub use self::foreign::{Export, Exported, Import, PointerInfo, Way};
+pub use self::handles::{Handles, NoFabric, UnknownHandles};
 pub use self::memory::{HostMemory, PeerMemory};
 use crate::error::Error;
 
@@ -25,6 +27,7 @@ pub struct Gpu {
     context: Arc<CudaContext>,
     /// Multiple of which allocations are made.
     granularity: usize,
+    handles: Handles,
     architecture: u32,
     multiprocessors: u32,
 }
@@ -83,9 +86,10 @@ impl Gpu {
             Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
             "the number of multiprocessors",
         )?;
-        let granularity = memory::granularity(context.ordinal())?;
+        let granularity = memory::granularity(context.ordinal(), Handles::Files)?;
         let (architecture, multiprocessors) = ((10 * major + minor) as u32, multiprocessors as u32);
-        Ok(Self { context, granularity, architecture, multiprocessors })
+        let handles = Handles::Files;
+        Ok(Self { context, granularity, handles, architecture, multiprocessors })
     }
 
     /// Whether there is a CUDA driver on this machine.

@@ -4,7 +4,7 @@
 //! ```text
 //!   rank 0                            every other rank
 //!   create the object                                            vote
-//!   give its file                     take it                    exchange
+//!   give its file or name             take it                    exchange
 //!   add the own GPU                   add the own GPU            vote: all GPUs are in it
 //!   bind the own memory, map          bind the own memory, map   vote: all memory is behind it
 //! ```
@@ -16,7 +16,8 @@ use cudarc::driver::sys::{
     self, CUdevice_attribute_enum as Attribute, CUmulticastGranularity_flags, CUmulticastObjectProp,
 };
 
-use super::memory::{FILE, Mapped, Physical};
+use super::handles::{Given, Handles};
+use super::memory::{Mapped, Physical};
 use super::vote::{Refusal, ballot, tell, vote};
 use super::{CudaError, Gpu};
 use crate::error::Error;
@@ -39,21 +40,25 @@ impl Multicast {
         granularity: usize,
     ) -> Result<Option<Self>, Error> {
         let create = || {
-            let object = create(node.world(), memory.len())?;
-            let file = object.export()?;
-            Ok((object, file))
+            let object = create(node.world(), memory.len(), gpu.handles)?;
+            let given = gpu.handles.give(&object)?;
+            Ok((object, given))
         };
         let made = if node.rank() == 0 { create().map(Some) } else { Ok(None) };
         let Some(made) = all_did(node, "creates a multicast object", made)? else {
             return Ok(None);
         };
-        let (object, file) = made.unzip();
-        // The others' files say nothing: an exchange is one of all with all.
-        let file = file.map_or_else(|| ballot(&[]), Ok)?;
-        let theirs = node.exchange(&file)?.swap_remove(0);
+        let (object, given) = made.unzip();
+        // What the others give says nothing: an exchange is one of all with all.
+        let given = match (given, gpu.handles) {
+            (Some(given), _) => given,
+            (None, Handles::Files) => Given::File(ballot(&[])?),
+            (None, Handles::Fabric) => Given::Name([0; _]),
+        };
+        let theirs = given.exchange(node)?.swap_remove(0);
         let object = match (object, theirs) {
             (Some(own), _) => Ok(own),
-            (None, Some(file)) => Physical::import(&file, memory.len()),
+            (None, Some(theirs)) => theirs.import(memory.len()),
             (None, None) => Err(CudaError::NoDriver),
         };
         let joined = object.and_then(|object| join(gpu, object));
@@ -114,15 +119,15 @@ fn own_granularity(gpu: &Gpu, world: usize) -> Result<usize, CudaError> {
     let mut granularity = 0;
     // The least, not the recommended one, which may be hundreds of megabytes.
     let option = CUmulticastGranularity_flags::CU_MULTICAST_GRANULARITY_MINIMUM;
-    let properties = properties(world, gpu.granularity);
+    let properties = properties(world, gpu.granularity, gpu.handles);
     // SAFETY: both pointers are to locals.
     let code = unsafe { sys::cuMulticastGetGranularity(&mut granularity, &properties, option) };
     CudaError::check(code, "cuMulticastGetGranularity")?;
     Ok(granularity)
 }
 
-fn properties(world: usize, len: usize) -> CUmulticastObjectProp {
-    let handle_types = u64::from(FILE.0);
+fn properties(world: usize, len: usize, handles: Handles) -> CUmulticastObjectProp {
+    let handle_types = u64::from(handles.types().0);
     CUmulticastObjectProp {
         numDevices: world as u32,
         size: len,
@@ -131,9 +136,9 @@ fn properties(world: usize, len: usize) -> CUmulticastObjectProp {
     }
 }
 
-fn create(world: usize, len: usize) -> Result<Physical, CudaError> {
+fn create(world: usize, len: usize, handles: Handles) -> Result<Physical, CudaError> {
     let mut handle = 0;
-    let properties = properties(world, len);
+    let properties = properties(world, len, handles);
     // SAFETY: both pointers are to locals.
     let code = unsafe { sys::cuMulticastCreate(&mut handle, &properties) };
     CudaError::check(code, "cuMulticastCreate")?;

@@ -11,9 +11,9 @@ pub(super) const TOTAL_MEMORY: usize = 64 << 30;
 
 /// Attributes that are true. Concurrent kernels, mapped host memory, unified addresses, priorities, caches (which change nothing),
 /// preemption, registered host memory by its own pointer, stream memory operations, cooperative launches, virtual
-/// memory with file and fabric handles, memory pools.
-const TRUE: [c_int; 22] =
-    [15, 19, 31, 40, 41, 78, 79, 80, 86, 90, 91, 92, 93, 94, 95, 99, 102, 103, 115, 122, 123, 128];
+/// memory with file handles, memory pools.
+const TRUE: [c_int; 21] =
+    [15, 19, 31, 40, 41, 78, 79, 80, 86, 90, 91, 92, 93, 94, 95, 99, 102, 103, 115, 122, 123];
 
 /// Attributes that are false or none. Clocks, buses and cache sizes; timeouts, integrated, prohibited modes, ECC, PCI
 /// numbers beyond the bus, TCC, managed and pageable memory, RDMA, sparse arrays, handles of pools, clusters, DMA
@@ -44,6 +44,7 @@ fn attribute(d: &Driver, a: c_int, device: c_int) -> Res<c_int> {
         81 => 228 * 1024,
         87 => 2, // the ratio of single to double precision
         97 => crate::machine::BLOCK_SHARED as c_int,
+        128 => c_int::from(!d.no_fabric.contains(&(device as u32))),
         131 | 134 => -1, // no NUMA node
         // Multicast objects need hardware that has multimem instructions.
         132 => c_int::from(d.arch(device as u32) >= 90),

@@ -97,6 +97,9 @@ struct Driver {
     /// Devices do not reach each other.
     isolated: bool,
     refusal: Option<entry::Refusal>,
+    /// Devices that know no fabric handles, and devices whose driver says that it does and then does not permit any.
+    no_fabric: Vec<u32>,
+    no_imex: Vec<u32>,
     contexts: Handles<Context>,
     primary: Vec<Arc<Context>>,
     modules: Handles<Module>,
@@ -129,6 +132,17 @@ fn number(name: &str, default: u64) -> u64 {
     }
 }
 
+/// A variable that lists devices, with commas between.
+fn devices(name: &str) -> Vec<u32> {
+    let text = std::env::var(name).unwrap_or_default();
+    let all: Result<Vec<u32>, _> =
+        text.split(',').filter(|one| !one.is_empty()).map(str::parse).collect();
+    all.unwrap_or_else(|_| {
+        eprintln!("vgpu: {name}={text} is not numbers with commas between; it has no effect");
+        Vec::new()
+    })
+}
+
 /// VGPU_ARCH: one number for all devices, or several with commas between.
 fn archs() -> Vec<u32> {
     let text = std::env::var("VGPU_ARCH").unwrap_or_else(|_| "90".to_owned());
@@ -150,8 +164,16 @@ impl Driver {
         device == owner || !self.isolated
     }
 
+    /// Whether memory of a device can have fabric handles.
+    fn may_have_fabric_handles(&self, device: u32) -> Res<()> {
+        if self.no_fabric.contains(&device) {
+            return Err(Error::NotSupported);
+        }
+        if self.no_imex.contains(&device) { Err(Error::NotPermitted) } else { Ok(()) }
+    }
+
     /// Reads the environment: VGPU_DEVICES, VGPU_SMS, VGPU_ARCH, VGPU_DRIVER, VGPU_ISOLATED, VGPU_MODE (sc, weak or idle), VGPU_RACES,
-    /// VGPU_SEED, VGPU_WATCHDOG, VGPU_REFUSE.
+    /// VGPU_SEED, VGPU_WATCHDOG, VGPU_REFUSE, VGPU_NO_FABRIC, VGPU_NO_IMEX.
     fn new() -> std::io::Result<Driver> {
         let mode = std::env::var("VGPU_MODE").unwrap_or_default();
         let weak = mode == "weak";
@@ -187,6 +209,8 @@ impl Driver {
             version: number("VGPU_DRIVER", 13000),
             isolated: number("VGPU_ISOLATED", 0) != 0,
             refusal: entry::Refusal::from_environment(),
+            no_fabric: devices("VGPU_NO_FABRIC"),
+            no_imex: devices("VGPU_NO_IMEX"),
             contexts,
             primary,
             modules: Handles::default(),

@@ -84,7 +84,11 @@ impl AllocationProp {
         if u64::from(self.handle_types) & !(POSIX_FD | FABRIC) != 0 {
             return Err(Error::NotSupported);
         }
-        self.location.device(d)
+        let device = self.location.device(d)?;
+        if u64::from(self.handle_types) & FABRIC != 0 {
+            d.may_have_fabric_handles(device)?;
+        }
+        Ok(device)
     }
 }
 

@@ -45,8 +45,7 @@ pub fn read(listing: &str) -> Figures {
         ..Figures::default()
     };
     for line in &lines {
-        let wide = line.name.contains(".128") || line.name.contains(".256");
-        let count = if wide { &mut figures.wide } else { &mut figures.narrow };
+        let count = if line.is_wide() { &mut figures.wide } else { &mut figures.narrow };
         match line.kind() {
             Kind::Load => count.0 += 1,
             Kind::Store => count.1 += 1,
@@ -85,7 +84,8 @@ enum Kind {
 impl Line<'_> {
     fn kind(&self) -> Kind {
         match self.name.split('.').next().unwrap_or_default() {
-            "LDG" => Kind::Load,
+            // (LDGMC loads from the switch.)
+            "LDG" | "LDGMC" => Kind::Load,
             "STG" => Kind::Store,
             "LDL" | "STL" => Kind::Local,
             "LD" | "ST" | "ATOM" | "RED" => Kind::Generic,
@@ -93,9 +93,15 @@ impl Line<'_> {
         }
     }
 
+    /// Whether it moves 16 bytes, or more; the switch's instructions name elements and how many.
+    fn is_wide(&self) -> bool {
+        let of_switch = ["F16x8", "F32x4"].iter().any(|form| self.name.contains(form));
+        self.name.contains(".128") || self.name.contains(".256") || of_switch
+    }
+
     /// Looks at a word that somebody else writes.
     fn polls(&self) -> bool {
-        self.kind() == Kind::Load && self.name.contains(".STRONG.SYS")
+        self.name.starts_with("LDG.") && self.name.contains(".STRONG.SYS")
     }
 }
 
@@ -168,7 +174,7 @@ fn in_flight(body: &[Line<'_>]) -> usize {
         if let Some(last) = under_way.iter().rposition(needs) {
             under_way.drain(..=last);
         }
-        if line.kind() == Kind::Load && line.name.contains(".128") {
+        if line.kind() == Kind::Load && line.is_wide() {
             under_way.extend(register(line.operands));
             most = most.max(under_way.len());
         } else if line.always && matches!(line.name, "EXIT" | "RET.REL.NODEC") {
@@ -223,6 +229,13 @@ mod tests {
 .L_x_3:
         /*00e0*/                   BRA `(.L_x_3);
 ";
+
+    #[test]
+    fn loads_from_the_switch_are_wide_and_no_polls() {
+        let listing = LISTING.replace("LDG.E.64.STRONG.SYS", "LDGMC.E.F32ADD.F16x8.RN.STRONG.SYS");
+        let figures = read(&listing);
+        assert_eq!((figures.wide, figures.narrow, figures.poll), ((4, 1), (1, 0), 0));
+    }
 
     #[test]
     fn a_listing_is_counted() {
