@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Identifies the kernel and network namespace that a process lives in. Two ranks with the same
+/// Identifies the kernel and network namespace that a thread lives in. Two ranks with the same
 /// value can pass each other memory; others cannot.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostId(Vec<u8>);
@@ -17,7 +17,7 @@ impl HostId {
 
     /// As [`HostId::current`], with `mark` in place of the variable.
     pub fn marked(mark: &str) -> Self {
-        let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+        let namespace = std::fs::read_link("/proc/thread-self/ns/net").unwrap_or_default();
         let mut id = machine_id();
         id.extend_from_slice(namespace.as_os_str().as_encoded_bytes());
         id.extend_from_slice(mark.as_bytes());

@@ -512,7 +512,7 @@ fn open_outside(
 ) -> Result<Outside, Error> {
     let net = match &options.net {
         Some(net) => net.clone(),
-        None => NetOptions::from_env()?,
+        None => NetOptions::from_env_within(options.timeout)?,
     };
     let (mirrors, fd) =
         Mapping::create(Outside::bytes(bootstrap.world())).map_err(system("memfd"))?;

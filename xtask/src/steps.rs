@@ -17,6 +17,7 @@ pub fn test() -> Result<()> {
     let layers = ["test", "--release", "--workspace", "--test", "*", "--examples"];
     step("integration and mp tests", &mut cargo(&layers))?;
     hosts("warpmesh-primitives", "net_hosts", &[])?;
+    hosts("warpmesh", "hosts", &[])?;
     tables::check()?;
     kernels::check()?;
     gpu::test()?;
