@@ -8,6 +8,8 @@ mod error;
 mod foreign;
 mod memory;
 mod multicast;
+mod queue;
+mod region;
 mod vote;
 
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use cudarc::driver::{CudaContext, sys};
 pub use self::error::CudaError;
 pub use self::foreign::{Export, Exported, Import, PointerInfo, Way};
 pub use self::memory::{HostMemory, PeerMemory};
+pub(crate) use self::queue::CopyQueue;
+pub use self::region::{DeviceMemory, DeviceRegion};
 use crate::error::Error;
 
 /// A GPU as a communicator uses it.
