@@ -6,7 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{BOTH, Device, LONG, Via, connect, count, process, process_via, processes, ranks, share};
+use common::{
+    BOTH, Device, LONG, Via, connect, count, process, process_via, processes, ranks, share,
+};
 use cudarc::driver::{CudaModule, DeviceRepr, LaunchConfig, PushKernelArg};
 use warpmesh_primitives::bootstrap::Bootstrap;
 use warpmesh_primitives::gpu::DeviceMemory;
@@ -72,8 +74,11 @@ impl<B: Bootstrap> Rank<B> {
 
     fn launch<T: DeviceRepr>(&self, kernel: &str, blocks: u32, threads: u32, args: &T) {
         let function = self.module.load_function(kernel).unwrap();
-        let config =
-            LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
+        let config = LaunchConfig {
+            grid_dim: (blocks, 1, 1),
+            block_dim: (threads, 1, 1),
+            shared_mem_bytes: 0,
+        };
         self.ports.fifo().bell().ring();
         let mut launch = self.device.stream.launch_builder(&function);
         // SAFETY: `T` is the kernel's parameter struct, and what it points to lives until the stream is synchronized.
@@ -172,8 +177,7 @@ fn kernels_play_ping_pong() {
             let (source, target) = (own.source(), own.target());
             let (errors, rank) = (own.results.address(), own.rank() as u32);
             let port_handle = port.handle();
-            let args =
-                PingPong { port: port_handle, source, target, errors, rounds: 200, rank };
+            let args = PingPong { port: port_handle, source, target, errors, rounds: 200, rank };
             own.launch("ping_pong", 1, 1, &args);
             assert_eq!(own.results()[0], 0, "{via:?}");
             port.check().unwrap();
@@ -236,7 +240,10 @@ fn a_bad_transfer_ends_its_port_alone_and_the_kernel_is_told() {
             assert_eq!(error.peer, Some(1 - me), "{error}");
             let text = error.to_string();
             let expected = ["port 0 to rank 1: the source: bytes 12281..12281+8", "300ms"][me];
-            assert!(text.contains(expected) && text.contains(&format!("rank {}", 1 - me)), "{text}");
+            assert!(
+                text.contains(expected) && text.contains(&format!("rank {}", 1 - me)),
+                "{text}"
+            );
             if me == 1 {
                 let expected = "1 from rank 0, at place 13 of a kernel, but 0";
                 assert!(text.contains(expected), "{text}");

@@ -36,7 +36,8 @@ impl CopyQueue {
         let context = gpu.context().clone();
         context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
         let attribute = Attribute::CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS;
-        let can = context.attribute(attribute).map_err(CudaError::of("stream memory operations"))?;
+        let can =
+            context.attribute(attribute).map_err(CudaError::of("stream memory operations"))?;
         if can == 0 {
             let what = "stream memory operations of 64 bits";
             return Err(CudaError::Unsupported { device: context.ordinal(), what });
@@ -54,7 +55,12 @@ impl CopyQueue {
     ///
     /// # Safety
     /// Both ranges are memory that the device reaches, until the mark behind is done.
-    pub(crate) unsafe fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<(), CudaError> {
+    pub(crate) unsafe fn copy(
+        &mut self,
+        to: u64,
+        from: u64,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
         self.bind()?;
         // SAFETY: the caller's promise.
         let code = unsafe { sys::cuMemcpyAsync(to, from, bytes, self.stream) };

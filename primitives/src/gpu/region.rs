@@ -114,7 +114,11 @@ impl Gpu {
     ///
     /// # Errors
     /// The driver refuses.
-    pub fn region_of_shared(&self, rank: usize, memory: &PeerMemory) -> Result<DeviceRegion, Error> {
+    pub fn region_of_shared(
+        &self,
+        rank: usize,
+        memory: &PeerMemory,
+    ) -> Result<DeviceRegion, Error> {
         let keep = Keep::Shared { _memory: memory.clone() };
         self.region_kept(memory.address(rank), memory.len(), keep)
     }

@@ -232,8 +232,7 @@ impl DevicePorts {
         };
         self.open += 1;
         proxy.shared.watch(port, alarm.clone());
-        let (shared, _words, fifo) =
-            (proxy.shared.clone(), self.words.clone(), self.fifo.clone());
+        let (shared, _words, fifo) = (proxy.shared.clone(), self.words.clone(), self.fifo.clone());
         Ok(DevicePort { handle, shared, alarm, _words, fifo })
     }
 
@@ -279,11 +278,13 @@ impl DevicePort {
         let failed = |cause| Err(PortError { port, peer, trigger: None, cause });
         if let Some((peer, place, expected, seen)) = self.alarm.late() {
             let timeout = Duration::from_nanos(self.handle.patience.timeout);
-            let what = format!("{expected} from rank {peer}, at place {place} of a kernel, but {seen}");
+            let what =
+                format!("{expected} from rank {peer}, at place {place} of a kernel, but {seen}");
             return failed(NetError::TimedOut { what, timeout });
         }
         if self.alarm.was_rung() {
-            let (what, cause) = ("serve a kernel's port".to_owned(), "the proxy has ended".to_owned());
+            let (what, cause) =
+                ("serve a kernel's port".to_owned(), "the proxy has ended".to_owned());
             return failed(NetError::System { what, cause });
         }
         Ok(())

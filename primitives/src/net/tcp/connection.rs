@@ -84,7 +84,8 @@ impl Outgoing {
         let (data, bytes) = match (&self.source, stages) {
             (Some(source), Some(Stages { out, .. })) if source.is_on_device() => {
                 let here = self.position + at as u64;
-                let ready = if self.staged > at { out.ready(here).min(self.staged - at) } else { 0 };
+                let ready =
+                    if self.staged > at { out.ready(here).min(self.staged - at) } else { 0 };
                 (Piece::new(out.at(here), ready), ready)
             }
             (Some(source), _) => (Piece::new(source.at(at), source.bytes - at), source.bytes - at),

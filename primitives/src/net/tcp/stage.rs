@@ -126,7 +126,9 @@ impl Stage {
         }
         if before == self.landed {
             // A copy that failed is never done.
-            self.copies.check().map_err(|error| format!("copying to or from the device: {error}"))?;
+            self.copies
+                .check()
+                .map_err(|error| format!("copying to or from the device: {error}"))?;
         }
         Ok(before != self.landed)
     }
