@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bytes, Rig, headers, in_all_modes, is_caught, nvcc, nvrtc, patience, ptx, run, sc};
+use common::{Bytes, Rig, headers, in_all_modes, is_caught, nvcc, nvrtc, patience, run};
 
 #[test]
 fn vgpu_every_header_compiles_alone_with_both_compilers() {

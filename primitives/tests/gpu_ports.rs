@@ -370,8 +370,8 @@ fn ports_in_weak_memory() {
             let mut own = Rank::new(via, bootstrap, 4096, 4);
             let port = own.open(0, LONG);
             own.bootstrap.barrier().unwrap();
-            own.exchange(&port, (130, 6, 0));
-            own.exchange(&port, (37, 9, 6));
+            own.exchange(&port, (130, 4, 0));
+            own.exchange(&port, (37, 5, 4));
             own.bootstrap.barrier().unwrap();
         });
     }

@@ -40,7 +40,7 @@ pub(super) struct Connection {
     arrival: Option<Arrival>,
     arrived: u32,
     /// Where data of devices goes through, on its way out and in; none if the transport has no GPU.
-    stages: Option<Stages>,
+    stages: Option<Box<Stages>>,
 }
 
 /// One for each direction: devices copy in both at a time.
@@ -100,7 +100,7 @@ impl Outgoing {
 }
 
 impl Connection {
-    pub(super) fn new(link: Link, semaphores: u64, stages: Option<Stages>) -> Self {
+    pub(super) fn new(link: Link, semaphores: u64, stages: Option<Box<Stages>>) -> Self {
         Self {
             link,
             semaphores,
@@ -190,7 +190,7 @@ impl Connection {
             let mut pieces = [Piece::of(&[]); 2 * BATCH];
             let (mut asked, mut frames) = (0, 0);
             for (out, pieces) in self.queue.iter().zip(pieces.chunks_exact_mut(2)) {
-                let (parts, bytes) = out.pieces(self.stages.as_ref());
+                let (parts, bytes) = out.pieces(self.stages.as_deref());
                 pieces.copy_from_slice(&parts);
                 asked += bytes;
                 frames += 1;
@@ -221,7 +221,7 @@ impl Connection {
     /// Begins copies of what will be sent soon and lies on a device, as far as the stage has room.
     #[inline]
     fn stage(&mut self) -> Result<(), Cause> {
-        let Some(Stages { out: stage, .. }) = &mut self.stages else {
+        let Some(Stages { out: stage, .. }) = self.stages.as_deref_mut() else {
             return Ok(());
         };
         stage.look()?;
@@ -266,13 +266,13 @@ impl Connection {
     #[inline]
     pub(super) fn is_copying(&self) -> bool {
         let copying = |stages: &Stages| stages.out.is_copying() || stages.in_.is_copying();
-        self.stages.as_ref().is_some_and(copying)
+        self.stages.as_deref().is_some_and(copying)
     }
 
     /// Counts up what waited for copies that are done; whether any were.
     #[inline]
     fn land(&mut self, signals: &Signals) -> Result<bool, Cause> {
-        let Some(Stages { in_: stage, .. }) = &mut self.stages else {
+        let Some(Stages { in_: stage, .. }) = self.stages.as_deref_mut() else {
             return Ok(false);
         };
         let landed = stage.look()?;
@@ -297,7 +297,7 @@ impl Connection {
     }
 
     /// What outlives the connection.
-    pub(super) fn take_stages(&mut self) -> Option<Stages> {
+    pub(super) fn take_stages(&mut self) -> Option<Box<Stages>> {
         self.stages.take()
     }
 

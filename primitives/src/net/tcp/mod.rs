@@ -85,7 +85,7 @@ enum Place {
         sent: u64,
         /// Kept until the transport goes: the driver frees pinned memory only when the device's kernels have ended, and those may wait
         /// for the word that this connection is broken.
-        _stages: Option<Stages>,
+        _stages: Option<Box<Stages>>,
     },
 }
 
@@ -157,9 +157,9 @@ impl TcpTransport {
         Ok(())
     }
 
-    fn stages(&self) -> Result<Option<Stages>, NetError> {
+    fn stages(&self) -> Result<Option<Box<Stages>>, NetError> {
         let Some(gpu) = &self.gpu else { return Ok(None) };
-        let stages = || Ok(Stages { out: Stage::new(gpu)?, in_: Stage::new(gpu)? });
+        let stages = || Ok(Box::new(Stages { out: Stage::new(gpu)?, in_: Stage::new(gpu)? }));
         let failed = |error: crate::gpu::CudaError| NetError::System {
             what: "pinned memory and streams for a connection".to_owned(),
             cause: error.to_string(),
