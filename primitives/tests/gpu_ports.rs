@@ -362,6 +362,8 @@ fn cpu_time(thread: i32) -> Duration {
     Duration::from_nanos(table.split(' ').next().unwrap().parse().unwrap())
 }
 
+/// One block a FIFO: that the proxy, a thread of the host, orders what several blocks push, the virtual GPU's memory model does not
+/// know. `kernels/tests/port.rs` has several, with a proxy that is a kernel.
 #[test]
 fn ports_in_weak_memory() {
     let Some(_) = count() else { return };
