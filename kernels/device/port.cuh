@@ -8,11 +8,25 @@
 //   word 1   | to, low 32            | from, low 32                              |
 //
 // Sizes and offsets have 36 bits: 64 GiB. A port names a source memory, a destination memory and a semaphore in a table of the
-// host's, so there may be 65536 such combinations, of any number of memories.
+// host's, so there may be 65536 such combinations, of any number of memories. What comes from the peer is told by a semaphore, whose
+// words the transport counts up behind the data. The host's side is primitives/src/net/fifo and proxy; it fills these structs.
+//
+//   word             written by                            read by                     order
+//   ring, word 1     the thread that has the number        the proxy, after word 0     relaxed; by word 0, and back by tail
+//   ring, word 0     the same thread                       the proxy                   release / acquire: with what the thread knows of the source
+//   head             pushing threads                       they                        relaxed: a number only; tail orders the entry
+//   tail             the proxy                             threads that need room      release / acquire: the proxy has read the entry
+//   tail_cache       a thread that has read tail           threads that need room      release / acquire, of the GPU: what it knew from tail
+//   done             the proxy                             threads that flush          release / acquire: sources may be written again
+//   awaited          the transport, or a NIC or a copy     the thread that waits       behind the data / acquire: all data before the signal
+//                    engine
+//   received         the thread that waits                 it, in this kernel or the   plain: of one thread at a time
+//                    next
+//   control->abort   the proxy, before done                waiting threads             relaxed; in a flush by done
 #ifndef WARPMESH_PORT_CUH
 #define WARPMESH_PORT_CUH
 
-#include "wait.cuh"
+#include "semaphore.cuh"
 
 namespace warpmesh {
 
@@ -35,16 +49,21 @@ struct Fifo {
   u64* tail_cache;  // device memory: what a thread saw there last
   u64* done;        // host memory: triggers that are carried out, so that their sources may be written again
   u32 size;         // a power of two
+  u32 reserved;
 };
 
 struct PortChannel {
   Fifo fifo;
   u32 port;
-  Patience patience;
   u32 peer;
+  Patience patience;  // its control is of this port alone: the host sets `abort` when the port has failed
+  u64* awaited;       // words that the peer's signals count up, one for each lane
+  u64* received;      // how often this rank has waited; device memory that nobody else touches
+  u32 lanes;
+  u32 reserved;
 
   // Each of these is for one thread, after a barrier if others have written the source. False if given up, or if an offset or size
-  // has more than 36 bits.
+  // has more than 36 bits. What a port that has failed is given is dropped: `flush` and `wait` tell, and the host says why.
 
   WARPMESH_DEVICE bool put(u64 to, u64 from, u64 bytes, u32 place) const { return push(trigger::PUT, to, from, bytes, place) != FAILED; }
 
@@ -55,18 +74,35 @@ struct PortChannel {
 
   WARPMESH_DEVICE bool signal(u32 place) const { return push(trigger::SIGNAL, 0, 0, 0, place) != FAILED; }
 
-  // Until all transfers that this thread has pushed before have left their sources.
+  // Until all transfers that this thread has pushed before have left their sources. False also if the port has failed: then some may
+  // have been dropped.
   WARPMESH_DEVICE bool flush(u32 place) const {
     const u64 ticket = push(trigger::FLUSH, 0, 0, 0, place);
     if (ticket == FAILED) return false;
     u64 seen = 0;
-    return persist(
+    const bool reached = persist(
         patience, [&] { return (seen = load_acquire_sys(fifo.done)) > ticket; },
         [&] { return WaitingFor{peer, place, ticket + 1, seen}; });
+    // The proxy counts what it drops as done, after it has set `abort`.
+    return reached && load_relaxed_sys(&patience.control->abort) == 0;
+  }
+
+  // Until the peer's port has signalled once more than this rank has waited: then all data that it sent before is there. For one
+  // thread at a time; a barrier hands it to others.
+  WARPMESH_DEVICE bool wait(u32 place) const {
+    const u64 value = load(received) + 1;
+    // Lanes are in no order with each other, so all have to be there.
+    for (u32 lane = 0; lane < lanes; ++lane) {
+      if (!Semaphore{awaited + lane}.wait(value, patience, peer, place)) return false;
+    }
+    store(received, value);
+    return true;
   }
 
  private:
   static constexpr u64 FAILED = ~0ull;
+  // The longest wait for room after it was given up, in nanoseconds.
+  static constexpr u64 GRACE = 1ull << 30;
 
   // The trigger's number.
   WARPMESH_DEVICE u64 push(u32 what, u64 to, u64 from, u64 bytes, u32 place) const {
@@ -90,9 +126,13 @@ struct PortChannel {
     const u64 needed = ticket < fifo.size ? 0 : ticket - fifo.size + 1;
     if (load_acquire_gpu(fifo.tail_cache) >= needed) return true;
     u64 seen = 0;
-    const bool reached = persist(
+    bool reached = persist(
         patience, [&] { return (seen = load_acquire_sys(fifo.tail)) >= needed; },
         [&] { return WaitingFor{peer, place, needed, seen}; });
+    // A port that has failed does not wait, but this thread has taken a number, and all of the ring, ports that are well among them,
+    // would wait behind an entry that stays empty. The proxy goes on, so there will be room.
+    const u64 since = now();
+    while (!reached && now() - since < least(GRACE, patience.timeout)) reached = (seen = load_acquire_sys(fifo.tail)) >= needed;
     if (reached) store_release_gpu(fifo.tail_cache, seen);
     return reached;
   }

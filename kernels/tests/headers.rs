@@ -2,11 +2,7 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-use common::{Bytes, Rig, headers, in_all_modes, is_caught, nvcc, nvrtc, patience, ptx, run, sc};
-use vgpu::mem::space::Kind;
+use common::{Bytes, Rig, headers, in_all_modes, is_caught, nvcc, nvrtc, patience, run};
 
 #[test]
 fn vgpu_every_header_compiles_alone_with_both_compilers() {
@@ -331,134 +327,6 @@ fn vgpu_lines_of_128_bytes() {
         let arrived: Vec<u32> = rig.read(out, 32);
         assert_eq!(arrived, (0..32).map(|t| u32::from(t / 8 != 1)).collect::<Vec<_>>());
     });
-}
-
-const PORT: &str = r#"
-#include "warpmesh/port.cuh"
-using namespace warpmesh;
-
-// Each block puts its numbers one by one; then it may use their memory again.
-extern "C" __global__ void send(const __grid_constant__ PortChannel c, u64* source, u32 count, u32* fine) {
-  if (threadIdx.x != 0) return;
-  bool all = true;
-  for (u32 k = 0; k < count; ++k) {
-    const u64 at = blockIdx.x * count + k;
-    source[at] = 1000 + at;
-    all &= k + 1 < count ? c.put(8 * at, 8 * at, 8, 0) : c.put_with_signal(8 * at, 8 * at, 8, 1);
-  }
-  all &= c.flush(2);
-  for (u32 k = 0; k < count; ++k) source[blockIdx.x * count + k] = 0;
-  fine[blockIdx.x] = all;
-}
-// The greatest numbers that fit, and ones that do not.
-extern "C" __global__ void fields(const __grid_constant__ PortChannel c, u32* fine) {
-  fine[0] = c.put_with_signal(0xFEDCBA987ull, 0x812345678ull, 0xFFFFFFFFFull, 0);
-  fine[1] = c.signal(1);
-  fine[2] = c.put(1ull << 36, 0, 1, 2);
-}
-"#;
-
-/// What the host reads out of a trigger.
-#[derive(Debug, PartialEq, Eq)]
-struct Trigger {
-    port: u64,
-    what: u64,
-    to: u64,
-    from: u64,
-    bytes: u64,
-}
-
-/// The host's side of a FIFO.
-struct Proxy {
-    ring: u64,
-    tail: u64,
-    done: u64,
-    size: u64,
-    next: u64,
-}
-
-impl Proxy {
-    fn word(&self, at: u64) -> &AtomicU64 {
-        // SAFETY: aligned words of host memory that live as long as the rig; the device uses them as atomics too.
-        unsafe { AtomicU64::from_ptr(at as *mut u64) }
-    }
-
-    fn poll(&mut self) -> Option<Trigger> {
-        let entry = self.ring + self.next % self.size * 16;
-        let first = self.word(entry).load(Ordering::Acquire);
-        if first >> 63 == (self.next / self.size) & 1 {
-            return None;
-        }
-        let second = self.word(entry + 8).load(Ordering::Relaxed);
-        self.next += 1;
-        self.word(self.tail).store(self.next, Ordering::Release);
-        let field = |shift: u32, bits: u32| first >> shift & ((1 << bits) - 1);
-        Some(Trigger {
-            port: field(36, 16),
-            what: field(52, 3),
-            from: field(55, 4) << 32 | second & 0xFFFF_FFFF,
-            to: field(59, 4) << 32 | second >> 32,
-            bytes: field(0, 36),
-        })
-    }
-}
-
-fn port(rig: &Rig, size: u32, number: u32) -> (Proxy, Bytes) {
-    let host = |bytes| rig.machine.space().alloc(0, Kind::Host, bytes).unwrap();
-    let (ring, tail, done) = (host(16 * u64::from(size)), host(64), host(64));
-    let (head, cache) = (rig.alloc(0, 64), rig.alloc(0, 64));
-    let fifo = Bytes::default().u64s(&[ring, head, tail, cache, done]).u32s(&[size, 0]);
-    let bytes = patience(rig, fifo.u32s(&[number, 0]), 0).u32s(&[1, 0]);
-    (Proxy { ring, tail, done, size: size.into(), next: 0 }, bytes)
-}
-
-#[test]
-fn vgpu_port_channel() {
-    let Some(ptx) = ptx(PORT) else { return };
-    let (blocks, count) = (3u64, 20u64);
-    let rig = Rig::new(&ptx, sc(1));
-    // A ring of 4: many laps, and pushers that wait for room.
-    let (mut proxy, params) = port(&rig, 4, 40_000);
-    let (source, fine) = (rig.alloc(0, 8 * 60), rig.alloc(0, 64));
-    let launch =
-        rig.start("send", 0, blocks as u32, 32, &params.u64(source).u32(count as u32).u64(fine).0);
-    let (mut received, mut signals) = (vec![0u64; 60], 0);
-    let until = Instant::now() + Duration::from_secs(20);
-    while proxy.next < blocks * (count + 1) {
-        assert!(Instant::now() < until, "{} triggers", proxy.next);
-        let Some(t) = proxy.poll() else { continue };
-        assert_eq!(t.port, 40_000);
-        if t.what & 1 != 0 {
-            assert_eq!((t.bytes, t.from), (8, t.to));
-            received[t.to as usize / 8] = rig.read::<u64>(source + t.from, 1)[0];
-        }
-        signals += t.what >> 1 & 1;
-        proxy.word(proxy.done).store(proxy.next, Ordering::Release);
-    }
-    rig.machine.wait(&launch).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(received, (1000..1060).collect::<Vec<u64>>());
-    assert_eq!(signals, blocks);
-    assert_eq!(rig.read::<u32>(fine, 3), [1; 3]);
-}
-
-#[test]
-fn vgpu_triggers_have_room_for_64_gib() {
-    let Some(ptx) = ptx(PORT) else { return };
-    let rig = Rig::new(&ptx, sc(1));
-    let (mut proxy, params) = port(&rig, 8, 65_535);
-    let fine = rig.alloc(0, 64);
-    run(&rig, "fields", 1, 1, &[params.u64(fine).0]);
-    assert_eq!(rig.read::<u32>(fine, 3), [1, 1, 0]);
-    let put = Trigger {
-        port: 65_535,
-        what: 3,
-        to: 0xF_EDCB_A987,
-        from: 0x8_1234_5678,
-        bytes: 0xF_FFFF_FFFF,
-    };
-    assert_eq!(proxy.poll(), Some(put));
-    assert_eq!(proxy.poll(), Some(Trigger { port: 65_535, what: 2, to: 0, from: 0, bytes: 0 }));
-    assert_eq!(proxy.poll(), None);
 }
 
 type Test = fn(&Rig);

@@ -9,6 +9,8 @@ mod foreign;
 mod handles;
 mod memory;
 mod multicast;
+mod queue;
+mod region;
 mod vote;
 
 use std::sync::Arc;
@@ -19,6 +21,8 @@ pub use self::error::CudaError;
 pub use self::foreign::{Export, Exported, Import, PointerInfo, Way};
 pub use self::handles::{Handles, NoFabric, UnknownHandles};
 pub use self::memory::{HostMemory, PeerMemory};
+pub(crate) use self::queue::CopyQueue;
+pub use self::region::{DeviceMemory, DeviceRegion};
 use crate::error::Error;
 
 /// A GPU as a communicator uses it.

@@ -1,9 +1,9 @@
-//! Transfers to ranks of other hosts.
+//! Transfers to ranks of other hosts, and between the GPUs of one.
 //!
 //! ```text
-//!   executor, on the calling thread ──┐
-//!                                     ├─► dyn Transport ──► tcp   a socket for each pair of ranks
-//!   kernels ─► fifo ─► proxy thread ──┘                └──► rdma  a queue pair for each pair of ranks and NIC
+//!   executor, on the calling thread ──┐                ┌──► tcp   a socket for each pair of ranks
+//!                                     ├─► dyn Transport ──► rdma  a queue pair for each pair of ranks and NIC
+//!   kernels ─► fifo ─► proxy thread ──┘                └──► copy  a stream of the copy engine for each peer of this node
 //! ```
 //!
 //! A [`Transport`] is one rank's side. It belongs to one thread, which posts [`Transfer`]s and calls
@@ -15,10 +15,11 @@
 //!
 //! | word | written by | read by | order |
 //! |---|---|---|---|
-//! | [`Signals`] | the transport: its thread (TCP, RDMA by immediate data) or the NIC (RDMA by fetch-add) | whoever waits, on any thread | Release, or the NIC's order of writes behind each other on one connection / Acquire |
-//! | registered memory | the transport's thread, or the NIC | who has seen the signal behind the transfer | plain; by the signal |
+//! | [`Signals`] | the transport: its thread (TCP, RDMA by immediate data), the NIC (RDMA by fetch-add) or a peer's stream (copy) | whoever waits, on any thread or in a kernel | Release, or the NIC's order of writes behind each other on one connection, or the stream's / Acquire |
+//! | registered memory | the transport's thread, the NIC, or a copy engine | who has seen the signal behind the transfer | plain; by the signal |
 
 mod choice;
+pub mod copy;
 mod error;
 pub mod fifo;
 pub mod link;
@@ -27,6 +28,7 @@ pub mod rdma;
 mod signals;
 pub mod tcp;
 mod wait;
+mod words;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -90,7 +92,7 @@ pub struct Transfer {
 
 /// One rank's side of the transfers to and from peers. See the [module](self).
 pub trait Transport: Send + fmt::Debug {
-    /// Its name in reports: `tcp`, `rdma`.
+    /// Its name in reports: `tcp`, `rdma`, `copy`.
     fn name(&self) -> &'static str;
 
     /// Makes memory reachable, under a number that is not in use. What is returned goes to all peers that may write it,

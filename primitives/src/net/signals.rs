@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, system};
+use super::words::HostWords;
+use crate::error::Error;
+use crate::gpu::Gpu;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::Mapping;
 
@@ -11,9 +13,11 @@ use crate::sys::Mapping;
 /// counts for ever. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Signals {
-    words: Arc<Mapping>,
+    words: Arc<HostWords>,
     semaphores: usize,
     lanes: usize,
+    /// Where kernels find the words, if they can.
+    device: Option<u64>,
 }
 
 impl Signals {
@@ -23,9 +27,39 @@ impl Signals {
     /// There is no memory.
     pub fn new(semaphores: usize, lanes: usize) -> Result<Self, Error> {
         let (semaphores, lanes) = (semaphores.max(1), lanes.max(1));
-        let (words, _) =
-            Mapping::create(semaphores * lanes * 8).map_err(system("memory for signals"))?;
-        Ok(Self { words: Arc::new(words), semaphores, lanes })
+        let words = HostWords::new(semaphores * lanes * 8, "memory for signals")?;
+        Ok(Self { words: Arc::new(words), semaphores, lanes, device: None })
+    }
+
+    /// As [`Signals::new`], in pinned memory of the host, so that kernels of a GPU can wait for them too.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn on_gpu(gpu: &Gpu, semaphores: usize, lanes: usize) -> Result<Self, Error> {
+        let (semaphores, lanes) = (semaphores.max(1), lanes.max(1));
+        let words = HostWords::pinned(gpu, semaphores * lanes * 8)?;
+        let device = words.device();
+        Ok(Self { words: Arc::new(words), semaphores, lanes, device })
+    }
+
+    /// Words of one lane in memory of the host that peers write, and beside them, for kernels, the same in memory of the device.
+    pub(crate) fn doubled(words: Mapping, semaphores: usize, device: u64) -> Self {
+        assert!(words.len() >= semaphores * 8, "{semaphores} semaphores");
+        let words = Arc::new(HostWords::Mapped(words));
+        Self { words, semaphores, lanes: 1, device: Some(device) }
+    }
+
+    /// Words of a semaphore: it is the least of them.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// Where a semaphore's words lie for kernels, in the memory of which this was made: None without one, or for a semaphore that
+    /// there is not.
+    pub fn device_words(&self, semaphore: u32) -> Option<u64> {
+        let there = (semaphore as usize) < self.semaphores;
+        let at = |base| base + semaphore as u64 * self.lanes as u64 * 8;
+        self.device.filter(|_| there).map(at)
     }
 
     /// How many semaphores there are.

@@ -222,10 +222,12 @@ pub fn test() -> Result<()> {
     run(&["--vgpu".to_owned()])?;
     for seed in 1..=WEAK_SEEDS {
         let mode = format!("--weak --races --seed {seed}");
-        let args = ["test", "--release", "-p", "warpmesh", "--test", "cuda*", "weak_memory"];
-        let mut command = Libraries::on_vgpu(8, &mode).around(&cargo(&args));
-        command.env("WARPMESH_NEEDS_GPU", "1").current_dir(root());
-        step(&format!("tests on virtual GPUs {mode}"), &mut command)?;
+        for (package, tests) in [("warpmesh", "cuda*"), ("warpmesh-primitives", "gpu*")] {
+            let args = ["test", "--release", "-p", package, "--test", tests, "weak_memory"];
+            let mut command = Libraries::on_vgpu(8, &mode).around(&cargo(&args));
+            command.env("WARPMESH_NEEDS_GPU", "1").current_dir(root());
+            step(&format!("tests of {package} on virtual GPUs {mode}"), &mut command)?;
+        }
     }
     Ok(())
 }

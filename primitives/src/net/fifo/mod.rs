@@ -30,15 +30,16 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 pub use self::trigger::{LIMIT, Trigger, What};
 use self::words::{Counters, Entry, RING, Words};
 use crate::error::{Error, system};
+use crate::gpu::Gpu;
 use crate::net::NetError;
 use crate::net::wait::Wait;
+use crate::net::words::HostWords;
 use crate::sync::Ordering;
-use crate::sys::Mapping;
 
 /// A FIFO: its memory, and the bell of its consumer. Cheap to clone; any thread may push.
 #[derive(Clone, Debug)]
 pub struct Fifo {
-    memory: Arc<Mapping>,
+    memory: Arc<HostWords>,
     size: usize,
     bell: Bell,
 }
@@ -85,12 +86,26 @@ impl Fifo {
     /// # Errors
     /// Another size, or there is no memory.
     pub fn new(size: usize, bell: Bell) -> Result<Self, Error> {
+        let bytes = Self::bytes(size)?;
+        Ok(Self { memory: Arc::new(HostWords::new(bytes, "memory for a FIFO")?), size, bell })
+    }
+
+    /// As [`Fifo::new`], in memory that kernels of a GPU reach: they push, and no thread of the host does. What they need besides
+    /// is in [`DevicePorts`](crate::net::proxy::DevicePorts).
+    ///
+    /// # Errors
+    /// Another size, or the driver refuses.
+    pub fn on_gpu(gpu: &Gpu, size: usize, bell: Bell) -> Result<Self, Error> {
+        let bytes = Self::bytes(size)?;
+        Ok(Self { memory: Arc::new(HostWords::pinned(gpu, bytes)?), size, bell })
+    }
+
+    fn bytes(size: usize) -> Result<usize, Error> {
         if !size.is_power_of_two() || size > 1 << 20 {
             let problem = "has to be a power of two, at most 2^20";
             return Err(Error::Argument { argument: "size of a FIFO", problem });
         }
-        let memory = Mapping::create(RING + size * 16).map_err(system("memory for a FIFO"))?.0;
-        Ok(Self { memory: Arc::new(memory), size, bell })
+        Ok(RING + size * 16)
     }
 
     /// Triggers that the ring holds: `Fifo::size` of port.cuh.
@@ -101,6 +116,11 @@ impl Fifo {
     /// Its memory, page aligned, for a device to map: address and bytes. Good as long as the FIFO or a clone lives.
     pub fn memory(&self) -> (*mut u8, usize) {
         (self.memory.base(), self.memory.len())
+    }
+
+    /// Where its memory begins for the GPU of [`Fifo::on_gpu`].
+    pub fn device(&self) -> Option<u64> {
+        self.memory.device()
     }
 
     /// Where `Fifo::ring`, `tail` and `done` of port.cuh lie in it. Its `head` and `tail_cache` are device memory of the

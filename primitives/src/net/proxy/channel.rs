@@ -113,6 +113,6 @@ impl PortChannel {
     }
 
     fn failed(&self, cause: NetError) -> PortError {
-        PortError { port: self.port, trigger: None, cause }
+        PortError { port: self.port, peer: None, trigger: None, cause }
     }
 }

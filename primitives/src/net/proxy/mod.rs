@@ -1,14 +1,14 @@
 //! The proxy: a thread that carries out what kernels, or other threads, push into FIFOs.
 //!
 //! ```text
-//!   kernel or PortChannel ─► Fifo ─► proxy thread ─► dyn Transport
-//!            flush: waits for done ◄── counts what has left its source, in the FIFO's order
+//!   DevicePort or PortChannel ─► Fifo ─► proxy thread ─► dyn Transport
+//!              flush: waits for done ◄── counts what has left its source, in the FIFO's order
 //! ```
 //!
 //! - **It never dies of a transfer.** A port that there is not, a range outside of its memory, a connection that broke:
 //!   the port gets an error, which its owner reads with [`Proxy::error`], and its later triggers are dropped, for a
 //!   signal behind lost data would tell a lie. Other ports go on. Dropped triggers count as done, so that nobody
-//!   waits for ever; whoever flushed looks for the port's error.
+//!   waits for ever; whoever flushed looks for the port's error. Kernels are told by the port's `abort`: their waits end.
 //! - **Flush does not block it.** Triggers count as done when their data has left; a flush is only somebody waiting.
 //! - **Idle, it sleeps.** After the last work it spins for a while ([`ProxyOptions::spin`]). Then it sleeps in slices of
 //!   a sixteenth of the time since then, at most [`ProxyOptions::slice`]: kernels cannot ring, and what they push is
@@ -23,6 +23,7 @@
 //! | `Shared::stop` | `stop`, after the deadline | the proxy | Release / Acquire |
 
 mod channel;
+pub mod device;
 mod service;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use self::channel::PortChannel;
+use self::device::Alarm;
+pub use self::device::{DevicePort, DevicePorts, PortHandle};
 use self::service::{Desk, Service};
 use super::fifo::{Bell, Fifo, Trigger};
 use super::{NetError, Signals, Span, Transport};
@@ -86,6 +89,8 @@ impl Default for ProxyOptions {
 pub struct PortError {
     /// Which.
     pub port: u16,
+    /// The rank at its other end, if there is such a port.
+    pub peer: Option<usize>,
     /// What was to be done when it failed; None if its connection broke without.
     pub trigger: Option<Trigger>,
     /// The cause.
@@ -94,7 +99,10 @@ pub struct PortError {
 
 impl fmt::Display for PortError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "port {}: {}", self.port, self.cause)
+        match self.peer {
+            Some(peer) => write!(f, "port {} to rank {peer}: {}", self.port, self.cause),
+            None => write!(f, "port {}: {}", self.port, self.cause),
+        }
     }
 }
 
@@ -135,6 +143,8 @@ struct Shared {
     /// Ports that have failed.
     failed: AtomicU64,
     errors: Mutex<BTreeMap<u16, PortError>>,
+    /// Kernels' ports, by number.
+    alarms: Mutex<Vec<(u16, Alarm)>>,
     stop: AtomicBool,
     until: Mutex<Option<Instant>>,
 }
@@ -246,7 +256,10 @@ impl Proxy {
         *lock(&self.shared.until) = Instant::now().checked_add(limit);
         self.shared.stop.store(true, Ordering::Release);
         self.bell.ring();
-        thread.join().ok()
+        let stopped = thread.join().ok();
+        // Nobody carries out anything for them any more.
+        lock(&self.shared.alarms).iter().for_each(|(_, alarm)| alarm.ring());
+        stopped
     }
 }
 
@@ -269,9 +282,22 @@ impl Shared {
     #[cold]
     fn fail(&self, error: PortError) {
         tracing::debug!("{error}");
+        let port = error.port;
         // The first error is the cause of those behind it.
-        lock(&self.errors).entry(error.port).or_insert(error);
+        lock(&self.errors).entry(port).or_insert(error);
         self.failed.fetch_add(1, Ordering::Release);
+        // After the error, which whoever sees the alarm looks for.
+        let alarms = lock(&self.alarms);
+        alarms.iter().filter(|(of, _)| *of == port).for_each(|(_, alarm)| alarm.ring());
+    }
+
+    /// Rings the alarm when the port fails, or at once if it has.
+    fn watch(&self, port: u16, alarm: Alarm) {
+        lock(&self.alarms).push((port, alarm.clone()));
+        // Looked for afterwards: what fails in between is seen here, or sees the alarm.
+        if self.error(port).is_some() {
+            alarm.ring();
+        }
     }
 }
 

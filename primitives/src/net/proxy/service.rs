@@ -161,7 +161,9 @@ impl Service {
             return Waiting::default();
         }
         self.post(trigger).unwrap_or_else(|cause| {
-            self.fail(PortError { port: trigger.port, trigger: Some(*trigger), cause });
+            let port = trigger.port;
+            let peer = self.desk.ports.get(usize::from(port)).map(|port| port.peer);
+            self.fail(PortError { port, peer, trigger: Some(*trigger), cause });
             Waiting::default()
         })
     }
@@ -214,7 +216,8 @@ impl Service {
         for (number, port) in self.desk.ports.clone().into_iter().enumerate() {
             if port.peer == fault.peer {
                 let cause = NetError::Broken(fault.clone());
-                self.fail(PortError { port: number as u16, trigger: None, cause });
+                let peer = Some(fault.peer);
+                self.fail(PortError { port: number as u16, peer, trigger: None, cause });
             }
         }
     }

@@ -57,6 +57,7 @@ mod faults;
 mod lane;
 mod linked;
 mod nic;
+mod on_gpu;
 mod options;
 mod queue;
 mod wire;
@@ -76,6 +77,7 @@ use self::nic::Nic;
 pub use self::options::{RdmaOptions, SignalMode};
 use self::queue::SendQueue;
 use self::wire::{Description, MAX_NICS};
+use crate::error::Error;
 use crate::net::{NetError, NetFault, Region, Signals, Span, Transfer, Transport};
 use crate::sys::verbs::{
     Event, Owner, RegisteredMemory, Verbs, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS, Wc,
@@ -117,6 +119,8 @@ pub struct RdmaTransport {
     polled: Vec<Wc>,
     idle: u32,
     looked: Instant,
+    /// The architecture of a GPU that may show signals before the data that NICs write into its memory.
+    too_old: Option<u32>,
 }
 
 /// A peer that is connected.
@@ -155,6 +159,17 @@ impl RdmaTransport {
         options: RdmaOptions,
         exchange: Box<dyn Exchange>,
     ) -> Result<Self, NetError> {
+        let signals = |lanes| Signals::new(semaphores, lanes);
+        Self::with(rank, world, &signals, options, exchange)
+    }
+
+    fn with(
+        rank: usize,
+        world: usize,
+        signals: &dyn Fn(usize) -> Result<Signals, Error>,
+        options: RdmaOptions,
+        exchange: Box<dyn Exchange>,
+    ) -> Result<Self, NetError> {
         options.check()?;
         let verbs = Verbs::load().map_err(|error| faults::unavailable(error.to_string()))?;
         let ports = nic::ports(&verbs, &options)?;
@@ -164,8 +179,8 @@ impl RdmaTransport {
                 cause: format!("at most {MAX_NICS} are used; name them in WARPMESH_IB_DEVICES"),
             });
         }
-        let signals = Signals::new(semaphores, ports.len()).map_err(|error| NetError::System {
-            what: format!("a table of {semaphores} semaphores"),
+        let signals = signals(ports.len()).map_err(|error| NetError::System {
+            what: "a table of semaphores".to_owned(),
             cause: error.to_string(),
         })?;
         let open = |(name, port): &(String, u8)| {
@@ -189,6 +204,7 @@ impl RdmaTransport {
             polled: vec![Wc::default(); POLLED],
             idle: 0,
             looked: Instant::now(),
+            too_old: None,
         })
     }
 
@@ -456,6 +472,7 @@ impl Transport for RdmaTransport {
                 cause: "the number is in use; forget it first".to_owned(),
             });
         }
+        self.check_order(number, &*region)?;
         let memories = self.nics.iter().map(|nic| nic.register(&*region));
         let memories = memories.collect::<Result<Vec<_>, _>>()?;
         let keys = memories.iter().map(RegisteredMemory::remote_key).collect();

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use super::frame::{Frame, HEADER};
 use super::memories::{Memories, Range};
+use super::stage::Stage;
 use crate::net::link::Link;
 use crate::net::{NetFault, Signals, Span, Transfer};
 use crate::sys::{Piece, receive_bytes, receive_pieces, send_bytes, send_pieces};
@@ -38,6 +39,15 @@ pub(super) struct Connection {
     end: usize,
     arrival: Option<Arrival>,
     arrived: u32,
+    /// Where data of devices goes through, on its way out and in; none if the transport has no GPU.
+    stages: Option<Box<Stages>>,
+}
+
+/// One for each direction: devices copy in both at a time.
+#[derive(Debug)]
+pub(super) struct Stages {
+    pub(super) out: Stage,
+    pub(super) in_: Stage,
 }
 
 /// A frame that is not sent yet, or in part.
@@ -46,6 +56,9 @@ struct Outgoing {
     header: [u8; HEADER],
     source: Option<Range>,
     sent: usize,
+    /// Of data of a device: where it begins in the stage, and for how much of it copies were queued.
+    position: u64,
+    staged: usize,
 }
 
 /// A frame of which data is missing.
@@ -64,22 +77,30 @@ impl Outgoing {
         HEADER + self.source.as_ref().map_or(0, |source| source.bytes)
     }
 
-    /// What is left of it: of the header, of the data.
-    fn pieces(&self) -> [Piece; 2] {
+    /// What of it can be sent now, of the header and of the data, and how much that is.
+    fn pieces(&self, stages: Option<&Stages>) -> ([Piece; 2], usize) {
         let header = &self.header[self.sent.min(HEADER)..];
-        let data = match &self.source {
-            Some(source) => {
-                let at = self.sent.saturating_sub(HEADER);
-                Piece::new(source.at(at), source.bytes - at)
+        let at = self.sent.saturating_sub(HEADER);
+        let (data, bytes) = match (&self.source, stages) {
+            (Some(source), Some(Stages { out, .. })) if source.is_on_device() => {
+                let here = self.position + at as u64;
+                let ready =
+                    if self.staged > at { out.ready(here).min(self.staged - at) } else { 0 };
+                (Piece::new(out.at(here), ready), ready)
             }
-            None => Piece::of(&[]),
+            (Some(source), _) => (Piece::new(source.at(at), source.bytes - at), source.bytes - at),
+            (None, _) => (Piece::of(&[]), 0),
         };
-        [Piece::of(header), data]
+        ([Piece::of(header), data], header.len() + bytes)
+    }
+
+    fn is_on_device(&self) -> bool {
+        self.source.as_ref().is_some_and(Range::is_on_device)
     }
 }
 
 impl Connection {
-    pub(super) fn new(link: Link, semaphores: u64) -> Self {
+    pub(super) fn new(link: Link, semaphores: u64, stages: Option<Box<Stages>>) -> Self {
         Self {
             link,
             semaphores,
@@ -92,6 +113,7 @@ impl Connection {
             end: 0,
             arrival: None,
             arrived: 0,
+            stages,
         }
     }
 
@@ -122,9 +144,10 @@ impl Connection {
         let (bytes, signal) = (transfer.bytes, transfer.signal);
         let number = self.posted as u32;
         let header = Frame { number, memory, offset, bytes, signal }.encode();
-        let outgoing = Outgoing { header, source, sent: 0 };
+        let outgoing = Outgoing { header, source, sent: 0, position: 0, staged: 0 };
         self.posted += 1;
-        if signal.is_some() && self.queue.is_empty() && outgoing.bytes() <= SMALL {
+        let alone = signal.is_some() && self.queue.is_empty();
+        if alone && outgoing.bytes() <= SMALL && !outgoing.is_on_device() {
             return self.send_small(outgoing);
         }
         // Behind others it would only find the socket full.
@@ -163,14 +186,22 @@ impl Connection {
     pub(super) fn send(&mut self) -> Result<bool, Cause> {
         let mut turn = 0;
         while !self.queue.is_empty() && turn < TURN {
+            self.stage()?;
             let mut pieces = [Piece::of(&[]); 2 * BATCH];
-            let mut asked = 0;
-            let frames = self.queue.len().min(BATCH);
+            let (mut asked, mut frames) = (0, 0);
             for (out, pieces) in self.queue.iter().zip(pieces.chunks_exact_mut(2)) {
-                pieces.copy_from_slice(&out.pieces());
-                asked += out.bytes() - out.sent;
+                let (parts, bytes) = out.pieces(self.stages.as_deref());
+                pieces.copy_from_slice(&parts);
+                asked += bytes;
+                frames += 1;
+                if bytes < out.bytes() - out.sent {
+                    break; // the rest is not in the stage yet, and what follows goes behind it
+                }
             }
-            // SAFETY: headers lie in the queue, and data in ranges that it keeps alive.
+            if asked == 0 {
+                break;
+            }
+            // SAFETY: headers lie in the queue, and data in ranges that it keeps alive, or in the stage.
             let sent = unsafe { send_pieces(self.link.stream(), &pieces[..2 * frames]) };
             match sent {
                 Ok(sent) => {
@@ -187,11 +218,40 @@ impl Connection {
         Ok(turn > 0)
     }
 
+    /// Begins copies of what will be sent soon and lies on a device, as far as the stage has room.
+    #[inline]
+    fn stage(&mut self) -> Result<(), Cause> {
+        let Some(Stages { out: stage, .. }) = self.stages.as_deref_mut() else {
+            return Ok(());
+        };
+        stage.look()?;
+        for out in self.queue.iter_mut().take(BATCH) {
+            let Some(source) = out.source.as_ref().filter(|source| source.is_on_device()) else {
+                continue;
+            };
+            while out.staged < source.bytes {
+                if out.staged == 0 {
+                    out.position = stage.begun();
+                }
+                match stage.fetch(source, out.staged) {
+                    0 => return Ok(()),
+                    bytes => out.staged += bytes,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes `sent` bytes off the queue.
     fn account(&mut self, mut sent: usize) {
         self.queued -= sent;
         while let Some(first) = self.queue.front_mut() {
             let left = first.bytes() - first.sent;
+            let now = sent.min(left);
+            if let Some(stages) = self.stages.as_mut().filter(|_| first.is_on_device()) {
+                let data = |sent: usize| sent.saturating_sub(HEADER);
+                stages.out.free(data(first.sent + now) - data(first.sent));
+            }
             if sent < left {
                 first.sent += sent;
                 return;
@@ -202,13 +262,61 @@ impl Connection {
         }
     }
 
+    /// Whether copies are underway, of which no socket tells.
+    #[inline]
+    pub(super) fn is_copying(&self) -> bool {
+        let copying = |stages: &Stages| stages.out.is_copying() || stages.in_.is_copying();
+        self.stages.as_deref().is_some_and(copying)
+    }
+
+    /// Counts up what waited for copies that are done; whether any were.
+    #[inline]
+    fn land(&mut self, signals: &Signals) -> Result<bool, Cause> {
+        let Some(Stages { in_: stage, .. }) = self.stages.as_deref_mut() else {
+            return Ok(false);
+        };
+        let landed = stage.look()?;
+        if landed {
+            stage.free_landed();
+        }
+        while let Some(semaphore) = stage.next_signal() {
+            // The copies were seen to be done, so their data is behind this release.
+            signals.count(semaphore, 0);
+        }
+        Ok(landed)
+    }
+
+    /// Waits for data that has come to be where it belongs, before the connection goes.
+    pub(super) fn settle(&mut self, signals: &Signals) {
+        if let Some(stages) = &mut self.stages {
+            stages.in_.finish();
+            while let Some(semaphore) = stages.in_.next_signal() {
+                signals.count(semaphore, 0);
+            }
+        }
+    }
+
+    /// What outlives the connection.
+    pub(super) fn take_stages(&mut self) -> Option<Box<Stages>> {
+        self.stages.take()
+    }
+
+    /// A signal has come, behind all that came before.
+    #[inline]
+    fn signal(&mut self, semaphore: u32, signals: &Signals) {
+        match &mut self.stages {
+            Some(stages) if stages.in_.is_copying() => stages.in_.signal_behind(semaphore),
+            _ => signals.count(semaphore, 0),
+        }
+    }
+
     /// Receives what is there, into its place, and counts up semaphores; whether anything was.
     pub(super) fn receive(
         &mut self,
         memories: &Memories,
         signals: &Signals,
     ) -> Result<bool, Cause> {
-        let mut turn = 0;
+        let (landed, mut turn) = (self.land(signals)?, 0);
         loop {
             self.read_inbox(memories, signals)?;
             if turn >= TURN {
@@ -228,50 +336,55 @@ impl Connection {
                 Err(errno) => return Err(errno.to_string()),
             }
         }
-        Ok(turn > 0)
+        Ok(landed || turn > 0)
     }
 
-    /// One system call: how many bytes came, of how many that would have had room.
+    /// One system call: how many bytes came, of how many that would have had room. AGAIN also if data of a device has to wait for room.
     #[inline]
     fn fetch(&mut self) -> Result<(usize, usize), Errno> {
         self.inbox.copy_within(self.begin..self.end, 0);
         (self.begin, self.end) = (0, self.end - self.begin);
+        let held = self.end;
         let free = &mut self.inbox[self.end..];
-        let room = free.len();
         let Some(arrival) = &mut self.arrival else {
+            let room = free.len();
             let got = receive_bytes(self.link.stream(), free)?;
             self.end += got;
             return Ok((got, room));
         };
-        let inbox = Piece::new(free.as_mut_ptr(), room);
         let missing = arrival.range.bytes - arrival.have;
-        let place = Piece::new(arrival.range.at(arrival.have), missing);
-        // SAFETY: `missing` bytes of a range that the arrival keeps alive, and the free part of the inbox, which nothing
-        // else reaches.
+        let stage = self.stages.as_mut().filter(|_| arrival.range.is_on_device());
+        let (place, here) = match &stage {
+            Some(stages) => stages.in_.room(),
+            None => (arrival.range.at(arrival.have), missing),
+        };
+        let here = here.min(missing);
+        if here == 0 || held > 0 {
+            return Err(Errno::AGAIN); // what is held goes first
+        }
+        // What comes behind the data may come along only if all of the data has a place.
+        let room = if here == missing { free.len() } else { 0 };
+        let (place, inbox) = (Piece::new(place, here), Piece::new(free.as_mut_ptr(), room));
+        // SAFETY: `here` bytes of a range that the arrival keeps alive, or of the stage that no copy reads, and the free part of
+        // the inbox; nothing else reaches these.
         let got = unsafe { receive_pieces(self.link.stream(), &mut [place, inbox]) }?;
-        arrival.have += got.min(missing);
-        self.end += got.saturating_sub(missing);
-        Ok((got, missing + room))
+        if let Some(stages) = stage {
+            stages.in_.store(&arrival.range, arrival.have, got.min(here));
+        }
+        arrival.have += got.min(here);
+        self.end += got.saturating_sub(here);
+        Ok((got, here + room))
     }
 
     /// Takes frames out of the inbox, as far as they are there.
     #[inline]
     fn read_inbox(&mut self, memories: &Memories, signals: &Signals) -> Result<(), Cause> {
         loop {
-            if let Some(arrival) = &mut self.arrival {
-                let take = (arrival.range.bytes - arrival.have).min(self.end - self.begin);
-                let from = self.inbox[self.begin..].as_ptr();
-                // SAFETY: `take` bytes of the inbox, and of a range that the arrival keeps alive and that is no part
-                // of the inbox.
-                unsafe { from.copy_to_nonoverlapping(arrival.range.at(arrival.have), take) };
-                arrival.have += take;
-                self.begin += take;
-                if arrival.have < arrival.range.bytes {
-                    return Ok(());
+            if self.arrival.is_some() {
+                match self.take_arrived() {
+                    Some(signal) => signal.into_iter().for_each(|s| self.signal(s, signals)),
+                    None => return Ok(()),
                 }
-                let signal = arrival.signal;
-                self.arrival = None;
-                signal.into_iter().for_each(|semaphore| signals.count(semaphore, 0));
             }
             let Some(header) = self.inbox[self.begin..self.end].first_chunk::<HEADER>() else {
                 return Ok(());
@@ -280,13 +393,43 @@ impl Connection {
             self.begin += HEADER;
             self.arrived = self.arrived.wrapping_add(1);
             if frame.bytes == 0 {
-                frame.signal.into_iter().for_each(|semaphore| signals.count(semaphore, 0));
+                frame.signal.into_iter().for_each(|semaphore| self.signal(semaphore, signals));
                 continue;
             }
             let span = Span { memory: frame.memory, offset: frame.offset };
             let range = memories.range("what it sends into", span, frame.bytes);
             let range = range.map_err(|error| error.to_string())?;
             self.arrival = Some(Arrival { range, have: 0, signal: frame.signal });
+        }
+    }
+
+    /// Moves what the inbox has of the arrival's data; if that is all, the arrival is over, and its signal is returned.
+    #[inline]
+    fn take_arrived(&mut self) -> Option<Option<u32>> {
+        let arrival = self.arrival.as_mut()?;
+        loop {
+            let missing = arrival.range.bytes - arrival.have;
+            let stage = self.stages.as_mut().filter(|_| arrival.range.is_on_device());
+            let (to, room) = match &stage {
+                Some(stages) => stages.in_.room(),
+                None => (arrival.range.at(arrival.have), missing),
+            };
+            let take = missing.min(self.end - self.begin).min(room);
+            let from = self.inbox[self.begin..].as_ptr();
+            // SAFETY: `take` bytes of the inbox, and of a range that the arrival keeps alive and that is no part of the inbox, or
+            // of the stage that no copy reads.
+            unsafe { from.copy_to_nonoverlapping(to, take) };
+            if let Some(stages) = stage {
+                stages.in_.store(&arrival.range, arrival.have, take);
+            }
+            arrival.have += take;
+            self.begin += take;
+            if take == missing {
+                return self.arrival.take().map(|arrival| arrival.signal);
+            }
+            if take == 0 || self.begin == self.end {
+                return None;
+            }
         }
     }
 

@@ -23,14 +23,21 @@ pub(super) struct Range {
     pub(super) memory: u32,
     offset: usize,
     pub(super) bytes: usize,
+    on_device: bool,
 }
 
 impl Range {
+    /// Whether only a device, and its copy engines, reach the bytes.
+    #[inline]
+    pub(super) fn is_on_device(&self) -> bool {
+        self.on_device
+    }
+
     /// The bytes from `at` on, which is at most [`Range::bytes`].
     pub(super) fn at(&self, at: usize) -> *mut u8 {
         debug_assert!(at <= self.bytes);
-        // SAFETY: the range lies in the region, and `at` in the range.
-        unsafe { self.region.address().add(self.offset + at) }
+        // A device's address is a number for us.
+        self.region.address().wrapping_add(self.offset + at)
     }
 }
 
@@ -87,6 +94,7 @@ impl Memories {
                 memory,
                 offset: offset as usize,
                 bytes: bytes as usize,
+                on_device: region.is_on_device(),
             }),
             _ => Err(refused),
         }

@@ -9,12 +9,17 @@
 //! A peer's bytes are checked before they are believed: a frame names a memory and a range, and nothing is written
 //! that does not lie in registered memory. Small transfers that are behind one another go and come by one system call.
 //!
+//! Memory of a device, which no system call reaches, goes through pinned memory of the host, in pieces that the copy engine moves on
+//! streams of the connection's own: they wait for no kernel, and no kernel of other streams for them. A signal counts up when the copies
+//! before it are seen to be done.
+//!
 //! A connection that breaks, or whose peer does not keep to the protocol, ends alone, with an error that names the
 //! peer, both addresses and the cause.
 
 mod connection;
 mod frame;
 mod memories;
+mod stage;
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
@@ -25,12 +30,14 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::net::sockopt;
 
-use self::connection::{Cause, Connection};
+use self::connection::{Cause, Connection, Stages};
 use self::memories::Memories;
+use self::stage::Stage;
 use super::link::{Link, LinkOptions, Links};
 use super::{NetError, NetFault, Region, Signals, Transfer, Transport};
 use crate::bootstrap::Bootstrap;
 use crate::error::Error;
+use crate::gpu::Gpu;
 
 /// Peers whose sockets are simply asked, rather than the system which of them have something.
 const FEW: usize = 2;
@@ -60,6 +67,8 @@ pub struct TcpTransport {
     signals: Signals,
     /// How many semaphores each rank has.
     theirs: Vec<u64>,
+    /// Whose copy engines move memory of devices.
+    gpu: Option<Gpu>,
     memories: Memories,
     places: Vec<Place>,
     /// Peers with an open connection.
@@ -73,7 +82,13 @@ pub struct TcpTransport {
 enum Place {
     Never,
     Open(Box<Connection>),
-    Broken { fault: NetFault, sent: u64 },
+    Broken {
+        fault: NetFault,
+        sent: u64,
+        /// Kept until the transport goes: the driver frees pinned memory only when the device's kernels have ended, and those may wait
+        /// for the word that this connection is broken.
+        _stages: Option<Box<Stages>>,
+    },
 }
 
 impl TcpTransport {
@@ -87,8 +102,32 @@ impl TcpTransport {
         semaphores: usize,
         options: &TcpOptions,
     ) -> Result<Self, Error> {
+        Self::with(bootstrap, Signals::new(semaphores, 1)?, None, options)
+    }
+
+    /// As [`TcpTransport::new`], also for memory of a GPU, and with semaphores for which its kernels can wait. Each connection takes
+    /// 2 MiB of pinned memory. That the driver allocates it may take as long as kernels run, so peers are to be connected before
+    /// kernels are launched that wait for them.
+    ///
+    /// # Errors
+    /// As [`TcpTransport::new`]; the driver refuses.
+    pub fn on_gpu(
+        bootstrap: &mut dyn Bootstrap,
+        gpu: &Gpu,
+        semaphores: usize,
+        options: &TcpOptions,
+    ) -> Result<Self, Error> {
+        let signals = Signals::on_gpu(gpu, semaphores, 1)?;
+        Self::with(bootstrap, signals, Some(gpu.clone()), options)
+    }
+
+    fn with(
+        bootstrap: &mut dyn Bootstrap,
+        signals: Signals,
+        gpu: Option<Gpu>,
+        options: &TcpOptions,
+    ) -> Result<Self, Error> {
         let links = Links::new(bootstrap, &options.link)?;
-        let signals = Signals::new(semaphores, 1)?;
         let hellos = bootstrap.all_gather(&frame::hello(signals.len()))?;
         let read = |(peer, hello): (usize, &Vec<u8>)| {
             let what = "it does not speak this version of the TCP transport".to_owned();
@@ -103,6 +142,7 @@ impl TcpTransport {
             options: options.clone(),
             signals,
             theirs,
+            gpu,
             memories: Memories::default(),
             open: Vec::new(),
             epoll,
@@ -123,9 +163,21 @@ impl TcpTransport {
         let data = epoll::EventData::new_u64(peer as u64);
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
         epoll::add(&self.epoll, link.stream(), data, flags).map_err(|errno| refused(&errno))?;
-        self.places[peer] = Place::Open(Box::new(Connection::new(link, self.theirs[peer])));
+        let stages = self.stages()?;
+        let connection = Connection::new(link, self.theirs[peer], stages);
+        self.places[peer] = Place::Open(Box::new(connection));
         self.open.push(peer);
         Ok(())
+    }
+
+    fn stages(&self) -> Result<Option<Box<Stages>>, NetError> {
+        let Some(gpu) = &self.gpu else { return Ok(None) };
+        let stages = || Ok(Box::new(Stages { out: Stage::new(gpu)?, in_: Stage::new(gpu)? }));
+        let failed = |error: crate::gpu::CudaError| NetError::System {
+            what: "pinned memory and streams for a connection".to_owned(),
+            cause: error.to_string(),
+        };
+        stages().map(Some).map_err(failed)
     }
 
     fn tune(&self, link: &Link) -> Result<(), NetError> {
@@ -172,16 +224,18 @@ impl TcpTransport {
 
     #[cold]
     fn fail(&mut self, peer: usize, cause: Cause) {
-        let Some(Place::Open(connection)) = self.places.get(peer) else {
+        let Some(Place::Open(connection)) = self.places.get_mut(peer) else {
             return;
         };
+        connection.settle(&self.signals);
         let (fault, sent) = (connection.fault(cause), connection.sent());
         tracing::debug!(peer, "{fault}");
         let _ = epoll::delete(&self.epoll, connection.link.stream());
+        let _stages = connection.take_stages();
         self.faults.push_back(fault.clone());
         self.open.retain(|&open| open != peer);
         // Closes the socket.
-        self.places[peer] = Place::Broken { fault, sent };
+        self.places[peer] = Place::Broken { fault, sent, _stages };
     }
 
     /// Peers that the system has something of.
@@ -198,7 +252,7 @@ impl TcpTransport {
         let mut moved = false;
         for at in (0..self.open.len()).rev() {
             let peer = self.open[at];
-            if matches!(&self.places[peer], Place::Open(c) if c.is_sending()) {
+            if matches!(&self.places[peer], Place::Open(c) if c.is_sending() || c.is_copying()) {
                 moved |= self.serve(peer);
             }
         }
@@ -229,6 +283,11 @@ impl Transport for TcpTransport {
     }
 
     fn register(&mut self, number: u32, region: Arc<dyn Region>) -> Result<Vec<u8>, NetError> {
+        if region.is_on_device() && self.gpu.is_none() {
+            let what = format!("register memory {number}, which is a device's");
+            let cause = "this transport knows no GPU; make it by TcpTransport::on_gpu".to_owned();
+            return Err(NetError::System { what, cause });
+        }
         self.memories.register(number, region)
     }
 
@@ -314,6 +373,9 @@ impl Transport for TcpTransport {
             bell.into_iter().map(|b| PollFd::from_borrowed_fd(b, PollFlags::IN)).collect();
         for &peer in &self.open {
             if let Place::Open(connection) = &self.places[peer] {
+                if connection.is_copying() {
+                    return; // of copies nothing tells that one could sleep for
+                }
                 let write =
                     if connection.is_sending() { PollFlags::OUT } else { PollFlags::empty() };
                 fds.push(PollFd::new(
@@ -338,6 +400,7 @@ impl Drop for TcpTransport {
             if let Place::Open(connection) = place {
                 let _ = connection.link.stream().shutdown(std::net::Shutdown::Write);
                 let _ = connection.receive(&self.memories, &self.signals);
+                connection.settle(&self.signals);
             }
         }
     }
