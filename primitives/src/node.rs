@@ -172,9 +172,10 @@ impl Node {
         self.load
     }
 
-    /// Bytes of a rank's control segment.
+    /// Bytes of a rank's control segment, and of its mirrors.
     pub fn control_bytes(&self) -> usize {
-        Control::bytes(self.world())
+        let mirrors = if self.spans_hosts() { Outside::bytes(self.world()) } else { 0 };
+        Control::bytes(self.world()) + mirrors
     }
 
     /// How this rank waits.

@@ -93,6 +93,8 @@ fn what_cannot_be_is_refused_before_anything_is_sent() {
 
 /// As the transport's hello: magic and 16 semaphores.
 const HELLO: &[u8] = b"wmtcp\0\x01\0\x10\0\0\0\0\0\0\0";
+/// That of another version.
+const OTHER: &[u8] = b"wmtcp\0\x02\0\x10\0\0\0\0\0\0\0";
 
 fn header(number: u32, memory: u32, signal: u32, offset: u64, bytes: u64) -> Vec<u8> {
     let words = [number, memory, signal].map(u32::to_le_bytes).concat();
@@ -100,13 +102,13 @@ fn header(number: u32, memory: u32, signal: u32, offset: u64, bytes: u64) -> Vec
 }
 
 /// Rank 1 knows the secret and then sends `bytes`; what rank 0 hears of it. Ranks 0 and 2 go on.
-fn liar(bytes: &[u8], hello: &[u8]) -> String {
+fn liar(bytes: &[u8]) -> String {
     let outcomes = ranks(3, |mut bootstrap: LocalBootstrap| {
         let me = bootstrap.rank();
         if me == 1 {
             let mut links = Links::new(&mut bootstrap, &LinkOptions::default()).unwrap();
+            bootstrap.all_gather(HELLO).unwrap();
             links.connect(&[0], LONG).unwrap();
-            links.exchange(0, hello, LONG).unwrap();
             let link = links.take(0).unwrap();
             let _ = link.stream().write_all(bytes);
             link.stream().shutdown(std::net::Shutdown::Write).unwrap();
@@ -159,10 +161,23 @@ fn peers_that_lie_lose_their_connection_and_nothing_is_written() {
         (header(0, 0, 0, 8, 64), "in the middle of a transfer"),
         (Vec::new(), "the peer closed it"),
     ] {
-        let said = liar(&bytes, HELLO);
+        let said = liar(&bytes);
         assert!(said.contains(expected) && said.contains("rank 1 through 127.0.0.1"), "{said}");
     }
-    assert!(liar(&[], b"wmtcp\0\x02\0\x10\0\0\0\0\0\0\0").contains("this version"));
+}
+
+#[test]
+fn a_rank_of_another_version_is_named_before_anyone_connects() {
+    ranks(2, |mut bootstrap: LocalBootstrap| {
+        if bootstrap.rank() == 1 {
+            let _links = Links::new(&mut bootstrap, &LinkOptions::default()).unwrap();
+            bootstrap.all_gather(OTHER).unwrap();
+            return;
+        }
+        let error = TcpTransport::new(&mut bootstrap, 16, &TcpOptions::default()).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("rank 1") && said.contains("this version"), "{said}");
+    });
 }
 
 #[test]
