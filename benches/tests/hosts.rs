@@ -76,7 +76,11 @@ fn a_rank_that_fails_is_named_and_its_code_is_the_programs() {
 #[test]
 #[ignore = "needs namespaces: cargo xtask test runs it"]
 fn data_goes_over_the_network() {
-    let backends = [(cfg!(feature = "mpi"), "mpi"), (cfg!(feature = "gloo"), "gloo")];
+    let backends = [
+        (true, "warpmesh"),
+        (cfg!(feature = "mpi"), "mpi"),
+        (cfg!(feature = "gloo"), "gloo"),
+    ];
     for (_, backend) in backends.iter().filter(|(built, _)| *built) {
         for (hosts, names) in
             [("1,1", "host0 host1"), ("2,1", "host0 host0 host1"), ("1,1,1", "host0 host1 host2")]
@@ -107,6 +111,21 @@ fn gloo_is_right_with_every_type_operation_and_root_that_it_has() {
             let rows = table.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
             assert!(rows.count() > 100, "{table}");
         }
+    }
+}
+
+/// Every collective, type and operator between hosts, each value looked at.
+#[test]
+#[ignore = "needs namespaces: cargo xtask test runs it"]
+fn warpmesh_is_right_between_hosts() {
+    for arguments in ["-d all -o all", "-R 0 -d bfloat16 -o all", "-r all"] {
+        let line = format!("all -b 4 -e 256K -f 32 -n 2 --hosts 2,1,1 {arguments}");
+        let output = perf(&line).output().unwrap();
+        let table = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{line}\n{table}\n{}", text(&output.stderr));
+        let rows = table.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        assert!(rows.count() > 20, "{table}");
+        assert!(table.contains("# Out of bounds values : 0 OK"), "{table}");
     }
 }
 
@@ -206,6 +225,7 @@ impl Long {
 fn long_runs() -> Vec<(&'static str, usize)> {
     let runs = [
         (true, "--hosts 3", 1),
+        (true, "--hosts 2,1", 2),
         (cfg!(feature = "gloo"), "--hosts 1,2 --backend gloo", 2),
         (cfg!(feature = "mpi"), "--hosts 2,1 --backend mpi", 2),
     ];
