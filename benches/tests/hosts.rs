@@ -76,11 +76,8 @@ fn a_rank_that_fails_is_named_and_its_code_is_the_programs() {
 #[test]
 #[ignore = "needs namespaces: cargo xtask test runs it"]
 fn data_goes_over_the_network() {
-    let backends = [
-        (true, "warpmesh"),
-        (cfg!(feature = "mpi"), "mpi"),
-        (cfg!(feature = "gloo"), "gloo"),
-    ];
+    let backends =
+        [(true, "warpmesh"), (cfg!(feature = "mpi"), "mpi"), (cfg!(feature = "gloo"), "gloo")];
     for (_, backend) in backends.iter().filter(|(built, _)| *built) {
         for (hosts, names) in
             [("1,1", "host0 host1"), ("2,1", "host0 host0 host1"), ("1,1,1", "host0 host1 host2")]

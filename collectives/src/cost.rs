@@ -7,11 +7,13 @@
 //! ```text
 //!   time = rounds * ((phases + signalled) * hop + messages * message)
 //!        + bytes * (plain * copy + switched * switch + shared * travel + packed * packet) * ranks per core
-//!        + rounds * trips * network trip + bytes * sent * network
+//!        + rounds * (trips * trip + partners * partner) + bytes * sent * network
 //! ```
 //!
-//! Between hosts, a trip is a wait for one of another host. Where ranks share cores, a hop is the time until the other rank is scheduled.
+//! Between hosts, a trip is a wait for a rank of another host, a partner one to which something goes. Where ranks share cores, a hop is the time until the other rank is scheduled.
 #![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,8 @@ pub(crate) struct Work {
     pub(crate) trips: f64,
     /// Bytes that go to other hosts.
     pub(crate) sent: f64,
+    /// Ranks of other hosts to which something goes.
+    pub(crate) partners: f64,
 }
 
 impl Work {
@@ -71,13 +75,17 @@ impl Work {
         parts: usize,
         is_away: impl Fn(usize) -> bool,
     ) -> Self {
+        let mut partners = BTreeSet::new();
         for worker in &program.workers {
             let mut waiting = false;
             for instruction in worker {
                 let waits = match instruction {
                     Instruction::Wait { from, .. } => from.iter().any(|peer| is_away(*peer)),
                     Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. } => {
-                        self.sent += if is_away(*peer) { 1.0 / parts as f64 } else { 0.0 };
+                        if is_away(*peer) {
+                            self.sent += 1.0 / parts as f64;
+                            partners.insert(*peer);
+                        }
                         false
                     }
                     _ => false,
@@ -86,6 +94,7 @@ impl Work {
                 waiting = waits;
             }
         }
+        self.partners = partners.len() as f64;
         self
     }
 
@@ -150,6 +159,7 @@ impl Work {
             packed: self.packed.max(other.packed),
             trips: self.trips.max(other.trips),
             sent: self.sent.max(other.sent),
+            partners: self.partners.max(other.partners),
         }
     }
 }
@@ -192,10 +202,17 @@ pub struct Machine {
     /// Sending a byte to another host.
     #[serde(default = "typical_network")]
     pub network: f64,
+    /// Sending something to one more rank of another host.
+    #[serde(default = "typical_partner")]
+    pub partner: f64,
 }
 
 fn typical_trip() -> f64 {
     Machine::TYPICAL.trip
+}
+
+fn typical_partner() -> f64 {
+    Machine::TYPICAL.partner
 }
 
 fn typical_network() -> f64 {
@@ -216,6 +233,7 @@ impl Machine {
         shared_far: 0.04,
         trip: 15_000.0,
         network: 0.5,
+        partner: 5_000.0,
     };
 
     /// Predicted nanoseconds of a call: `work` per round, for blocks of `bytes`, in `rounds`
@@ -231,7 +249,8 @@ impl Machine {
         let hop = if load > 1.0 { self.switch * load } else { self.hop };
         let hops = work.phases * hop + work.signalled * self.hop;
         let waits = hops + work.messages * self.message * load;
-        let between = rounds as f64 * work.trips * self.trip + bytes * work.sent * self.network;
+        let trips = work.trips * self.trip + work.partners * self.partner;
+        let between = rounds as f64 * trips + bytes * work.sent * self.network;
         rounds as f64 * waits + bytes * (moved + work.packed * self.packet) * load + between
     }
 }

@@ -49,8 +49,8 @@ fn kept_or_measured() -> Machine {
 fn is_sane(machine: &Machine) -> bool {
     let Machine { hop, switch, message, cached, uncached, packet, shared, shared_far, .. } =
         *machine;
-    let Machine { trip, network, .. } = *machine;
-    [hop, switch, message, cached, uncached, packet, shared, shared_far, trip, network]
+    let Machine { trip, network, partner, .. } = *machine;
+    [hop, switch, message, cached, uncached, packet, shared, shared_far, trip, network, partner]
         .iter()
         .all(|t| t.is_finite() && *t > 0.0)
 }

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use warpmesh::algorithms::{self, Algorithm};
+use warpmesh::algorithms;
 use warpmesh::bootstrap::Bootstrap;
 use warpmesh::plan::Collective;
 use warpmesh::{Builder, Communicator, DataType, Error, Group, RawCall, ReduceOp};
@@ -86,23 +86,26 @@ pub(super) fn told_apart(error: Error) -> anyhow::Error {
     }
 }
 
+/// Name and whether it works in place, of the algorithms for a test: on one host, and between hosts.
+fn algorithms_for(test: Test) -> impl Iterator<Item = (&'static str, bool)> {
+    let here = algorithms::ALL.iter().map(|a| (a.collective, a.name, a.claims.in_place));
+    let between = algorithms::NODES.iter().map(|a| (a.collective, a.name, a.claims.in_place));
+    here.chain(between)
+        .filter(move |(collective, ..)| Test::Collective(*collective) == test)
+        .map(|(_, name, in_place)| (name, in_place))
+}
+
 /// The library takes another algorithm for what the named one does not do; a benchmark must not.
 pub(super) fn unknown_algorithm(name: &str, test: Test) -> Option<String> {
-    let of_test = |algorithm: &&&Algorithm| Test::Collective(algorithm.collective) == test;
-    let names = || algorithms::ALL.iter().filter(of_test).map(|algorithm| algorithm.name);
-    let all = names().collect::<Vec<_>>().join(", ");
-    (!names().any(|known| known == name))
-        .then(|| format!("no algorithm '{name}' for {test}; there are {all}"))
+    let all: Vec<_> = algorithms_for(test).map(|(known, _)| known).collect();
+    (!all.contains(&name))
+        .then(|| format!("no algorithm '{name}' for {test}; there are {}", all.join(", ")))
 }
 
 /// The library does not say what it will do in place, so that is taken from what the algorithm
 /// claims.
 pub(super) fn in_place_is_claimed(name: &str, test: Test) -> bool {
-    algorithms::ALL.iter().any(|algorithm| {
-        algorithm.name == name
-            && Test::Collective(algorithm.collective) == test
-            && algorithm.claims.in_place
-    })
+    algorithms_for(test).any(|(known, in_place)| known == name && in_place)
 }
 
 impl Backend for Warpmesh {

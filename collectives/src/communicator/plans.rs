@@ -192,6 +192,7 @@ impl Plans {
         let candidate = &self.candidates[number];
         candidate.source.collective() == query.collective
             && candidate.source.serves_root(root)
+            && (!query.uneven || candidate.source.serves_uneven())
             && serves(&candidate.claims, query, candidate.registered, self.canonical)
     }
 
@@ -294,6 +295,10 @@ impl Source {
             Self::Loaded(plan) => !plan.shape.collective.is_rooted() || plan.shape.root == root,
             _ => true,
         }
+    }
+
+    fn serves_uneven(&self) -> bool {
+        !matches!(self, Self::Nodes(algorithm) if !algorithm.uneven)
     }
 
     fn own_root(&self) -> usize {

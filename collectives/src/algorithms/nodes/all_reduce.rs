@@ -16,6 +16,7 @@ pub(super) const EXCHANGE: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: Layout::nodes,
     packets: Layout::largest,
+    uneven: true,
     claims: Claims::ALL.without_canonical(),
     write: |b, layout| {
         let me = b.rank();
@@ -51,6 +52,7 @@ pub(super) const DIRECT: NodeAlgorithm = NodeAlgorithm {
     parts: |layout| WORKERS * layout.rails() * layout.nodes(),
     scratch: |layout| WORKERS * slots(layout),
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL.without_canonical().without_contributors(),
     write: |b, layout| (0..WORKERS).for_each(|worker| direct(b, layout, worker)),
 };

@@ -13,6 +13,7 @@
 //! alone: then each NIC serves one rank, and a connection is made for each rail and pair of nodes.
 
 mod all_reduce;
+mod all_to_all;
 mod layout;
 mod patterns;
 mod plans;
@@ -35,6 +36,8 @@ pub struct NodeAlgorithm {
     pub scratch: fn(&Layout) -> usize,
     /// Slots of packet memory per rank.
     pub packets: fn(&Layout) -> usize,
+    /// Whether blocks may differ in length: not if a rank hands on blocks of others, whose lengths it does not know.
+    pub uneven: bool,
     /// What the verifier finds for it, for two nodes or more with two ranks or more; a test compares.
     pub claims: Claims,
     /// Writes the program of the builder's rank.
@@ -86,6 +89,7 @@ pub const NODES: &[&NodeAlgorithm] = &[
     &plans::BROADCAST,
     &plans::REDUCE,
     &plans::ALL_TO_ALL,
+    &all_to_all::RAILS,
     &plans::GATHER,
     &plans::SCATTER,
     &plans::BARRIER,

@@ -17,6 +17,7 @@ pub(super) const ALL_REDUCE: NodeAlgorithm = NodeAlgorithm {
         Slots::behind(parts, layout).end(layout) + layout.nodes()
     },
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL.without_canonical(),
     write: |b, layout| {
         let nodes = layout.nodes();
@@ -41,6 +42,7 @@ pub(super) const ALL_REDUCE_IN_ORDER: NodeAlgorithm = NodeAlgorithm {
     parts: Layout::world,
     scratch: |layout| 3 * layout.world(),
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL,
     write: |b, layout| {
         let (me, world) = (b.rank(), layout.world());
@@ -76,6 +78,7 @@ pub(super) const ALL_GATHER: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: Layout::world,
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL,
     write: |b, layout| {
         let me = b.rank();
@@ -93,6 +96,7 @@ pub(super) const REDUCE_SCATTER: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: |layout| Slots::behind(layout.world(), layout).end(layout),
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL.without_canonical(),
     write: |b, layout| {
         let sum = |rank| Sum { part: 0, block: rank, home: rank, staged: rank };
@@ -108,6 +112,7 @@ pub(super) const BROADCAST: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: |_| 1,
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL.without_synchronising(),
     write: |b, layout| {
         if b.is_root() {
@@ -125,6 +130,7 @@ pub(super) const REDUCE: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: |layout| Slots::behind(1, layout).end(layout),
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL.without_canonical().without_synchronising(),
     write: |b, layout| {
         let sum = Sum { part: 0, block: 0, home: b.root(), staged: 0 };
@@ -139,6 +145,7 @@ pub(super) const ALL_TO_ALL: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: |layout| 2 * layout.world(),
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL,
     write: |b, layout| {
         let (me, world) = (b.rank(), layout.world());
@@ -170,6 +177,7 @@ pub(super) const GATHER: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: |layout| layout.world() + 1,
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL.without_synchronising(),
     write: |b, layout| {
         let (me, root) = (b.rank(), b.root());
@@ -201,6 +209,7 @@ pub(super) const SCATTER: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: |layout| layout.world() + 1,
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL.without_synchronising(),
     write: |b, layout| {
         let (me, root, world) = (b.rank(), b.root(), layout.world());
@@ -233,6 +242,7 @@ pub(super) const BARRIER: NodeAlgorithm = NodeAlgorithm {
     parts: |_| 1,
     scratch: |_| 0,
     packets: |_| 0,
+    uneven: true,
     claims: Claims::ALL,
     write: |b, layout| {
         let me = b.rank();
