@@ -3,6 +3,7 @@
 //!
 //! It is what every machine has, what CPU-only jobs use, and what every plan is tested on.
 
+mod away;
 mod executor;
 pub(crate) mod fold;
 mod mail;
