@@ -365,7 +365,11 @@ impl Node {
             let beat = self.me().progress().heartbeat;
             // What is said of others serves reports alone, and may be older.
             let all = beat.is_multiple_of(HEARSAY);
-            outside.tell_news(self.hearsay().filter(|_| all));
+            outside.tell_who_listens(self.hearsay().filter(|_| all));
+            // So that the error says which connection, and not just who was waited for.
+            if waited > self.policy.timeout.mul_f64(SILENCE) && !self.is_near(on.peer) {
+                outside.break_silence(on.peer, self.policy.timeout.mul_f64(SILENCE / 2.0));
+            }
         }
         let failure = self.told_failure().or_else(|| self.gone(on, waited));
         let failure = failure.or_else(|| self.mismatch(on.sequence));
@@ -435,7 +439,7 @@ impl Node {
             std::thread::sleep(self.policy.look_around);
             self.me().set_progress(&patience::waiting(on, seen));
             if let Some(outside) = &self.outside {
-                outside.tell_news(self.hearsay());
+                outside.tell_who_listens(self.hearsay());
                 // Bounded, for peers that tell news all the time.
                 let _ = (0..TURNS).all(|_| self.progress());
             }
@@ -473,6 +477,8 @@ pub const AT_REACH: u32 = u32::MAX - 6;
 const BRANCHES: usize = 16;
 /// How long a rank whose connection broke may be missed before it counts as one that is needed.
 const GRACE: Duration = Duration::from_secs(1);
+/// The part of a wait's limit after which a silent network is to blame.
+const SILENCE: f64 = 0.75;
 /// Every so many beats a rank passes on what it sees of its neighbours.
 const HEARSAY: u64 = 4;
 /// Looks for news of others before the next heartbeat.
@@ -513,7 +519,7 @@ fn open_outside(
 ) -> Result<Outside, Error> {
     let net = match &options.net {
         Some(net) => net.clone(),
-        None => NetOptions::from_env_within(options.timeout)?,
+        None => NetOptions::from_env()?,
     };
     let (mirrors, fd) =
         Mapping::create(Outside::bytes(bootstrap.world())).map_err(system("memfd"))?;

@@ -1,8 +1,6 @@
 //! Which transport ranks of several hosts take: the best that all of them have.
 
-use std::time::Duration;
-
-use super::link::Links;
+use super::link::{LinkOptions, Links};
 use super::rdma::{LinkExchange, RdmaOptions, RdmaTransport};
 use super::tcp::{TcpOptions, TcpTransport};
 use super::{NetError, Transport};
@@ -11,9 +9,6 @@ use crate::error::Error;
 
 /// The variable that names a transport.
 const VARIABLE: &str = "WARPMESH_TRANSPORT";
-
-/// What the system's timers can tell.
-const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// Which transport is wanted. All ranks want the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,23 +53,6 @@ impl NetOptions {
     /// # Errors
     /// Names a variable that cannot be understood, and what it may be.
     pub fn from_env() -> Result<Self, NetError> {
-        Self::default().or_env()
-    }
-
-    /// As [`NetOptions::from_env`], for ranks that wait no longer than `timeout`: unless the environment says otherwise, a
-    /// network that falls silent ends connections a little earlier, so that the error tells which, and not
-    /// just who was waited for.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn from_env_within(timeout: Duration) -> Result<Self, NetError> {
-        let mut options = Self::default();
-        let silence = timeout.mul_f64(0.75).max(SHORTEST_SILENCE);
-        options.tcp.link.silence = silence.min(options.tcp.link.silence);
-        options.or_env()
-    }
-
-    fn or_env(self) -> Result<Self, NetError> {
         let transport = match std::env::var(VARIABLE) {
             Err(_) => TransportChoice::Auto,
             Ok(name) => {
@@ -84,7 +62,7 @@ impl NetOptions {
                 })?
             }
         };
-        let tcp = TcpOptions { link: self.tcp.link.or_env()?, ..self.tcp };
+        let tcp = TcpOptions { link: LinkOptions::from_env()?, ..TcpOptions::default() };
         Ok(Self { transport, tcp, rdma: RdmaOptions::from_env()? })
     }
 }

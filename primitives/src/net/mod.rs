@@ -134,6 +134,12 @@ pub trait Transport: Send + fmt::Debug {
     /// Transfers to this peer, of all that were posted, that have left their source: it may be written again.
     fn sent(&self, peer: usize) -> u64;
 
+    /// How long nothing was heard of a peer, though what was sent to it is not acknowledged, and through what. None if all is,
+    /// or if the transport does not say: then it ends such a connection by itself.
+    fn silence(&self, _peer: usize) -> Option<(Duration, String)> {
+        None
+    }
+
     /// Sends and receives what can be, without blocking; whether anything was. To be called in every wait.
     ///
     /// # Errors

@@ -231,6 +231,20 @@ impl Outside {
         }
     }
 
+    /// Breaks a connection off on which nothing was heard for so long; whether it did.
+    pub(super) fn break_silence(&self, peer: usize, longest: Duration) -> bool {
+        let silence = self.lock().transport.silence(peer);
+        let Some((silence, via)) = silence.filter(|(silence, _)| *silence >= longest) else {
+            return false;
+        };
+        let cause = format!(
+            "timed out: nothing was heard of its host for {:.1} s, though data is under way to it",
+            silence.as_secs_f64()
+        );
+        self.break_off(peer, NetError::Broken(NetFault { peer, via, cause }));
+        true
+    }
+
     /// Whether all that was posted to a peer has left this rank's memory.
     pub(super) fn has_sent(&self, peer: usize) -> bool {
         let open = self.lock();
@@ -242,10 +256,26 @@ impl Outside {
         self.post(peer, &self.told(self.rank, words))
     }
 
-    /// Tells all connected peers everything of this rank and, if `hearsay`, of its neighbours.
+    /// Tells all connected peers everything of this rank, and of these neighbours.
     pub(super) fn tell_news(&self, neighbours: impl Iterator<Item = (usize, Control)>) {
+        self.tell_some(&|_, _| true, neighbours);
+    }
+
+    /// The same, but nothing to peers that have not taken what they were told before.
+    pub(super) fn tell_who_listens(&self, neighbours: impl Iterator<Item = (usize, Control)>) {
+        self.tell_some(&|open, peer| open.transport.sent(peer) >= open.posted[peer], neighbours);
+    }
+
+    fn tell_some(
+        &self,
+        listens: &dyn Fn(&Open, usize) -> bool,
+        neighbours: impl Iterator<Item = (usize, Control)>,
+    ) {
         let mut open = self.lock();
-        let linked = || (0..self.peers.len()).filter(|peer| self.is_linked(*peer));
+        let told: Vec<usize> = (0..self.peers.len())
+            .filter(|peer| self.is_linked(*peer) && listens(&open, *peer))
+            .collect();
+        let linked = || told.iter().copied();
         linked().for_each(|peer| self.post_news(&mut open, self.rank, peer));
         for (neighbour, control) in neighbours {
             self.hearsay(neighbour).copy_news(&control);

@@ -79,6 +79,28 @@ pub(crate) fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
 }
 
+/// How long nothing was heard of the other end of a TCP connection, though data that was sent is not acknowledged; None
+/// if all is. A peer that takes no data but answers is heard of.
+pub(crate) fn silent_for(socket: BorrowedFd<'_>) -> Option<Duration> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: `tcp_info` is made of integers, for which zeros are valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as it is borrowed; the system writes at most `length` bytes to `info`, and
+    // fewer if it knows fewer.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut length,
+        )
+    };
+    let unanswered = result == 0 && info.tcpi_unacked > 0;
+    unanswered.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,12 +38,7 @@ impl LinkOptions {
     /// # Errors
     /// A value that is neither.
     pub fn from_env() -> Result<Self, NetError> {
-        Self::default().or_env()
-    }
-
-    /// These, changed by what the environment says.
-    pub(crate) fn or_env(self) -> Result<Self, NetError> {
-        let mut options = self;
+        let mut options = Self::default();
         if let Some(names) = std::env::var_os(INTERFACES) {
             let names = names.into_string().map_err(|_| unusable(INTERFACES, "names"))?;
             let names = names.split(',').map(str::trim).filter(|name| !name.is_empty());

@@ -23,7 +23,7 @@ mod stage;
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -352,6 +352,12 @@ impl Transport for TcpTransport {
             Some(Place::Broken { sent, .. }) => *sent,
             _ => 0,
         }
+    }
+
+    fn silence(&self, peer: usize) -> Option<(Duration, String)> {
+        let Some(Place::Open(connection)) = self.places.get(peer) else { return None };
+        let link = &connection.link;
+        Some((crate::sys::silent_for(link.stream().as_fd())?, link.via().to_owned()))
     }
 
     #[inline]
