@@ -10,6 +10,7 @@
 //! | `finished` | the owner, at the end of an epoch and of a call | peers, before they write into memory that it may still read | Release / Acquire |
 //! | `cleared` | the owner, when it has seen all ranks of its host finish an epoch | peers of other hosts, before they write into memory of that host | Release / the transfer, Acquire |
 //! | `progress` | the owner, in a long wait | peers, for a diagnosis only | Relaxed: a torn picture misleads a message, nothing else |
+//! | `via` | the owner, before it posts a failure that a connection of its own is behind | peers, for a diagnosis only | Relaxed: as above |
 //! | `sleeping`, `doorbell` | the owner / anyone | signallers / the owner's futex | Relaxed; see [`crate::patience`] |
 //! | semaphores | the owner | the one peer of the host that each belongs to | see [`crate::semaphore`] |
 //!
@@ -148,7 +149,12 @@ struct ProgressWords {
     expected: AtomicU64,
     seen: AtomicU64,
     heartbeat: AtomicU64,
+    /// Through what the connection went that broke, as text behind which are zeros.
+    via: [AtomicU64; VIA / 8],
 }
+
+/// The longest [`Control::via`], bytes: what is left of the record's pair of cache lines.
+const VIA: usize = 96;
 
 #[derive(Debug)]
 #[repr(C)]
@@ -385,6 +391,26 @@ impl Control {
         }
     }
 
+    /// Says through what a connection of the owner went that broke; a long text is cut. Only the owner calls it.
+    pub(crate) fn set_via(&self, via: &str) {
+        let mut bytes = [0; VIA];
+        let fits = |n: &usize| via.is_char_boundary(*n);
+        let kept = (0..=VIA.min(via.len())).rev().find(fits).unwrap_or(0);
+        bytes[..kept].copy_from_slice(&via.as_bytes()[..kept]);
+        for (word, bytes) in self.head().progress.via.iter().zip(bytes.chunks_exact(8)) {
+            word.store(u64::from_le_bytes(bytes.try_into().unwrap_or_default()), Ordering::Relaxed);
+        }
+    }
+
+    /// Through what the owner's connection went that broke, for a diagnosis; empty if none has.
+    pub fn via(&self) -> String {
+        let words = self.head().progress.via.iter();
+        let bytes: Vec<u8> =
+            words.flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+        let text = String::from_utf8_lossy(&bytes);
+        text.trim_end_matches('\0').to_owned()
+    }
+
     /// To be called by whoever stored something that the owner may wait for. Costs a load of a
     /// cached line unless the owner sleeps.
     #[inline]
@@ -474,6 +500,22 @@ mod tests {
         control.set_progress(&wait);
         control.set_progress(&wait);
         assert_eq!(control.progress(), Progress { heartbeat: 2, ..wait });
+    }
+
+    #[test]
+    fn what_broke_is_told_with_the_news_and_cut_between_characters() {
+        let (owner, (mapping, _)) = (control(2), Mapping::create(Control::MIRROR).unwrap());
+        let mirror = Control::mirror(Arc::new(mapping), 0);
+        assert_eq!(owner.via(), "");
+        owner.set_via("mlx5_0 port 1");
+        mirror.copy_news(&owner);
+        assert_eq!(mirror.via(), "mlx5_0 port 1");
+        owner.set_via(&"é".repeat(100));
+        assert_eq!(owner.via(), "é".repeat(VIA / 2));
+        owner.set_via(&format!("x{}", "é".repeat(100)));
+        assert_eq!(owner.via(), format!("x{}", "é".repeat(VIA / 2 - 1)));
+        owner.set_via("rxe1");
+        assert_eq!(owner.via(), "rxe1");
     }
 
     #[test]

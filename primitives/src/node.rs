@@ -325,6 +325,13 @@ impl Node {
     /// learned of.
     #[cold]
     pub fn post(&self, failure: Failure) -> Failure {
+        // Before the word, so that whoever sees it finds where the connection broke.
+        if let Failure { kind: FailureKind::Disconnected, by, culprit: Some(culprit) } = failure
+            && by == self.rank
+            && let Some(fault) = self.fault(culprit)
+        {
+            self.me().set_via(&fault.via);
+        }
         let word = self.me().post_abort(failure.to_word());
         for rank in self.neighbours() {
             self.controls[rank].post_abort(word);
@@ -440,8 +447,7 @@ impl Node {
             self.me().set_progress(&patience::waiting(on, seen));
             if let Some(outside) = &self.outside {
                 outside.tell_who_listens(self.hearsay());
-                // Bounded, for peers that tell news all the time.
-                let _ = (0..TURNS).all(|_| self.progress());
+                self.drain();
             }
         }
         let mut suspect = on.peer;
@@ -481,8 +487,6 @@ const GRACE: Duration = Duration::from_secs(1);
 const SILENCE: f64 = 0.75;
 /// Every so many beats a rank passes on what it sees of its neighbours.
 const HEARSAY: u64 = 4;
-/// Looks for news of others before the next heartbeat.
-const TURNS: usize = 64;
 const CONTROL_SEGMENT: u32 = 1;
 const SHARED_MEMORY: u32 = 2;
 const MIRRORS: u32 = 3;

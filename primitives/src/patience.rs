@@ -126,6 +126,11 @@ impl Patience {
         if aborted || now.duration_since(slow.looked_around) >= policy.look_around {
             slow.looked_around = now;
             slow.doomed = node.look_around(on, seen, now.duration_since(slow.since));
+            if slow.doomed.is_some() {
+                // What doomed it may have come behind the very signal that is waited for, and be seen before it: a NIC
+                // writes news into memory by itself, but signals by immediate data count when they are polled.
+                node.drain();
+            }
             return Ok(());
         }
         // While transfers move, what is waited for may be among them.

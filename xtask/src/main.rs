@@ -22,8 +22,8 @@ cargo xtask COMMAND
   cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
   gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
                 target/gpu-report.md (see `cargo xtask gpu --help`)
-  rdma-vm       boots a virtual machine with soft-RoCE NICs and runs the RDMA transport's tests in it
-                (see `cargo xtask rdma-vm --help`)
+  rdma-vm       boots a virtual machine with soft-RoCE NICs and runs the tests of RDMA in it: of the
+                transport, and of collectives between hosts (see `cargo xtask rdma-vm --help`)
   bootstrap [ARGS]  measures how long 16 to 2,048 ranks on this machine take to find each other
                 and to gather, and how that grows (ARGS: --ranks N,N --processes N --bytes N)
   vgpu          runs the virtual GPU's litmus tests and mutations and writes docs/vgpu-tables.md

@@ -30,9 +30,18 @@ pub(super) fn report(node: &Node, failure: Failure) -> String {
         new
     });
     let broken = (0..node.world()).filter_map(|peer| node.fault(peer)).map(ToString::to_string);
+    let broken = broken.chain(through(node, failure));
     let lines: Vec<_> =
         broken.chain(ranks.iter().map(|rank| describe(node, *rank, sequence))).collect();
     lines.join("; ")
+}
+
+/// Which way a connection took that another rank has seen break, as it has told: a NIC, or a pair of addresses.
+fn through(node: &Node, failure: Failure) -> Option<String> {
+    let Failure { by, culprit: Some(culprit), .. } = failure else { return None };
+    let elsewhere = by != node.rank() && by < node.world();
+    let via = elsewhere.then(|| node.known(by).via()).filter(|via| !via.is_empty())?;
+    Some(format!("rank {by}'s connection to rank {culprit} went through {via}"))
 }
 
 fn describe(node: &Node, rank: usize, sequence: u64) -> String {

@@ -10,7 +10,8 @@ use warpmesh_primitives::net::rdma::{RdmaOptions, SignalMode};
 use warpmesh_primitives::net::{NetError, Region, Span, Transfer, Transport};
 
 use super::ensure;
-use super::job::{BYTES, Job, LIMIT, MEMORY, Outcome, Pair, SEMAPHORES, shell};
+use super::harness::{DOWN, Outcome, UP, shell};
+use super::job::{BYTES, Job, LIMIT, MEMORY, Pair, SEMAPHORES};
 use super::memory::{Memory, pattern};
 
 /// NICs give up after 7 · 268 ms; the guest is slow.
@@ -153,11 +154,6 @@ pub fn forgetting_a_source_breaks_the_connection(job: &mut Job) -> Outcome {
     }
     job.barrier()
 }
-
-const DOWN: &str = "ip link set va down";
-const UP: &str = "ip link set va up; ip route replace 10.9.1.2 dev va table 101; ip route replace 10.9.1.1 dev vb table 102
-    ip neigh replace 10.9.1.2 lladdr $(cat /sys/class/net/vb/address) dev va nud permanent
-    ip neigh replace 10.9.1.1 lladdr $(cat /sys/class/net/va/address) dev vb nud permanent";
 
 pub fn a_port_that_goes_down_is_named(job: &mut Job) -> Outcome {
     let options = job.options(1);

@@ -10,9 +10,9 @@ use warpmesh_primitives::bootstrap::{Bootstrap, TcpBootstrap, TcpRoot, UniqueId}
 use warpmesh_primitives::net::rdma::{Exchange, RdmaOptions, RdmaTransport};
 use warpmesh_primitives::net::{NetError, NetFault, Span, Transfer, Transport};
 
+use super::ensure;
+use super::harness::Outcome;
 use super::memory::Memory;
-
-pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 /// For all that has to come within the guest's slow time.
 pub const LIMIT: Duration = Duration::from_secs(15);
@@ -23,16 +23,6 @@ pub const SEMAPHORES: usize = 16;
 
 /// Where a peer finds rank 0.
 const ID: &str = "RDMA_VM_ID";
-
-/// Fails a test with a text.
-#[macro_export]
-macro_rules! ensure {
-    ($good:expr, $($text:tt)+) => {
-        if !$good {
-            return Err(format!($($text)+).into());
-        }
-    };
-}
 
 /// One rank of two.
 pub struct Job {
@@ -231,18 +221,6 @@ impl Exchange for Socket {
             _ => NetError::Protocol { peer, what: error.to_string() },
         })
     }
-}
-
-/// Runs commands of the shell, all of which have to succeed.
-pub fn shell(script: &str) -> Outcome {
-    let status = Command::new("/bin/dash").args(["-ec", script]).status()?;
-    ensure!(status.success(), "'{script}' failed: {status}");
-    Ok(())
-}
-
-/// A number that the kernel shows.
-pub fn counter(path: &str) -> Outcome<u64> {
-    Ok(std::fs::read_to_string(path)?.trim().parse()?)
 }
 
 /// Numbers that look random and are the same each time.

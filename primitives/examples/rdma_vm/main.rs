@@ -5,26 +5,18 @@
 
 mod data;
 mod faults;
+mod harness;
 mod job;
 mod measure;
 mod memory;
 
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
+use std::time::Duration;
 
-use job::{Job, Outcome};
+use harness::{Outcome, Test, exit_code, run_all};
+use job::Job;
 
-type Test = fn(&mut Job) -> Outcome;
-
-/// A test's name, which says what is so.
-macro_rules! tests {
-    ($($module:ident::$name:ident,)*) => {
-        &[$((stringify!($name), $module::$name as Test),)*]
-    };
-}
-
-const TESTS: &[(&str, Test)] = tests! {
+const TESTS: &[Test<Job>] = crate::tests! {
     data::sizes_by_fetch_add,
     data::sizes_by_immediate,
     data::many_in_flight_by_fetch_add,
@@ -49,9 +41,9 @@ const TESTS: &[(&str, Test)] = tests! {
     faults::a_peer_that_talks_nonsense_is_named,
 };
 
-const MEASURE: (&str, Test) = ("beside_perftest", measure::beside_perftest);
+const MEASURE: Test<Job> = ("beside_perftest", measure::beside_perftest);
 /// Shorter, and with more room for what else a machine does: for among the tests.
-const LOOK: (&str, Test) = ("not_far_from_perftest", measure::not_far_from_perftest);
+const LOOK: Test<Job> = ("not_far_from_perftest", measure::not_far_from_perftest);
 
 /// A test's time, and a measurement's.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -61,14 +53,14 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let good = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--test", name] => rank(name),
-        ["measure"] => run_all(&[MEASURE]),
-        [] => run_all(TESTS) & run_all(&[LOOK]),
+        ["measure"] => run_all("rdma", &[MEASURE], LONG),
+        [] => run_all("rdma", TESTS, LIMIT) & run_all("rdma", &[LOOK], LIMIT),
         _ => {
             eprintln!("usage: rdma_vm [measure]");
             false
         }
     };
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    exit_code(good)
 }
 
 /// One rank of a test.
@@ -86,41 +78,4 @@ fn rank(name: &str) -> bool {
         println!("    rank {rank}: {error}");
     }
     result.is_ok()
-}
-
-/// Runs tests one after the other; whether all were good.
-fn run_all(tests: &[(&str, Test)]) -> bool {
-    let mut failed = 0;
-    for (name, _) in tests {
-        let start = Instant::now();
-        let good = run(name).unwrap_or_else(|error| {
-            println!("    {error}");
-            false
-        });
-        let verdict = if good { "ok" } else { "FAILED" };
-        println!("rdma {name}: {verdict}, {:.1} s", start.elapsed().as_secs_f64());
-        failed += usize::from(!good);
-    }
-    println!("{} of {} RDMA tests passed", tests.len() - failed, tests.len());
-    failed == 0
-}
-
-/// Runs a test in a group of processes of its own, which is ended as a whole.
-fn run(name: &str) -> Outcome<bool> {
-    let mut command = Command::new(std::env::current_exe()?);
-    let mut child = command.args(["--test", name]).process_group(0).spawn()?;
-    let (start, limit) = (Instant::now(), if name == MEASURE.0 { LONG } else { LIMIT });
-    let mut status = None;
-    while status.is_none() && start.elapsed() < limit {
-        std::thread::sleep(Duration::from_millis(20));
-        status = child.try_wait()?;
-    }
-    let group = rustix::process::Pid::from_child(&child);
-    // Rank 1 as well, whose parent has ended; an error says that nobody is left.
-    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    if status.is_none() {
-        child.wait()?;
-        println!("    not done after {limit:?}; ended");
-    }
-    Ok(status.is_some_and(|status| status.success()))
 }

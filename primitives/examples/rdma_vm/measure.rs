@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use warpmesh_primitives::net::rdma::{RdmaOptions, SignalMode};
 
 use super::ensure;
-use super::job::{Job, Outcome};
+use super::harness::Outcome;
+use super::job::Job;
 
 /// Both ranks use one NIC, which talks to itself.
 const NIC: &str = "rxe0";

@@ -25,6 +25,9 @@ pub struct Outgoing {
     pub signal: Option<usize>,
 }
 
+/// Looks for what has come, at most.
+const TURNS: usize = 64;
+
 /// The longest description of registered memory, bytes.
 pub const MOST_DESCRIBED: usize = 254;
 
@@ -89,7 +92,9 @@ impl Node {
         loop {
             let (missing, why) = match outside.connect(peers, pause) {
                 Ok(()) => return Ok(()),
-                Err(NetError::Missing { missing, timeout, hint }) => {
+                Err(NetError::Missing { missing, hint, .. }) => {
+                    // Of all looks together, not of the last one.
+                    let timeout = since.elapsed();
                     (missing[0], NetError::Missing { missing, timeout, hint })
                 }
                 Err(error) => return Err(self.disconnected(peers[0], error)),
@@ -175,6 +180,11 @@ impl Node {
     #[inline]
     pub fn progress(&self) -> bool {
         self.outside.as_ref().is_some_and(Outside::progress)
+    }
+
+    /// Takes all that has come by now; bounded, for peers that tell news all the time.
+    pub(crate) fn drain(&self) {
+        let _ = (0..TURNS).all(|_| self.progress());
     }
 
     /// Sleeps until a transfer can go on, at most so long.

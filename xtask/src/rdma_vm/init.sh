@@ -57,5 +57,7 @@ for nic in rxe0 rxe1 rxe2 rxe3 rxe4; do
   done
 done
 echo "guest: Linux $(uname -r), soft-RoCE is up $(cut -d' ' -f1 /proc/uptime) s after the start"
-/t/rdma_vm
-leave $?
+failed=0
+run() { "$@" || failed=$?; }
+@TESTS@
+leave $failed

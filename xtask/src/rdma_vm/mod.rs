@@ -2,8 +2,9 @@
 //!
 //! Soft-RoCE (the kernel's module rdma_rxe) gives libibverbs NICs on any interface, but needs a kernel of which the tests
 //! may ask that; so one is booted: Debian's, with a file system in memory that has little more than libibverbs, the
-//! tools of perftest to compare with, and `primitives/examples/rdma_vm`. qemu emulates the processor, since this has to
-//! work where there is no virtualisation; figures from it compare programs, they say nothing about NICs.
+//! tools of perftest to compare with, `primitives/examples/rdma_vm` and `collectives/examples/rdma_hosts`. qemu emulates
+//! the processor, since this has to work where there is no virtualisation; figures from it compare programs, they say
+//! nothing about NICs.
 
 mod image;
 mod packages;
@@ -20,19 +21,28 @@ use crate::system::{cargo, root, step};
 const INIT: &str = include_str!("init.sh");
 
 /// From the boot to the last test.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(400);
+
+/// Tests of the transport, and of collectives over it: package and example.
+const TRANSPORT: (&str, &str) = ("warpmesh-primitives", "rdma_vm");
+const HOSTS: (&str, &str) = ("warpmesh", "rdma_hosts");
 
 const HELP: &str = "\
-cargo xtask rdma-vm [--measure]
+cargo xtask rdma-vm [--measure | --transport | --hosts [TEST]]
 
-Boots a virtual machine with soft-RoCE NICs and runs the RDMA transport's tests in it; packages are downloaded
-from Debian's mirror to target/rdma-vm the first time. With --measure it only measures, beside perftest.
+Boots a virtual machine with soft-RoCE NICs and runs the RDMA transport's tests in it, and those of collectives over
+it; packages are downloaded from Debian's mirror to target/rdma-vm the first time. With --measure it only measures,
+beside perftest; with --transport or --hosts it runs the one or the other, of the latter perhaps a single test.
 ";
 
 pub fn run(args: &[String]) -> Result<()> {
-    let only = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => "",
-        ["--measure"] => "measure",
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let programs: &[((&str, &str), &str)] = match words[..] {
+        [] => &[(TRANSPORT, ""), (HOSTS, "")],
+        ["--measure"] => &[(TRANSPORT, "measure")],
+        ["--transport"] => &[(TRANSPORT, "")],
+        ["--hosts"] => &[(HOSTS, "")],
+        ["--hosts", test] => &[(HOSTS, test)],
         _ => {
             print!("{HELP}");
             return Ok(());
@@ -41,12 +51,17 @@ pub fn run(args: &[String]) -> Result<()> {
     let home = root().join("target/rdma-vm");
     let packages = packages::ensure(&home)?;
     layouts(&packages)?;
-    let build = ["build", "--release", "-p", "warpmesh-primitives", "--example", "rdma_vm"];
-    step("build of the tests", &mut cargo(&build))?;
-    let program = root().join("target/release/examples/rdma_vm");
-    let init = INIT.replace("/t/rdma_vm\n", &format!("/t/rdma_vm {only}\n"));
+    let mut paths = Vec::new();
+    let mut lines = String::new();
+    for ((package, example), argument) in programs {
+        let build = ["build", "--release", "-p", package, "--example", example];
+        step("build of the tests", &mut cargo(&build))?;
+        paths.push(root().join("target/release/examples").join(example));
+        lines += &format!("run /t/{example} {argument}\n");
+    }
+    let init = INIT.replace("@TESTS@\n", &lines);
     let archive = home.join("initramfs");
-    image::write(&archive, &packages, &init, &[program])?;
+    image::write(&archive, &packages, &init, &paths)?;
     boot(&packages, &archive)
 }
 

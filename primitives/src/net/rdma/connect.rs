@@ -74,6 +74,7 @@ impl RdmaTransport {
         let unreached = match self.exchange.reach(&peers, deadline) {
             Ok(()) => Vec::new(),
             Err(NetError::Missing { missing, hint, .. }) if missing.len() == peers.len() => {
+                let hint = format!("{hint} ({})", self.own_nics());
                 return Err(NetError::Missing { missing, timeout, hint });
             }
             Err(NetError::Missing { missing, .. }) => missing,
@@ -97,8 +98,15 @@ impl RdmaTransport {
         if missing.is_empty() {
             return Ok(());
         }
-        let hint = "; look at whether they run, and at what they say".to_owned();
+        let nics = self.own_nics();
+        let hint = format!("; look at whether they run, and at what they say ({nics})");
         Err(NetError::Missing { missing, timeout, hint })
+    }
+
+    /// Through what peers would have been reached, for reports.
+    fn own_nics(&self) -> String {
+        let nics: Vec<&str> = self.nics().collect();
+        format!("by RDMA, through {}", nics.join(", "))
     }
 
     /// Takes a peer's offer, and tells it that this rank is ready.

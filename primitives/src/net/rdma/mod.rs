@@ -86,6 +86,9 @@ use crate::sys::verbs::{
 /// Completions that are taken at a time.
 const POLLED: usize = 32;
 
+/// Polls of a NIC in a row, at most: peers that go on may send all the time.
+const MOST_POLLS: usize = 64;
+
 /// Calls of `progress` in a row that find nothing, between looks at the clock.
 const IDLE: u32 = 64;
 
@@ -346,16 +349,27 @@ impl RdmaTransport {
         if self.idle >= IDLE {
             self.idle = 0;
             if self.looked.elapsed() >= LOOK {
+                self.look_for_the_gone();
                 self.look();
             }
         }
     }
 
-    fn look(&mut self) {
-        self.looked = Instant::now();
-        for NetFault { peer, cause, .. } in self.exchange.gone() {
+    /// Whatever a peer has sent before it went counts: its last signals may be among what was not polled yet.
+    fn look_for_the_gone(&mut self) {
+        let gone = self.exchange.gone();
+        if !gone.is_empty() {
+            for nic in 0..self.nics.len() {
+                let _ = (0..MOST_POLLS).all(|_| self.poll(nic));
+            }
+        }
+        for NetFault { peer, cause, .. } in gone {
             self.break_one(peer, 0, &cause);
         }
+    }
+
+    fn look(&mut self) {
+        self.looked = Instant::now();
         for nic in 0..self.nics.len() {
             while let Ok(Some(event)) = self.nics[nic].device.event() {
                 self.happened(nic, &event);
