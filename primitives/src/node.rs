@@ -340,7 +340,7 @@ impl Node {
         self.me().wake();
         if let Some(outside) = self.outside.as_ref().filter(|outside| outside.first_failure()) {
             outside.tell_news(self.hearsay());
-            outside.flush();
+            outside.flush(outside::SHORTLY);
         }
         Failure::from_word(word).unwrap_or(failure)
     }
@@ -359,7 +359,8 @@ impl Node {
         }
         if let Some(outside) = &self.outside {
             outside.tell_news(std::iter::empty());
-            outside.flush();
+            let failed = self.failure().is_some();
+            outside.flush(if failed { outside::SHORTLY } else { outside::FAREWELL });
         }
     }
 

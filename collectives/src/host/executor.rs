@@ -310,10 +310,15 @@ impl Executor {
     ) -> Result<(), Stop> {
         match step {
             Step::Wait { semaphore, peer } => self.try_wait(*semaphore, *peer, job),
-            Step::Flush => match prepared.away.iter().find(|peer| !self.node.has_sent(**peer)) {
-                Some(&peer) => Err(Stop::Blocked(Blocked { peer, expected: 1, seen: 0 })),
-                None => Ok(()),
-            },
+            Step::Flush => {
+                let done = |peer: usize| {
+                    self.node.has_sent(peer) || self.node.has_left_after(peer, job.sequence)
+                };
+                match prepared.away.iter().find(|peer| !done(**peer)) {
+                    Some(&peer) => Err(Stop::Blocked(Blocked { peer, expected: 1, seen: 0 })),
+                    None => Ok(()),
+                }
+            }
             Step::Move { packets: true, .. } => {
                 self.packets_arrived(prepared, step, job, round)?;
                 Ok(self.act(prepared, step, place, job, round)?)

@@ -171,6 +171,12 @@ impl Node {
         (semaphore * self.world() + self.rank) as u32
     }
 
+    /// Whether a rank has left after a call: then it has received all that it needed for it, though the acknowledgement may
+    /// have been lost.
+    pub fn has_left_after(&self, peer: usize, sequence: u64) -> bool {
+        self.is_gone(peer) && self.control(peer).finished_call() >= sequence
+    }
+
     /// Whether all transfers to a rank have left this rank's memory.
     pub fn has_sent(&self, peer: usize) -> bool {
         self.outside().has_sent(peer)

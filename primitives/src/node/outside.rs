@@ -39,8 +39,10 @@ const CONTROL: u32 = 0;
 const MIRRORS: u32 = 1;
 /// The first number of other memory.
 const FIRST: u32 = 2;
-/// How long a rank that leaves sends what it has not sent.
-const FAREWELL: Duration = Duration::from_millis(200);
+/// How long a rank that has failed sends what it has not sent.
+pub(super) const SHORTLY: Duration = Duration::from_millis(200);
+/// The same for one that leaves: a packet that is lost is sent again after a second or two.
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// This rank's side of all connections to other hosts.
 #[derive(Debug)]
@@ -316,9 +318,9 @@ impl Outside {
         linked.map(|peer| self.mirror(peer).abort_word()).find(|word| *word != 0)
     }
 
-    /// Sends what has not left yet, for a moment.
-    pub(super) fn flush(&self) {
-        let end = Instant::now() + FAREWELL;
+    /// Sends what has not left yet, at most for so long.
+    pub(super) fn flush(&self, longest: Duration) {
+        let end = Instant::now() + longest;
         let waits = |peer: &usize| {
             self.is_linked(*peer) && self.fault(*peer).is_none() && !self.has_sent(*peer)
         };

@@ -146,10 +146,17 @@ impl RdmaTransport {
                 return Err(NetError::Protocol { peer, what });
             }
         }
-        if let Some(Half::Ready(connected)) = self.halves.remove(&peer) {
+        self.begun(peer);
+        Ok(())
+    }
+
+    /// A peer that is ready: it has said so, or has sent something already, which can be here before that word.
+    pub(super) fn begun(&mut self, peer: usize) {
+        if let Some(Half::Ready(_)) = self.halves.get(&peer)
+            && let Some(Half::Ready(connected)) = self.halves.remove(&peer)
+        {
             self.peers.insert(peer, *connected);
         }
-        Ok(())
     }
 
     fn not_connected(&self, peers: &[usize]) -> Result<Vec<usize>, NetError> {

@@ -241,6 +241,9 @@ impl RdmaTransport {
     fn completed(&mut self, nic: usize, wc: &Wc) {
         let (tag, sequence) = ((wc.wr_id >> 32) as u32, wc.wr_id as u32);
         let number = (tag & !RECEIVE) as usize;
+        if !self.peers.contains_key(&number) {
+            self.begun(number);
+        }
         let Some(peer) = self.peers.get_mut(&number) else { return };
         if peer.fault.is_some() {
             return; // what was under way when it broke
