@@ -1,12 +1,16 @@
 //! Tests of data that arrives.
 
-use warpmesh_primitives::net::Transport;
-use warpmesh_primitives::net::rdma::SignalMode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use warpmesh_primitives::net::rdma::{Exchange, RdmaOptions, RdmaTransport, SignalMode};
+use warpmesh_primitives::net::{NetError, Transport};
 
 use super::ensure;
 use super::harness::{Outcome, counter, lose, lose_no_more, shell};
-use super::job::{BYTES, Job, Pair, Random, SEMAPHORES};
-use super::memory::pattern;
+use super::job::{BYTES, Job, LIMIT, MEMORY, Pair, Random, SEMAPHORES};
+use super::memory::{Memory, pattern};
 
 /// Half of the memory is what a rank sends, the other half what it gets.
 const HALF: u64 = BYTES as u64 / 2;
@@ -14,8 +18,7 @@ const BACK: u32 = 1;
 
 fn mode(mode: SignalMode, job: &mut Job, cables: usize) -> Outcome<Pair> {
     let options = job.options(cables);
-    let pair =
-        job.pair(warpmesh_primitives::net::rdma::RdmaOptions { signals: mode, ..options })?;
+    let pair = job.pair(RdmaOptions { signals: mode, ..options })?;
     ensure!(pair.transport.signal_mode(job.peer) == Some(mode), "signals in another way");
     Ok(pair)
 }
@@ -87,7 +90,7 @@ pub fn many_in_flight_by_immediate(job: &mut Job) -> Outcome {
 /// Both ranks post everything before they look, with a queue that is much too short for it, and over all semaphores.
 fn many_in_flight(job: &mut Job, signals: SignalMode, cables: usize, count: u64) -> Outcome {
     let options = job.options(cables);
-    let options = warpmesh_primitives::net::rdma::RdmaOptions { signals, depth: 16, ..options };
+    let options = RdmaOptions { signals, depth: 16, ..options };
     let mut pair = job.pair(options)?;
     let size = 512;
     for i in 0..count {
@@ -185,9 +188,68 @@ pub fn two_nics_and_one_by_immediate(job: &mut Job) -> Outcome {
     let options = job.options(2 - job.rank);
     // One that wants it is enough.
     let signals = [SignalMode::FetchAdd, SignalMode::Immediate][job.rank];
-    let mut pair = job.pair(warpmesh_primitives::net::rdma::RdmaOptions { signals, ..options })?;
+    let mut pair = job.pair(RdmaOptions { signals, ..options })?;
     ensure!(pair.transport.signal_mode(job.peer) == Some(SignalMode::Immediate), "not immediate");
     sizes(&mut pair, job.rank, &[8, 4096, 200_000])
+}
+
+/// A way on which the second message of a peer, that it is ready, stays away for a while.
+#[derive(Debug)]
+struct Late {
+    way: Box<dyn Exchange>,
+    taken: usize,
+    held: Arc<AtomicBool>,
+}
+
+impl Exchange for Late {
+    fn give(&mut self, peer: usize, message: &[u8], deadline: Instant) -> Result<(), NetError> {
+        self.way.give(peer, message, deadline)
+    }
+
+    fn take(&mut self, peer: usize, deadline: Instant) -> Result<Vec<u8>, NetError> {
+        if self.taken == 1 && self.held.load(Ordering::Relaxed) {
+            let (missing, timeout, hint) = (vec![peer], Duration::ZERO, String::new());
+            return Err(NetError::Missing { missing, timeout, hint });
+        }
+        self.taken += 1;
+        self.way.take(peer, deadline)
+    }
+}
+
+/// A rank that has said that it is ready gets data and signals before it has heard the same of the peer, and polls them
+/// meanwhile, as ranks do that connect to others and go on.
+pub fn what_comes_before_the_peer_has_said_that_it_is_ready_counts(job: &mut Job) -> Outcome {
+    for signals in [SignalMode::FetchAdd, SignalMode::Immediate] {
+        let held = Arc::new(AtomicBool::new(job.rank == 1));
+        let way = Box::new(Late { way: job.exchange()?, taken: 0, held: held.clone() });
+        let options = RdmaOptions { signals, ..job.options(1) };
+        let mut transport = RdmaTransport::new(job.rank, 2, SEMAPHORES, options, way)?;
+        let memory = Arc::new(Memory::new(BYTES));
+        let mine = transport.register(MEMORY, memory.clone())?;
+        let all = job.gather(&mine)?;
+        transport.learn(job.peer, MEMORY, &all[job.peer])?;
+        let connected = transport.connect(&[job.peer], LIMIT);
+        let mut pair = Pair { peer: job.peer, transport, memory, posted: 0 };
+        if job.rank == 0 {
+            connected?;
+            pair.memory.fill(0, 5000, 7);
+            pair.put(0, HALF, 5000, Some(3))?;
+            pair.flush()?;
+        } else {
+            ensure!(matches!(connected, Err(NetError::Missing { .. })), "{connected:?}");
+        }
+        job.barrier()?;
+        if job.rank == 1 {
+            let quiet = pair.fault(Duration::from_millis(50), |_| Ok(()));
+            ensure!(quiet.is_err(), "{quiet:?}");
+            held.store(false, Ordering::Relaxed);
+            pair.transport.connect(&[0], LIMIT)?;
+            pair.wait(3, 1)?;
+            ensure!(pair.memory.read(HALF, 5000) == pattern(5000, 7), "wrong data");
+        }
+        job.barrier()?;
+    }
+    Ok(())
 }
 
 /// Two packets of a hundred are lost, in both directions.
@@ -219,7 +281,6 @@ fn under_loss(job: &mut Job) -> Outcome {
 
 /// The ends' options and ports differ: the lesser MTU counts, and data arrives.
 pub fn mtus_that_differ(job: &mut Job) -> Outcome {
-    use warpmesh_primitives::net::rdma::RdmaOptions;
     let options = job.options(1);
     let mtu = [None, Some(512)][job.rank];
     let mut pair = job.pair(RdmaOptions { mtu, ..options })?;
@@ -241,7 +302,6 @@ pub fn mtus_that_differ(job: &mut Job) -> Outcome {
 }
 
 fn one_port_is_smaller(job: &mut Job) -> Outcome {
-    use warpmesh_primitives::net::rdma::RdmaOptions;
     let options = job.options(1);
     let mut pair = job.pair(options.clone())?;
     ensure!(pair.transport.mtu(job.peer) == Some(1024), "{:?}", pair.transport.mtu(job.peer));

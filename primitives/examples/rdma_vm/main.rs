@@ -25,6 +25,7 @@ const TESTS: &[Test<Job>] = crate::tests! {
     data::stripes_by_immediate,
     data::two_nics_and_one_by_fetch_add,
     data::two_nics_and_one_by_immediate,
+    data::what_comes_before_the_peer_has_said_that_it_is_ready_counts,
     data::loss_of_2_percent,
     data::mtus_that_differ,
     faults::a_killed_peer_is_named,
