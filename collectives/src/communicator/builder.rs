@@ -45,7 +45,7 @@ const SCRATCH: usize = 16 << 20;
 const RINGS: usize = 4 << 20;
 /// Largest scratch slot: a round should stay in a core's cache.
 const SLOT: usize = 256 << 10;
-/// The same between hosts: fewer and longer transfers; with 256 KiB TCP is half as fast.
+/// The same between hosts: fewer rounds, each of which takes trips.
 const SLOT_BETWEEN_HOSTS: usize = 512 << 10;
 
 /// What ranks compare when they meet.

@@ -81,8 +81,8 @@ impl Outside {
         2 * world * Control::MIRROR
     }
 
-    /// Opens the transport. Every rank calls it; blocks until all have. `control` is this rank's segment; `mirrors` are
-    /// those of the ranks of this host, this rank's first.
+    /// Opens the transport. Every rank calls it; blocks until all have. `control` is this rank's segment; `views` are
+    /// the mirrors of the ranks of this host, this rank's first.
     pub(super) fn open(
         bootstrap: &mut dyn Bootstrap,
         options: &NetOptions,
@@ -233,18 +233,17 @@ impl Outside {
         }
     }
 
-    /// Breaks a connection off on which nothing was heard for so long; whether it did.
-    pub(super) fn break_silence(&self, peer: usize, longest: Duration) -> bool {
+    /// Breaks a connection off on which nothing was heard for so long.
+    pub(super) fn break_silence(&self, peer: usize, longest: Duration) {
         let silence = self.lock().transport.silence(peer);
         let Some((silence, via)) = silence.filter(|(silence, _)| *silence >= longest) else {
-            return false;
+            return;
         };
         let cause = format!(
             "timed out: nothing was heard of its host for {:.1} s, though data is under way to it",
             silence.as_secs_f64()
         );
         self.break_off(peer, NetError::Broken(NetFault { peer, via, cause }));
-        true
     }
 
     /// Whether all that was posted to a peer has left this rank's memory.
