@@ -26,6 +26,31 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Four ranks with torchrun's variables, on two hosts; each is started by itself, as on several machines.
+#[test]
+fn torchruns_variables_start_ranks_on_several_hosts() {
+    // The ranks meet at the port after torchrun's own.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let rank = |rank: usize| {
+        let mut command = perf("all -b 8 -e 64K -f 32 -n 2 --timeout 20");
+        command
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", "4")
+            .env("LOCAL_RANK", (rank % 2).to_string())
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", (free.port() - 1).to_string())
+            .env("WARPMESH_HOST_ID", format!("host {}", rank / 2));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let ranks: Vec<_> = (0..4).map(rank).collect();
+    let outputs: Vec<_> = ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect();
+    for output in &outputs {
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+    let table = text(&outputs[0].stdout);
+    assert_eq!(table.matches("# Out of bounds values : 0 OK").count(), 9, "{table}");
+}
+
 /// Standard output of a run that has to succeed.
 fn table(arguments: &str) -> String {
     let output = run(arguments);
