@@ -44,6 +44,18 @@ fn every_algorithm_for_every_number_of_ranks() {
     }
 }
 
+/// One thread block, then several, then fewer: the slices of a block are others than in the call before.
+#[test]
+fn calls_of_every_size_follow_each_other() {
+    let Some(gpus) = gpu::count() else { return };
+    for algorithm in algorithms() {
+        for world in [2, 3, 5].into_iter().filter(|world| *world <= gpus.max(3)) {
+            let counts = [1000, 30_000, 30_000, 9, 12_000, 12_000, 30_000];
+            check(&counts.map(|count| case(algorithm, world, count)));
+        }
+    }
+}
+
 /// More sources and destinations than moves of a node of eight GPUs have.
 #[test]
 fn an_all_reduce_of_many_ranks() {
@@ -58,7 +70,7 @@ fn an_all_reduce_of_many_ranks() {
     }
 }
 
-/// Small enough to be run under many seeds: three calls of each algorithm on one communicator, on memory that is registered and
+/// Small enough to be run under many seeds: calls of each algorithm on one communicator, on memory that is registered and
 /// that is not, in place and not.
 #[test]
 fn every_algorithm_in_weak_memory() {
@@ -69,7 +81,10 @@ fn every_algorithm_in_weak_memory() {
     for algorithm in algorithms().chain(algorithms::MULTICAST.iter().copied()) {
         for world in [2, 3] {
             let plain = Case { symmetric: true, ..case(algorithm, world, 700) };
-            check(&[plain, Case { registered: false, in_place: true, ..plain }]);
+            let staged = Case { registered: false, in_place: true, ..plain };
+            // Several blocks after one, and fewer again.
+            let [longer, shorter] = [9000, 5000].map(|count| Case { count, ..plain });
+            check(&[plain, staged, longer, shorter]);
         }
     }
 }

@@ -20,7 +20,7 @@ namespace warpmesh {
 struct State {
   struct Block {
     u64 epoch;  // epochs that it has finished
-    u64 open;   // 1 if the last one's plan did not show that all ranks had begun it
+    u64 open;   // blocks of the last launch, if its plan did not show that all ranks had begun its last epoch; else 0
   } block[MAX_BLOCKS];
 };
 
@@ -104,12 +104,15 @@ struct Worker {
   }
 
   // Before anything of this epoch is written to a peer: all have finished the epoch before the last, whose half is used again. After
-  // a plan that synchronises that is known, else each peer says when it begins.
+  // a plan that synchronises that is known, else each block of a peer says when it begins. The launch before had slices of its own, so
+  // what this block writes may be what any of its blocks still reads: all of them are waited for. Later rounds have the same slices.
   template <int COUNT>
   WARPMESH_DEVICE void guard(const u64* words, const u8* peers, u32 place) {
-    const bool open = rounds > 0 ? !SYNCHRONISED : static_cast<u32>(load(&call.state->block[blockIdx.x].open));
-    if (threadIdx.x < COUNT && open && !failed) {
-      failed = !word(words[threadIdx.x]).wait(begun(epoch), call.patience, peers[threadIdx.x], place);
+    const u32 first = rounds > 0 ? blockIdx.x : 0;
+    const u32 open = rounds > 0 ? !SYNCHRONISED : static_cast<u32>(load(&call.state->block[blockIdx.x].open));
+#pragma unroll 1
+    for (u32 n = threadIdx.x; n < COUNT * open && !failed; n += threads()) {
+      failed = !word(words[n % COUNT], first + n / COUNT).wait(begun(epoch), call.patience, peers[n % COUNT], place);
     }
     failed = __syncthreads_or(failed);
   }
@@ -125,7 +128,7 @@ struct Worker {
 #pragma unroll 1
     for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < MAX_BLOCKS; b += threads() * gridDim.x) {
       store(&call.state->block[b].epoch, epoch);
-      store(&call.state->block[b].open, SYNCHRONISED ? 0 : 1);
+      store(&call.state->block[b].open, SYNCHRONISED ? 0 : gridDim.x);
     }
   }
 
@@ -238,9 +241,9 @@ struct Worker {
   // The value of the n-th signal of this epoch over a semaphore.
   WARPMESH_DEVICE u64 value(u32 nth) const { return (epoch + 1) << 8 | nth; }
 
-  WARPMESH_DEVICE Semaphore word(u64 at) const {
-    return Semaphore{reinterpret_cast<u64*>(at + blockIdx.x * SEMAPHORE_STRIDE)};
-  }
+  WARPMESH_DEVICE Semaphore word(u64 at) const { return word(at, blockIdx.x); }
+
+  static WARPMESH_DEVICE Semaphore word(u64 at, u32 block) { return Semaphore{reinterpret_cast<u64*>(at + block * SEMAPHORE_STRIDE)}; }
 
   // This block's slice of a part, in this round. Within a window 32 bits are enough.
   WARPMESH_DEVICE Extent extent(u32 part) const {
