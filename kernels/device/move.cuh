@@ -18,6 +18,7 @@ enum Kind : int {
   PACKETS,   // a packet slot
   OWN,       // a source: packets of a rank, or this rank's input where the rank is this one; which of them is known at run time
   OWN_SLOT,  // the same with a scratch slot
+  PARTIAL,   // a scratch slot of unfinished sums: in the type in which elements are accumulated
 };
 
 template <Kind... K>
@@ -105,6 +106,34 @@ static __device__ __noinline__ void store_some(u64 at, u32 bytes, u64 all) {
   }
 }
 
+// The e-th value of an array of them in words.
+template <class A>
+WARPMESH_DEVICE A get_bits(const u32* word, int e) {
+  if constexpr (sizeof(A) == 8) {
+    return bits<A>(word[2 * e] | static_cast<u64>(word[2 * e + 1]) << 32);
+  } else if constexpr (sizeof(A) == 4) {
+    return bits<A>(word[e]);
+  } else {
+    return static_cast<A>(word[e * sizeof(A) / 4] >> 8 * sizeof(A) * (e % (4 / sizeof(A))));
+  }
+}
+
+// Sets it, each after those before.
+template <class A>
+WARPMESH_DEVICE void set_bits(u32* word, int e, A value) {
+  if constexpr (sizeof(A) == 8) {
+    word[2 * e] = static_cast<u32>(bits<u64>(value));
+    word[2 * e + 1] = static_cast<u32>(bits<u64>(value) >> 32);
+  } else if constexpr (sizeof(A) == 4) {
+    word[e] = bits<u32>(value);
+  } else {
+    const int place = e % (4 / sizeof(A));
+    const u32 shifted = (static_cast<u32>(value) & ((1u << 8 * sizeof(A)) - 1)) << 8 * sizeof(A) * place;
+    u32& of = word[e * sizeof(A) / 4];
+    of = place == 0 ? shifted : of | shifted;
+  }
+}
+
 }  // namespace detail
 
 // Where the tables of operands are: in the kernel's parameters, or in shared memory.
@@ -119,7 +148,12 @@ struct Move {
   static constexpr bool AWAITS = From::has(PACKETS) || From::has(OWN);
   static constexpr bool PACKETED = AWAITS || To::has(PACKETS);
   static_assert(!From::has(OWN) || is_same<From, Repeated<From::N, OWN>>, "all sources, or none");
-  static constexpr bool COPIES = From::N == 1 && !is_same<Op, PreMulSum> && !is_same<Op, Avg>;
+  // Results are finished, or go on as they are to one place.
+  static constexpr bool FINISHES = !To::has(PARTIAL);
+  static_assert(FINISHES || To::N == 1, "an unfinished sum has one destination");
+  static constexpr bool SUMS = From::has(PARTIAL) || !FINISHES;
+  static_assert(!SUMS || !is_same<Op, Copy>, "a copy moves elements");
+  static constexpr bool COPIES = From::N == 1 && !is_same<Op, PreMulSum> && !is_same<Op, Avg> && !SUMS;
   static constexpr int SIZE = sizeof(Bits);
   static constexpr int BYTES = PACKETED ? LINE_DATA : 16;
   static constexpr int EACH = BYTES / SIZE;
@@ -149,13 +183,14 @@ struct Move {
         c(c),
         user(extent.user * SIZE),
         slot(c.half_scratch + static_cast<u64>(extent.slot) * SIZE),
+        sums(c.half_scratch + static_cast<u64>(extent.slot) * sizeof(Acc)),
         lines(c.half_packets + static_cast<u64>(extent.slot) * (SIZE * LINE_BYTES / LINE_DATA)),
         count(extent.count) {}
 
   const Operands& ops;
   const MoveContext& c;
-  u64 user, slot, lines;  // bytes from an operand's address to the slice, by what the operand is
-  u32 count;              // elements of the slice
+  u64 user, slot, sums, lines;  // bytes from an operand's address to the slice, by what the operand is
+  u32 count;                    // elements of the slice
 
   struct Unit {
     u32 word[BYTES / 4];
@@ -205,11 +240,11 @@ struct Move {
     if constexpr (From::has(OWN)) low |= static_cast<u32>(ops.from[c.own]);
 #pragma unroll
     for (int s = 0; s < From::N; ++s) {
-      if (From::at(s) != PACKETS && From::at(s) != OWN) low |= static_cast<u32>(ops.from[s]);
+      if (From::at(s) != PACKETS && From::at(s) != OWN && From::at(s) != PARTIAL) low |= static_cast<u32>(ops.from[s]);
     }
 #pragma unroll
     for (int d = 0; d < To::N; ++d) {
-      if (To::at(d) != PACKETS) low |= static_cast<u32>(ops.to[d]);
+      if (To::at(d) != PACKETS && To::at(d) != PARTIAL) low |= static_cast<u32>(ops.to[d]);
     }
     return low % BYTES == 0 ? count / EACH : 0;
   }
@@ -219,6 +254,9 @@ struct Move {
     if (From::at(s) == OWN_SLOT) return base + (s == static_cast<int>(c.own) ? at.user : at.slot);
     return base + (From::at(s) == USER ? at.user : at.slot);
   }
+
+  // Of the k-th element of a slot of unfinished sums. Slots hold whole units, and are aligned.
+  WARPMESH_DEVICE u64 sum_at(u64 base, u32 k) const { return base + (sums + static_cast<u64>(k) * sizeof(Acc)); }
 
   WARPMESH_DEVICE u64 line(u64 base, u32 k) const { return base + (lines + static_cast<u64>(k) * LINE_BYTES); }
 
@@ -236,16 +274,18 @@ struct Move {
 #pragma unroll
       for (int u = 0; u < COUNT; ++u) {
 #pragma unroll
-        for (int s = first; s < From::N && s < first + BATCH; ++s) in[u][s - first] = read(from[s - first] + u * 32 * BYTES, k, whole);
+        for (int s = first; s < From::N && s < first + BATCH; ++s) {
+          if (From::at(s) != PARTIAL) in[u][s - first] = read(from[s - first] + u * 32 * BYTES, k, whole);
+        }
       }
 #pragma unroll
       for (int u = 0; u < COUNT; ++u) {
 #pragma unroll
-        for (int s = first; s < From::N && s < first + BATCH; ++s) add(sum[u], in[u][s - first], s);
+        for (int s = first; s < From::N && s < first + BATCH; ++s) add(sum[u], in[u][s - first], s, here, u);
       }
     }
 #pragma unroll
-    for (int u = 0; u < COUNT; ++u) write(finished(sum[u]), here, u, whole);
+    for (int u = 0; u < COUNT; ++u) deliver(sum[u], here, u, whole);
   }
 
   // A unit at an address: the k-th of the slice.
@@ -260,6 +300,22 @@ struct Move {
     }
     return unit;
   }
+
+  // A unit's sums, finished or as they are: the u-th after `here`.
+  WARPMESH_DEVICE void deliver(Sums& sum, const At& here, int u, bool whole) const {
+    if constexpr (FINISHES) {
+      write(finished(sum), here, u, whole);
+    } else {
+      u32 word[SUM_WORDS];
+#pragma unroll
+      for (int e = 0; e < EACH; ++e) detail::set_bits(word, e, sum.of[e]);
+#pragma unroll
+      for (int w = 0; w < SUM_WORDS; w += SUM_BYTES / 4) store<SUM_BYTES>(sum_at(ops.to[here.table], first_of(here, u)) + 4 * w, word + w);
+    }
+  }
+
+  // The first element of the u-th unit after `here`.
+  static WARPMESH_DEVICE u32 first_of(const At& here, int u) { return (here.k + u * 32) * EACH; }
 
   // Stores a unit everywhere: the u-th after `here`, 32 apart.
   WARPMESH_DEVICE void write(const Unit& unit, const At& here, int u, bool whole) const {
@@ -288,14 +344,32 @@ struct Move {
     for (int first = 0; first < From::N; first += BATCH) {
       u32 in[BATCH][SIZE == 8 ? 2 : 1];
 #pragma unroll
-      for (int s = first; s < From::N && s < first + BATCH; ++s) load_element<SIZE>(source(s, here), in[s - first]);
+      for (int s = first; s < From::N && s < first + BATCH; ++s) {
+        if (From::at(s) != PARTIAL) load_element<SIZE>(source(s, here), in[s - first]);
+      }
       if constexpr (COPIES) {
         cell[0] = in[0][0];
         if constexpr (SIZE == 8) cell[1] = in[0][1];
       } else {
 #pragma unroll
-        for (int s = first; s < From::N && s < first + BATCH; ++s) add_cell(sum, in[s - first], s);
+        for (int s = first; s < From::N && s < first + BATCH; ++s) {
+          if (From::at(s) == PARTIAL) {
+            u32 word[sizeof(Acc) == 8 ? 2 : 1];
+            load_element<sizeof(Acc)>(sum_at(ops.from[here.table + s], k), word);
+            const Acc more = detail::get_bits<Acc>(word, 0);
+#pragma unroll
+            for (int e = 0; e < T::CELL; ++e) sum[e] = s == 0 ? more : Op::combine(sum[e], more);
+          } else {
+            add_cell(sum, in[s - first], s);
+          }
+        }
       }
+    }
+    if constexpr (!FINISHES) {
+      u32 word[sizeof(Acc) == 8 ? 2 : 1] = {};
+      detail::set_bits(word, 0, sum[0]);
+      store_element<sizeof(Acc)>(sum_at(ops.to[here.table], k), word);
+      return;
     }
     if constexpr (!COPIES) finish_cell(sum, cell);
 #pragma unroll
@@ -321,7 +395,7 @@ struct Move {
           if (u > 0 && n >= units) break;
           const At here = at(n, BYTES);
           take(sum[u], got[u], first, end, here, aligned && n < count / EACH);
-          if (end == From::N) write(finished(sum[u]), here, 0, aligned && n < count / EACH);
+          if (end == From::N) deliver(sum[u], here, 0, aligned && n < count / EACH);
         }
       }
     }
@@ -388,20 +462,32 @@ struct Move {
         in = {s < own ? below.x : s == own ? mine.word[0] : above.x, s < own ? below.z : s == own ? mine.word[1] : above.z};
       } else if (From::at(s) == PACKETS) {
         in = {got[s - first].x, got[s - first].z};
-      } else {
+      } else if (From::at(s) != PARTIAL) {
         in = read(source(s, here), here.k, whole);
       }
-      add(sum, in, s);
+      add(sum, in, s, here, 0);
     }
   }
 
   // Elements that are converted together, and the words that they fill (or a part of one).
   static constexpr int CELL = T::CELL, WORDS = SIZE == 8 ? 2 : 1;
 
-  // Adds a source's contribution, in the sources' order.
-  WARPMESH_DEVICE void add(Sums& sum, const Unit& in, int s) const {
+  // The sums of a unit's elements, and what they are loaded by.
+  static constexpr int SUM_WORDS = EACH * sizeof(Acc) / 4, SUM_BYTES = SUM_WORDS % 4 == 0 ? 16 : 8;
+
+  // Adds a source's contribution, in the sources' order: `in`, or the u-th unit after `here` of unfinished sums, which have no factor.
+  WARPMESH_DEVICE void add(Sums& sum, const Unit& in, int s, const At& here, int u) const {
     if constexpr (COPIES) {
       sum.copy = in;
+    } else if (From::at(s) == PARTIAL) {
+      u32 word[SUM_WORDS];
+#pragma unroll
+      for (int w = 0; w < SUM_WORDS; w += SUM_BYTES / 4) load<SUM_BYTES>(sum_at(ops.from[here.table + s], first_of(here, u)) + 4 * w, word + w);
+#pragma unroll
+      for (int e = 0; e < EACH; ++e) {
+        const Acc more = detail::get_bits<Acc>(word, e);
+        sum.of[e] = s == 0 ? more : Op::combine(sum.of[e], more);
+      }
     } else {
 #pragma unroll
       for (int w = 0; w < BYTES / 4; w += WORDS) add_cell(&sum.of[w / WORDS * CELL], &in.word[w], s);

@@ -43,7 +43,7 @@ struct Call {
   u64 boards;         // what peers tell this rank: by half, peer, block
   u64 half_boards;    // bytes to the second half
   const u64* windows; // where memory that was registered begins here: by its number, rank
-  u64 unused;
+  const struct Far* far; // ranks of other hosts, if there are any: far.cuh
 };
 static_assert(sizeof(Call) == 160, "as in collectives/src/cuda/params.rs");
 
@@ -55,15 +55,15 @@ enum Announced : u8 {
   OUTPUT,  // the same for its output
 };
 
-template <int PEERS, int PARTS, int PLACES, int BOARDS>
+template <int WORDS, int PARTS, int PLACES, int BOARDS>
 struct Params {
-  static constexpr int PLACE_COUNT = PLACES, PEER_COUNT = PEERS;
+  static constexpr int PLACE_COUNT = PLACES, WORD_COUNT = WORDS;
   Call call;
   u64 place[PLACES ? PLACES : 1];    // addresses of operands
-  u64 semaphore[PEERS ? PEERS : 1];  // addresses of the words of each signalled or awaited peer, for block 0
+  u64 word[WORDS ? WORDS : 1];       // semaphores of each signalled or awaited peer, for block 0; and what far.cuh needs
   u64 board[BOARDS ? BOARDS : 1];    // addresses of this rank's board at each peer, for block 0 of the first half
   u32 parts[PARTS ? PARTS : 1];      // part of each move
-  u8 peer[PLACES + PEERS + 8];       // the peer of each semaphore, then of each place
+  u8 peer[PLACES + WORDS + 8];       // the peer of each word, then of each place
   u8 announced[PLACES ? PLACES : 1];
 };
 
@@ -108,10 +108,9 @@ struct Worker {
   // what this block writes may be what any of its blocks still reads: all of them are waited for. Later rounds have the same slices.
   template <int COUNT>
   WARPMESH_DEVICE void guard(const u64* words, const u8* peers, u32 place) {
-    const u32 first = rounds > 0 ? blockIdx.x : 0;
-    const u32 open = rounds > 0 ? !SYNCHRONISED : static_cast<u32>(load(&call.state->block[blockIdx.x].open));
+    const u32 first = rounds > 0 ? blockIdx.x : 0, blocks = open();
 #pragma unroll 1
-    for (u32 n = threadIdx.x; n < COUNT * open && !failed; n += threads()) {
+    for (u32 n = threadIdx.x; n < COUNT * blocks && !failed; n += threads()) {
       failed = !word(words[n % COUNT], first + n / COUNT).wait(begun(epoch), call.patience, peers[n % COUNT], place);
     }
     failed = __syncthreads_or(failed);
@@ -154,7 +153,7 @@ struct Worker {
   WARPMESH_DEVICE void meet(const P& p, Learned<P::PLACE_COUNT>& learned, int first, u32 nth, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
       const u32 peer = p.peer[first + threadIdx.x];
-      failed = !word(p.semaphore[first + threadIdx.x]).wait(value(nth), call.patience, peer, place);
+      failed = !word(p.word[first + threadIdx.x]).wait(value(nth), call.patience, peer, place);
       if (!failed && Board::digest_at(board(peer)) != call.mine.digest) {
         store_relaxed_sys(&call.patience.control->failed, MISMATCH + peer);
         failed = 1;
@@ -165,7 +164,7 @@ struct Worker {
     for (u32 n = threadIdx.x; n < P::PLACE_COUNT && !failed; n += threads()) {
       const u32 how = p.announced[n], meeting = how >> 2;
       if (ALL ? meeting > MEETING : meeting != MEETING) continue;
-      learn(p, learned, n, ALL && how < 4 ? call.mine : Board::read(board(p.peer[P::PEER_COUNT + n])));
+      learn(p, learned, n, ALL && how < 4 ? call.mine : Board::read(board(p.peer[P::WORD_COUNT + n])));
     }
     __syncthreads();
   }
@@ -212,6 +211,26 @@ struct Worker {
     }
   }
 
+ protected:
+  // How many blocks of each peer have to say that they have begun the last epoch; 0 if that is known.
+  WARPMESH_DEVICE u32 open() const {
+    return rounds > 0 ? !SYNCHRONISED : static_cast<u32>(load(&call.state->block[blockIdx.x].open));
+  }
+
+  WARPMESH_DEVICE Semaphore word(u64 at) const { return word(at, blockIdx.x); }
+
+  static WARPMESH_DEVICE Semaphore word(u64 at, u32 block) { return Semaphore{reinterpret_cast<u64*>(at + block * SEMAPHORE_STRIDE)}; }
+
+  // This block's slice of a part, in this round. Within a window 32 bits are enough.
+  WARPMESH_DEVICE Extent extent(u32 part) const {
+    const u64 begin = static_cast<u64>(rounds) * static_cast<u32>(call.window);
+    const u32 limit = static_cast<u32>(least(call.count - begin, call.window));
+    const u32 slice = static_cast<u32>(call.slice), start = slice * blockIdx.x;
+    const u32 length = rest(static_cast<u32>(call.part), start, slice);
+    const u32 first = part * static_cast<u32>(call.part) + start;
+    return {begin + first, start, rest(limit, first, length)};
+  }
+
  private:
   static WARPMESH_DEVICE u32 threads() { return THREADS ? THREADS : blockDim.x; }
 
@@ -221,7 +240,7 @@ struct Worker {
     u64 begin = 0;
     if (how != NOT) {
       const u64 at = how == INPUT ? board.input : board.output;
-      const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + p.peer[P::PEER_COUNT + n]]);
+      const u64 window = load(&call.windows[(at >> WINDOW_SHIFT) * call.world + p.peer[P::WORD_COUNT + n]]);
       begin = window + (at & ((1ull << WINDOW_SHIFT) - 1));
     }
     learned.at[n] = begin + p.place[n];
@@ -240,20 +259,6 @@ struct Worker {
 
   // The value of the n-th signal of this epoch over a semaphore.
   WARPMESH_DEVICE u64 value(u32 nth) const { return (epoch + 1) << 8 | nth; }
-
-  WARPMESH_DEVICE Semaphore word(u64 at) const { return word(at, blockIdx.x); }
-
-  static WARPMESH_DEVICE Semaphore word(u64 at, u32 block) { return Semaphore{reinterpret_cast<u64*>(at + block * SEMAPHORE_STRIDE)}; }
-
-  // This block's slice of a part, in this round. Within a window 32 bits are enough.
-  WARPMESH_DEVICE Extent extent(u32 part) const {
-    const u64 begin = static_cast<u64>(rounds) * static_cast<u32>(call.window);
-    const u32 limit = static_cast<u32>(least(call.count - begin, call.window));
-    const u32 slice = static_cast<u32>(call.slice), start = slice * blockIdx.x;
-    const u32 length = rest(static_cast<u32>(call.part), start, slice);
-    const u32 first = part * static_cast<u32>(call.part) + start;
-    return {begin + first, start, rest(limit, first, length)};
-  }
 
   // How many of `most` elements there are from `first` on, where there are `all`.
   static WARPMESH_DEVICE u32 rest(u32 all, u32 first, u32 most) { return least(all - least(first, all), most); }

@@ -50,6 +50,53 @@ struct Fifo {
   u64* done;        // host memory: triggers that are carried out, so that their sources may be written again
   u32 size;         // a power of two
   u32 reserved;
+
+  static constexpr u64 FAILED = ~0ull;
+
+  // Pushes a trigger of a port, for a peer; its number, or FAILED.
+  WARPMESH_DEVICE u64 push(u32 port, u32 what, u64 to, u64 from, u64 bytes, const Patience& patience, u32 peer, u32 place) const {
+    if ((to | from | bytes) >> trigger::OFFSET_BITS != 0) return FAILED;
+    const u64 ticket = count_relaxed_gpu(head);
+    if (!has_room(ticket, patience, peer, place)) return FAILED;
+    // The first lap's parity is 1, for the ring begins with zero.
+    const u64 parity = (ticket / size & 1) ^ 1;
+    const u64 first = bytes | static_cast<u64>(port) << trigger::PORT_SHIFT | static_cast<u64>(what) << trigger::WHAT_SHIFT |
+                      (from >> 32) << trigger::FROM_HIGH_SHIFT | (to >> 32) << trigger::TO_HIGH_SHIFT |
+                      parity << trigger::PARITY_SHIFT;
+    u64* const entry = ring + 2 * (ticket & (size - 1));
+    store_relaxed_sys(entry + 1, static_cast<u32>(from) | to << trigger::TO_LOW_SHIFT);
+    // After word 1, and after what this thread knows of the source's data.
+    store_release_sys(entry, first);
+    return ticket;
+  }
+
+  // Until a trigger and all before it are carried out, or dropped; false if given up.
+  WARPMESH_DEVICE bool wait_done(u64 ticket, const Patience& patience, u32 peer, u32 place) const {
+    u64 seen = 0;
+    return persist(
+        patience, [&] { return (seen = load_acquire_sys(done)) > ticket; },
+        [&] { return WaitingFor{peer, place, ticket + 1, seen}; });
+  }
+
+ private:
+  // The longest wait for room after it was given up, in nanoseconds.
+  static constexpr u64 GRACE = 1ull << 30;
+
+  // Until the entry of a trigger has been read by the host in the lap before. The host is far away, so first what others saw.
+  WARPMESH_DEVICE bool has_room(u64 ticket, const Patience& patience, u32 peer, u32 place) const {
+    const u64 needed = ticket < size ? 0 : ticket - size + 1;
+    if (load_acquire_gpu(tail_cache) >= needed) return true;
+    u64 seen = 0;
+    bool reached = persist(
+        patience, [&] { return (seen = load_acquire_sys(tail)) >= needed; },
+        [&] { return WaitingFor{peer, place, needed, seen}; });
+    // A port that has failed does not wait, but this thread has taken a number, and all of the ring, ports that are well among them,
+    // would wait behind an entry that stays empty. The proxy goes on, so there will be room.
+    const u64 since = now();
+    while (!reached && now() - since < least(GRACE, patience.timeout)) reached = (seen = load_acquire_sys(tail)) >= needed;
+    if (reached) store_release_gpu(tail_cache, seen);
+    return reached;
+  }
 };
 
 struct PortChannel {
@@ -78,18 +125,18 @@ struct PortChannel {
   // have been dropped.
   WARPMESH_DEVICE bool flush(u32 place) const {
     const u64 ticket = push(trigger::FLUSH, 0, 0, 0, place);
-    if (ticket == FAILED) return false;
-    u64 seen = 0;
-    const bool reached = persist(
-        patience, [&] { return (seen = load_acquire_sys(fifo.done)) > ticket; },
-        [&] { return WaitingFor{peer, place, ticket + 1, seen}; });
     // The proxy counts what it drops as done, after it has set `abort`.
-    return reached && load_relaxed_sys(&patience.control->abort) == 0;
+    return ticket != FAILED && fifo.wait_done(ticket, patience, peer, place) && load_relaxed_sys(&patience.control->abort) == 0;
   }
 
   // Until the peer's port has signalled once more than this rank has waited: then all data that it sent before is there. For one
   // thread at a time; a barrier hands it to others.
   WARPMESH_DEVICE bool wait(u32 place) const {
+    return wait_counted(awaited, lanes, received, patience, peer, place);
+  }
+
+  // The same, for words that stand alone.
+  static WARPMESH_DEVICE bool wait_counted(u64* awaited, u32 lanes, u64* received, const Patience& patience, u32 peer, u32 place) {
     const u64 value = load(received) + 1;
     // Lanes are in no order with each other, so all have to be there.
     for (u32 lane = 0; lane < lanes; ++lane) {
@@ -100,41 +147,10 @@ struct PortChannel {
   }
 
  private:
-  static constexpr u64 FAILED = ~0ull;
-  // The longest wait for room after it was given up, in nanoseconds.
-  static constexpr u64 GRACE = 1ull << 30;
+  static constexpr u64 FAILED = Fifo::FAILED;
 
-  // The trigger's number.
   WARPMESH_DEVICE u64 push(u32 what, u64 to, u64 from, u64 bytes, u32 place) const {
-    if ((to | from | bytes) >> trigger::OFFSET_BITS != 0) return FAILED;
-    const u64 ticket = count_relaxed_gpu(fifo.head);
-    if (!has_room(ticket, place)) return FAILED;
-    // The first lap's parity is 1, for the ring begins with zero.
-    const u64 parity = (ticket / fifo.size & 1) ^ 1;
-    const u64 first = bytes | static_cast<u64>(port) << trigger::PORT_SHIFT | static_cast<u64>(what) << trigger::WHAT_SHIFT |
-                      (from >> 32) << trigger::FROM_HIGH_SHIFT | (to >> 32) << trigger::TO_HIGH_SHIFT |
-                      parity << trigger::PARITY_SHIFT;
-    u64* const entry = fifo.ring + 2 * (ticket & (fifo.size - 1));
-    store_relaxed_sys(entry + 1, static_cast<u32>(from) | to << trigger::TO_LOW_SHIFT);
-    // After word 1, and after what this thread knows of the source's data.
-    store_release_sys(entry, first);
-    return ticket;
-  }
-
-  // Until the entry of a trigger has been read by the host in the lap before. The host is far away, so first what others saw.
-  WARPMESH_DEVICE bool has_room(u64 ticket, u32 place) const {
-    const u64 needed = ticket < fifo.size ? 0 : ticket - fifo.size + 1;
-    if (load_acquire_gpu(fifo.tail_cache) >= needed) return true;
-    u64 seen = 0;
-    bool reached = persist(
-        patience, [&] { return (seen = load_acquire_sys(fifo.tail)) >= needed; },
-        [&] { return WaitingFor{peer, place, needed, seen}; });
-    // A port that has failed does not wait, but this thread has taken a number, and all of the ring, ports that are well among them,
-    // would wait behind an entry that stays empty. The proxy goes on, so there will be room.
-    const u64 since = now();
-    while (!reached && now() - since < least(GRACE, patience.timeout)) reached = (seen = load_acquire_sys(fifo.tail)) >= needed;
-    if (reached) store_release_gpu(fifo.tail_cache, seen);
-    return reached;
+    return fifo.push(port, what, to, from, bytes, patience, peer, place);
   }
 };
 

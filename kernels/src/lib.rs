@@ -20,7 +20,7 @@ pub fn nvrtc_version() -> Result<i32, CompileError> {
 ///
 /// They include each other by `NAME` alone, so NVRTC needs each under both names. (Include guards keep them apart, not
 /// `#pragma once`, for which two names are two files.)
-pub const HEADERS: [(&str, &str); 15] = [
+pub const HEADERS: [(&str, &str); 16] = [
     ("base.cuh", include_str!("../device/base.cuh")),
     ("board.cuh", include_str!("../device/board.cuh")),
     ("channel.cuh", include_str!("../device/channel.cuh")),
@@ -32,6 +32,7 @@ pub const HEADERS: [(&str, &str); 15] = [
     ("packet.cuh", include_str!("../device/packet.cuh")),
     ("plan.cuh", include_str!("../device/plan.cuh")),
     ("port.cuh", include_str!("../device/port.cuh")),
+    ("far.cuh", include_str!("../device/far.cuh")),
     ("semaphore.cuh", include_str!("../device/semaphore.cuh")),
     ("switch.cuh", include_str!("../device/switch.cuh")),
     ("sync.cuh", include_str!("../device/sync.cuh")),

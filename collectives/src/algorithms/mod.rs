@@ -4,6 +4,7 @@
 //! selection takes it where the cost model finds it fastest.
 #![forbid(unsafe_code)]
 
+mod built_in;
 mod direct;
 mod multicast;
 mod nodes;
@@ -11,6 +12,8 @@ mod packet;
 mod ring;
 mod staged;
 
+pub(crate) use self::built_in::BuiltIn;
+pub(crate) use self::nodes::NODE_SEMAPHORES;
 pub use self::nodes::{Layout, NODES, NodeAlgorithm};
 use crate::plan::verify::Claims;
 use crate::plan::{Builder, Collective, Plan, Program, Shape};

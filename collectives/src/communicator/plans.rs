@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use warpmesh_primitives::node::Node;
 
-use crate::algorithms::{self, Algorithm, Layout, NODES, NodeAlgorithm};
+use crate::algorithms::{self, BuiltIn, Layout, NODES};
 use crate::cost::{Machine, Work};
 use crate::dtype::DataType;
 use crate::host::{Prepared, Region};
@@ -30,8 +30,7 @@ pub(crate) struct Candidate {
 
 #[derive(Debug)]
 enum Source {
-    BuiltIn(&'static Algorithm),
-    Nodes(&'static NodeAlgorithm),
+    BuiltIn(BuiltIn),
     Loaded(Plan),
 }
 
@@ -98,9 +97,10 @@ impl Plans {
         packets: Region,
     ) -> Self {
         let layout = Layout::new(node.hosts());
+        let built_in = |algorithm| Candidate::built_in(algorithm, &layout);
         let candidates = match layout.nodes() {
-            1 => algorithms::ALL.iter().map(|a| Candidate::built_in(a, node.world())).collect(),
-            _ => NODES.iter().map(|a| Candidate::for_nodes(a, &layout)).collect(),
+            1 => algorithms::ALL.iter().map(|a| built_in(BuiltIn::Node(a))).collect(),
+            _ => NODES.iter().map(|a| built_in(BuiltIn::Nodes(a))).collect(),
         };
         let Selection { machine, canonical, only, slot_limit } = selection;
         Self {
@@ -246,27 +246,17 @@ impl Plans {
 }
 
 impl Candidate {
-    fn built_in(algorithm: &'static Algorithm, world: usize) -> Self {
-        let roots = if algorithm.collective.is_rooted() { world } else { 1 };
+    fn built_in(algorithm: BuiltIn, layout: &Layout) -> Self {
+        let world = layout.world();
+        let roots = if algorithm.collective().is_rooted() { world } else { 1 };
         let reaches =
-            |rank: usize| Shape::reaches_user_memory(&algorithm.program(rank, world, 0), rank);
+            |rank: usize| Shape::reaches_user_memory(&algorithm.program(rank, layout, 0), rank);
+        // In one node ranks play at most two different parts: the root's and the others'.
+        let different = if layout.nodes() > 1 { world } else { world.min(2) };
         Self {
             source: Source::BuiltIn(algorithm),
-            claims: algorithm.claims,
-            // Ranks play at most two different parts: the root's and the others'.
-            registered: reaches(0) || reaches(1 % world),
-            prepared: (0..roots).map(|_| None).collect(),
-            work: None,
-        }
-    }
-
-    fn for_nodes(algorithm: &'static NodeAlgorithm, layout: &Layout) -> Self {
-        let roots = if algorithm.collective.is_rooted() { layout.world() } else { 1 };
-        let reaches = |rank| Shape::reaches_user_memory(&algorithm.program(rank, layout, 0), rank);
-        Self {
-            source: Source::Nodes(algorithm),
-            claims: algorithm.claims,
-            registered: (0..layout.world()).any(reaches),
+            claims: *algorithm.claims(),
+            registered: (0..different).any(reaches),
             prepared: (0..roots).map(|_| None).collect(),
             work: None,
         }
@@ -276,16 +266,14 @@ impl Candidate {
 impl Source {
     fn name(&self) -> &str {
         match self {
-            Self::BuiltIn(algorithm) => algorithm.name,
-            Self::Nodes(algorithm) => algorithm.name,
+            Self::BuiltIn(algorithm) => algorithm.name(),
             Self::Loaded(plan) => &plan.shape.name,
         }
     }
 
     fn collective(&self) -> Collective {
         match self {
-            Self::BuiltIn(algorithm) => algorithm.collective,
-            Self::Nodes(algorithm) => algorithm.collective,
+            Self::BuiltIn(algorithm) => algorithm.collective(),
             Self::Loaded(plan) => plan.shape.collective,
         }
     }
@@ -298,7 +286,7 @@ impl Source {
     }
 
     fn serves_uneven(&self) -> bool {
-        !matches!(self, Self::Nodes(algorithm) if !algorithm.uneven)
+        !matches!(self, Self::BuiltIn(BuiltIn::Nodes(algorithm)) if !algorithm.uneven)
     }
 
     fn own_root(&self) -> usize {
@@ -310,24 +298,21 @@ impl Source {
 
     fn parts(&self, layout: &Layout) -> usize {
         match self {
-            Self::BuiltIn(algorithm) => (algorithm.parts)(layout.world()),
-            Self::Nodes(algorithm) => (algorithm.parts)(layout),
+            Self::BuiltIn(algorithm) => algorithm.parts(layout),
             Self::Loaded(plan) => plan.shape.parts,
         }
     }
 
     fn shape(&self, layout: &Layout, root: usize) -> Shape {
         match self {
-            Self::BuiltIn(algorithm) => algorithm.shape(layout.world(), root),
-            Self::Nodes(algorithm) => algorithm.shape(layout, root),
+            Self::BuiltIn(algorithm) => algorithm.shape(layout, root),
             Self::Loaded(plan) => plan.shape.clone(),
         }
     }
 
     fn program(&self, rank: usize, layout: &Layout, root: usize) -> Program {
         match self {
-            Self::BuiltIn(algorithm) => algorithm.program(rank, layout.world(), root),
-            Self::Nodes(algorithm) => algorithm.program(rank, layout, root),
+            Self::BuiltIn(algorithm) => algorithm.program(rank, layout, root),
             Self::Loaded(plan) => plan.programs[rank].clone(),
         }
     }

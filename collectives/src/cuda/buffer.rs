@@ -109,14 +109,16 @@ impl CudaCommunicator {
     }
 
     fn add_own(&mut self, memory: PeerMemory) -> Result<CudaBytes, Error> {
-        let starts: Vec<u64> = (0..self.world()).map(|rank| memory.address(rank)).collect();
+        // Kernels do not reach into memory of other hosts.
+        let start = |rank| if memory.is_mapped(rank) { memory.address(rank) } else { 0 };
+        let starts: Vec<u64> = (0..self.world()).map(start).collect();
         let (rank, range) = (self.rank(), (starts.as_slice(), memory.len() as u64));
         let keep = Keep::Own(memory.clone());
         let (_, alive) = self.windows.add(&self.gpu, &self.regions, rank, range, keep)?;
         Ok(CudaBytes { memory, rank, _alive: alive })
     }
 
-    /// Makes memory that another allocator made known to all ranks, `len` bytes from `address`. A collective call: every rank
+    /// Makes memory that another allocator made known to all ranks (of the host: between hosts what is sent is staged), `len` bytes from `address`. A collective call: every rank
     /// makes it, for memory of its own, of the same or another length. Blocks until all have come. The range may be a part of an
     /// allocation, several ranges of one may be registered, and a range that all ranks have registered before costs one exchange.
     ///
@@ -152,9 +154,12 @@ impl CudaCommunicator {
         if let Some(rank) = verdicts.iter().position(|verdict| !verdict.is_empty()) {
             return Err(refused(rank, &verdicts[rank]));
         }
-        let mut starts: Vec<u64> = Vec::with_capacity(self.world());
-        starts
-            .extend(imports.iter().map(|import| import.as_ref().map_or(address, Import::address)));
+        let start = |(rank, import): (usize, &Option<Import>)| match import {
+            Some(import) => import.address(),
+            None if rank == self.rank() => address,
+            None => 0,
+        };
+        let starts: Vec<u64> = imports.iter().enumerate().map(start).collect();
         let id = PointerInfo::of(address).map_err(driver_error)?.id;
         let keep = Keep::Foreign { _peers: imports.into_iter().flatten().collect(), id };
         let (rank, len) = (self.rank(), own.len());
@@ -180,14 +185,14 @@ impl CudaCommunicator {
         Ok(self.host.node().exchange(&file)?)
     }
 
-    /// Maps the peers' ranges; none for this rank.
+    /// Maps the peers' ranges; none for this rank and those of other hosts.
     fn import(
         &self,
         peers: &[(u64, Exported)],
         files: &[Option<OwnedFd>],
     ) -> Result<Vec<Option<Import>>, Error> {
         let map = |(rank, ((_, range), file)): (usize, (&(u64, Exported), &Option<OwnedFd>))| {
-            if rank == self.rank() {
+            if rank == self.rank() || !self.host.node().is_near(rank) {
                 return Ok(None);
             }
             Ok(Some(self.gpu.import(range, file.as_ref())?))

@@ -7,8 +7,10 @@ use cudarc::driver::sys::{self, CUresult, CUstream};
 use warpmesh_kernels::cache;
 use warpmesh_primitives::gpu::{CudaError, PointerInfo};
 
+use super::far;
+use super::far::Far;
 use super::geometry::Geometry;
-use super::kernel::{Buffers, Loaded};
+use super::kernel::{Buffers, Loaded, Memory};
 use super::params::{Board, Call};
 use super::switch::{AtHand, Needs};
 use super::windows::Place;
@@ -92,7 +94,7 @@ impl CudaCommunicator {
             let loaded = self.load(key)?;
             self.kernels.insert(key, loaded);
         }
-        let digest = self.announce(call, &decision)?;
+        let digest = self.announce(call, &decision, key)?;
         let header = self.header(call, &decision, digest);
         // SAFETY: the caller's.
         unsafe { self.launch(key, call, header, &decision, stream) }
@@ -106,7 +108,7 @@ impl CudaCommunicator {
         self.bind()?;
         let checked = call.check(self.rank(), self.world())?;
         let Decision { plan, .. } = self.decide(call, &checked)?;
-        Ok(self.candidates[plan].algorithm.name)
+        Ok(self.candidates[plan].algorithm.name())
     }
 
     fn decide(&self, call: &RawCall, checked: &Checked) -> Result<Decision, Error> {
@@ -234,7 +236,7 @@ impl CudaCommunicator {
 
     /// Tells the peers' hosts what this rank calls, and looks whether one of them calls something else; a digest of what must be
     /// equal on all ranks.
-    fn announce(&mut self, call: &RawCall, decision: &Decision) -> Result<u32, Error> {
+    fn announce(&mut self, call: &RawCall, decision: &Decision, key: Key) -> Result<u32, Error> {
         self.sequence += 1;
         let node = self.host.node();
         let Decision { plan, op, input, output } = *decision;
@@ -242,7 +244,10 @@ impl CudaCommunicator {
         let Needs { input, output, .. } = self.candidates[plan].switch;
         let board = HostBoard { same_place: [input, output], ..board };
         let (description, digest) = board.write(self.sequence);
-        node.me().announce(&description);
+        node.announce(&description);
+        if let Some(kernel) = self.kernels.get(&key) {
+            kernel.away.iter().for_each(|&peer| node.tell_call(peer, self.sequence));
+        }
         // Of two ranks that announce at the same time at least one sees the other's call.
         fence(Ordering::SeqCst);
         match node.mismatch(self.sequence) {
@@ -254,19 +259,26 @@ impl CudaCommunicator {
     /// Compiles and loads a kernel.
     #[cold]
     fn load(&self, (number, root, dtype, op): Key) -> Result<Loaded, Error> {
-        let (rank, world) = (self.rank(), self.world());
+        let (rank, layout) = (self.rank(), &self.layout);
         let candidate = &self.candidates[number];
-        let shape = candidate.algorithm.shape(world, root);
-        let program = candidate.algorithm.program(rank, world, root);
-        let claims = &candidate.algorithm.claims;
-        let announces = candidate.registered;
-        let kernel = emit::emit(&shape, &program, claims, announces, rank, dtype, op)?;
+        let shape = candidate.algorithm.shape(layout, root);
+        let program = candidate.algorithm.program(rank, layout, root);
+        let claims = candidate.algorithm.claims();
+        let (who, announces) = ((rank, layout), candidate.registered);
+        let kernel = emit::emit(&shape, &program, claims, announces, who, dtype, op)?;
         let architecture = self.gpu.architecture();
         let folder = cache::folder();
         let compiled =
             cache::kernel(&kernel.source, &kernel.name, architecture, folder.as_deref())?;
+        // Peers that have come wait for this rank: as late as it may be.
+        let away = emit::away(&program, rank, layout);
+        if let Some(far) = self.far.as_ref().filter(|_| !away.is_empty()) {
+            far.reach(&away, self.sequence + 1)?;
+        }
         let _relaxed = Relaxed::new();
-        Loaded::new(self.gpu.context(), &kernel, &compiled, &shape, &self.regions, rank)
+        let memory = Memory { regions: &self.regions, far: self.far.as_ref() };
+        let shape = (&shape, candidate.partial);
+        Loaded::new(self.gpu.context(), &kernel, &compiled, shape, &memory, (rank, away))
     }
 
     fn header(&self, call: &RawCall, decision: &Decision, digest: u32) -> Call {
@@ -289,6 +301,7 @@ impl CudaCommunicator {
             boards: self.regions.boards(),
             half_boards: self.regions.half_boards(),
             windows: self.regions.windows(),
+            far: self.far.as_ref().map_or(0, Far::address),
             ..Call::default()
         }
     }
@@ -304,7 +317,11 @@ impl CudaCommunicator {
         stream: CUstream,
     ) -> Result<(), Error> {
         let bounds = self.kernels[&key].bounds;
-        let cut = Geometry::new(&bounds, call.dtype, call.count, self.most_blocks);
+        let most = match self.far {
+            Some(_) => self.most_blocks.min(far::MAX_BLOCKS),
+            None => self.most_blocks,
+        };
+        let cut = Geometry::new(&bounds, call.dtype, call.count, most);
         let cut =
             cut.ok_or_else(|| argument("call", "ranks", "are too many for the scratch memory"))?;
         header.window = cut.window as u64;
@@ -319,6 +336,9 @@ impl CudaCommunicator {
             block: (call.count * call.dtype.size()) as u64,
         };
         let Some(kernel) = self.kernels.get_mut(&key) else { return Ok(()) };
+        if let Some(far) = self.far.as_ref().filter(|_| !kernel.away.is_empty()) {
+            far.launching();
+        }
         // SAFETY: the caller's.
         unsafe { kernel.launch(&header, &buffers, cut.blocks, stream) }.map_err(driver_error)
     }

@@ -1,23 +1,28 @@
 //! Which plan a call on GPUs takes.
 #![forbid(unsafe_code)]
 
+use super::emit::sums_are_elements;
 use super::switch::{AtHand, Needs};
-use crate::algorithms::{self, Algorithm};
+use crate::algorithms::{self, BuiltIn, Layout, NODES};
 use crate::communicator::RawCall;
 use crate::communicator::plans::{Query, serves};
 use crate::cost::{Machine, Work};
 use crate::op::OpKind;
-use crate::plan::{Instruction, Program, Shape};
+use crate::plan::{Buffer, Instruction, Place, Program, Shape};
 
 /// A plan, and what it costs.
 pub(crate) struct Candidate {
-    pub(crate) algorithm: &'static Algorithm,
+    pub(crate) algorithm: BuiltIn,
     /// Whether it reaches into peers' buffers.
     pub(crate) registered: bool,
     /// What it addresses as the group's.
     pub(crate) switch: Needs,
-    /// Whether it passes unfinished sums on, which kernels keep as elements.
-    partial: bool,
+    /// Whether slots hold unfinished sums.
+    pub(crate) partial: bool,
+    /// Whether packets do, which kernels keep as elements.
+    packed_sums: bool,
+    /// Whether it uses packets.
+    packets: bool,
     work: Work,
 }
 
@@ -36,26 +41,43 @@ const NVLINK: Machine = Machine {
     ..Machine::TYPICAL
 };
 
-/// All built-in plans; those that go through a switch if there is `multicast` memory.
-pub(crate) fn candidates(world: usize, multicast: bool) -> Vec<Candidate> {
-    let candidate = |algorithm: &&'static Algorithm| {
-        // Ranks play at most two different parts: the root's and the others'.
-        let programs = [0, 1 % world].map(|rank| algorithm.program(rank, world, 0));
-        let parts = (algorithm.parts)(world);
-        let work = |rank: usize| Work::of(&programs[rank], parts, (rank, world)).between_gpus();
-        let reaches = |rank: usize| Shape::reaches_user_memory(&programs[rank], rank);
-        Candidate {
-            algorithm,
-            registered: reaches(0) || reaches(1 % world),
-            switch: Needs::of(&programs[0]),
-            partial: programs.iter().any(has_partial),
-            work: work(0).max(work(1 % world)),
-        }
-    };
+/// All built-in plans for a layout; those that go through a switch if there is `multicast` memory.
+pub(crate) fn candidates(layout: &Layout, multicast: bool) -> Vec<Candidate> {
+    if layout.nodes() > 1 {
+        let nodes = NODES.iter().map(|algorithm| candidate(BuiltIn::Nodes(algorithm), layout));
+        return nodes.flatten().collect();
+    }
     // Packets that are polled in a peer's memory would keep the link busy with nothing.
     let everywhere = algorithms::ALL.iter().filter(|a| a.name != "one_shot_pull");
     let switched = algorithms::MULTICAST.iter().filter(|_| multicast);
-    everywhere.chain(switched).map(candidate).collect()
+    let all = everywhere.chain(switched);
+    all.filter_map(|algorithm| candidate(BuiltIn::Node(algorithm), layout)).collect()
+}
+
+/// None if it has no kernel: several workers, or a put of something else than slots.
+fn candidate(algorithm: BuiltIn, layout: &Layout) -> Option<Candidate> {
+    let world = layout.world();
+    // In one node ranks play at most two different parts: the root's and the others'.
+    let different = if layout.nodes() > 1 { world } else { world.min(2) };
+    let programs: Vec<_> = (0..different).map(|n| algorithm.program(n, layout, 0)).collect();
+    let parts = algorithm.parts(layout);
+    let work = |(rank, program): (usize, &Program)| {
+        let is_away = |peer: usize| layout.node_of(peer) != layout.node_of(rank);
+        let work = Work::of(program, parts, (rank, world)).between_gpus();
+        work.between_hosts(program, parts, is_away)
+    };
+    let numbered = || programs.iter().enumerate();
+    let has = |test: fn(&Place) -> bool| programs.iter().flat_map(places).any(test);
+    let packed = |place: &Place| place.buffer == Buffer::Packets;
+    numbered().all(|(_, program)| has_kernel(program)).then(|| Candidate {
+        algorithm,
+        registered: numbered().any(|(rank, program)| Shape::reaches_user_memory(program, rank)),
+        switch: Needs::of(&programs[0]),
+        partial: has(|place| place.partial),
+        packed_sums: has(|place| place.partial && place.buffer != Buffer::Scratch),
+        packets: has(packed),
+        work: numbered().map(work).reduce(Work::max).unwrap_or_default(),
+    })
 }
 
 /// What a call asks of a plan; its addresses are not looked at.
@@ -75,15 +97,15 @@ pub(crate) fn choose(
     only: Option<&str>,
 ) -> Option<usize> {
     let able = |candidate: &Candidate| {
-        candidate.algorithm.collective == query.collective
-            && serves(&candidate.algorithm.claims, query, candidate.registered, canonical)
+        candidate.algorithm.collective() == query.collective
+            && serves(candidate.algorithm.claims(), query, candidate.registered, canonical)
             && candidate.switch.are_met(at_hand, query.dtype, query.op)
-            && (!candidate.partial || sums_are_elements(query))
+            && (!candidate.packed_sums || sums_are_elements(query.dtype, query.op))
             // A contribution's factor is known only after a wait for its rank.
-            && (query.op != OpKind::PreMulSum || (candidate.algorithm.packets)(2) == 0)
+            && (query.op != OpKind::PreMulSum || !candidate.packets)
     };
     let mut numbers: Vec<_> = (0..candidates.len()).filter(|n| able(&candidates[*n])).collect();
-    let named = |n: &usize| Some(candidates[*n].algorithm.name) == only;
+    let named = |n: &usize| Some(candidates[*n].algorithm.name()) == only;
     if numbers.iter().any(named) {
         numbers.retain(named);
     }
@@ -92,17 +114,21 @@ pub(crate) fn choose(
     numbers.into_iter().min_by(|a, b| time(a).total_cmp(&time(b)))
 }
 
-fn has_partial(program: &Program) -> bool {
-    let partial = |instruction: &Instruction| match instruction {
-        Instruction::Move { to, from, .. } => to.iter().chain(from).any(|place| place.partial),
-        _ => false,
+/// Operands of all moves.
+fn places<'a>(program: &'a Program) -> impl Iterator<Item = &'a Place> {
+    let operands = |instruction: &'a Instruction| match instruction {
+        Instruction::Move { to, from, .. } => Some(to.iter().chain(from)),
+        _ => None,
     };
-    program.workers.iter().flatten().any(partial)
+    program.workers.iter().flatten().filter_map(operands).flatten()
 }
 
-/// Whether an unfinished sum is what a finished one would be.
-fn sums_are_elements(query: &Query) -> bool {
-    !query.dtype.is_narrow_float() && !matches!(query.op, OpKind::Avg | OpKind::PreMulSum)
+fn has_kernel(program: &Program) -> bool {
+    let puts = program.workers.iter().flatten().all(|instruction| match instruction {
+        Instruction::Put { from, to, .. } => [from, to].iter().all(|p| p.buffer == Buffer::Scratch),
+        _ => true,
+    });
+    puts && program.workers.len() < 2
 }
 
 #[cfg(test)]
@@ -118,11 +144,11 @@ mod tests {
         (dtype, op): (DataType, OpKind),
         bytes: usize,
     ) -> &'static str {
-        let candidates = candidates(8, at_hand.memory);
+        let candidates = candidates(&Layout::new(&[0; 8]), at_hand.memory);
         let collective = Collective::AllReduce;
         let query = Query { collective, registered, in_place: false, dtype, op, uneven: false };
         let number = choose(&candidates, &query, at_hand, bytes / dtype.size(), false, None);
-        candidates[number.unwrap()].algorithm.name
+        candidates[number.unwrap()].algorithm.name()
     }
 
     const HALVES: (DataType, OpKind) = (DataType::F16, OpKind::Sum);

@@ -5,14 +5,18 @@
 //! the order in which the text names it. So ranks whose programs have the same structure share a kernel.
 #![forbid(unsafe_code)]
 
+mod far;
+
+pub(crate) use self::far::away;
 use super::arrange::{arrange, conflict};
 use super::lines::{self, Line};
 use super::names::{contributions, entry_name, kinds, kinds_name, op_name, type_name};
 use super::switch;
+use crate::algorithms::Layout;
 use crate::dtype::DataType;
 use crate::op::OpKind;
 use crate::plan::verify::Claims;
-use crate::plan::{Instruction, Place, Program, Shape, Whose};
+use crate::plan::{Buffer, Instruction, Place, Program, Shape, Whose};
 
 /// A kernel's text and what its tables hold.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,8 +33,8 @@ pub(crate) struct Kernel {
 pub(crate) struct Tables {
     /// Operands of all moves.
     pub(crate) places: Vec<Operand>,
-    /// Semaphores that are signalled or awaited.
-    pub(crate) semaphores: Vec<SemaphoreOf>,
+    /// Semaphores that are signalled or awaited, and what is put to other hosts.
+    pub(crate) words: Vec<Word>,
     /// The part of each move.
     pub(crate) parts: Vec<u32>,
     /// Whether ranks tell each other where their buffers are and by what they multiply: plans that reach into peers' buffers, and
@@ -53,13 +57,31 @@ pub(crate) struct Operand {
     pub(crate) meeting: u8,
 }
 
-/// A semaphore between this rank and a peer.
+/// A word of a kernel's table, between this rank and a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SemaphoreOf {
-    pub(crate) semaphore: usize,
+pub(crate) struct Word {
+    pub(crate) what: Words,
+    /// Of the semaphore, or the slot.
+    pub(crate) number: usize,
     pub(crate) peer: usize,
-    /// Whether this rank waits for it, in its own memory; else it signals, in the peer's.
-    pub(crate) awaited: bool,
+}
+
+/// What a word says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Words {
+    /// The semaphore that this rank waits for, in its own memory. For a peer on another host: how often it has.
+    Awaited,
+    /// That which it signals, in the peer's.
+    Signalled,
+    /// Where the signals of a peer on another host are counted.
+    Counters,
+    /// The port that counts them at the peer, for a put with a signal or without.
+    Port,
+    SilentPort,
+    /// The port by which ranks tell each other what they call.
+    Greeting,
+    /// Where a slot begins in scratch memory, of any rank.
+    Slot,
 }
 
 /// Why a program has no kernel.
@@ -88,13 +110,16 @@ pub(crate) fn emit(
     program: &Program,
     claims: &Claims,
     announces: bool,
-    rank: usize,
+    (rank, layout): (usize, &Layout),
     dtype: DataType,
     op: OpKind,
 ) -> Result<Kernel, EmitError> {
     let mut writer = Writer {
         rank,
         world: shape.world,
+        layout,
+        away: away(program, rank, layout),
+        met: Vec::new(),
         dtype,
         op,
         body: Vec::new(),
@@ -123,12 +148,20 @@ pub(crate) fn emit(
         let count = writer.step(&list[at..], at, shape).map_err(|what| unsupported(what, 0, at))?;
         at += count;
     }
+    // Also without puts there is a greeting, which has to have left.
+    if !list.iter().any(|instruction| matches!(instruction, Instruction::Flush { .. })) {
+        writer.flush(list.len());
+    }
     Ok(writer.finish(shape, claims))
 }
 
-struct Writer {
+struct Writer<'a> {
     rank: usize,
     world: usize,
+    layout: &'a Layout,
+    /// Peers on other hosts, and those of them that were waited for.
+    away: Vec<usize>,
+    met: Vec<usize>,
     dtype: DataType,
     op: OpKind,
     body: Vec<Line>,
@@ -148,22 +181,28 @@ struct Writer {
     learned: bool,
 }
 
-impl Writer {
+impl Writer<'_> {
+    fn is_near(&self, peer: usize) -> bool {
+        self.layout.node_of(peer) == self.layout.node_of(self.rank)
+    }
+
     /// What every epoch begins with: the guard, and announcements.
     fn begin(&mut self, announces: bool, claims: &Claims, list: &[Instruction]) {
-        let peers: Vec<_> = (0..self.world).filter(|peer| *peer != self.rank).collect();
+        let is_peer = |peer: &usize| *peer != self.rank && self.is_near(*peer);
+        let peers: Vec<_> = (0..self.world).filter(is_peer).collect();
         let count = peers.len();
         if count > 0 {
-            let first = self.semaphores(GUARD, &peers, true);
+            let first = self.words(Words::Awaited, GUARD, &peers);
             self.line(
-                format!("w.guard<{count}>(p.semaphore + @, p.peer + @, {AT_GUARD});"),
+                format!("w.guard<{count}>(p.word + @, p.peer + @, {AT_GUARD});"),
                 &[first, first],
             );
             if !claims.synchronises {
-                let first = self.semaphores(GUARD, &peers, false);
-                self.line(format!("w.begin<{count}>(p.semaphore + @);"), &[first]);
+                let first = self.words(Words::Signalled, GUARD, &peers);
+                self.line(format!("w.begin<{count}>(p.word + @);"), &[first]);
             }
         }
+        self.guard_far();
         // A rank that is alone has nobody to tell, but its own factor.
         self.tables.announces = (announces && count > 0) || self.op == OpKind::PreMulSum;
         if self.tables.announces {
@@ -197,9 +236,14 @@ impl Writer {
                 self.moves(&list[..count], number)?;
                 return Ok(count);
             }
-            Instruction::Signal { semaphore, to } => self.signal(*semaphore, to)?,
+            Instruction::Signal { semaphore, to } => self.signal(*semaphore, to, number)?,
             Instruction::Wait { semaphore, from } => self.wait(*semaphore, from, number)?,
-            Instruction::Put { .. } | Instruction::Flush { .. } => return Err("a port"),
+            Instruction::Put { .. } => {
+                let count = self.puts(list, number)?;
+                self.synced();
+                return Ok(count);
+            }
+            Instruction::Flush { .. } => self.flush(number),
         }
         self.synced();
         Ok(1)
@@ -211,11 +255,22 @@ impl Writer {
         self.learning = false;
     }
 
-    fn signal(&mut self, semaphore: usize, to: &[usize]) -> Result<(), &'static str> {
+    fn signal(
+        &mut self,
+        semaphore: usize,
+        to: &[usize],
+        number: usize,
+    ) -> Result<(), &'static str> {
         for (nth, peers) in by_turn(&mut self.signalled, semaphore, to)? {
-            let first = self.semaphores(semaphore, &peers, false);
-            let count = peers.len();
-            self.line(format!("w.signal<{count}>(p.semaphore + @, @);"), &[first, nth as usize]);
+            let (near, far): (Vec<_>, Vec<_>) = peers.into_iter().partition(|p| self.is_near(*p));
+            if !near.is_empty() {
+                let first = self.words(Words::Signalled, semaphore, &near);
+                let count = near.len();
+                self.line(format!("w.signal<{count}>(p.word + @, @);"), &[first, nth as usize]);
+            }
+            if !far.is_empty() {
+                self.signal_far(semaphore, &far, number);
+            }
         }
         Ok(())
     }
@@ -227,7 +282,14 @@ impl Writer {
         number: usize,
     ) -> Result<(), &'static str> {
         for (nth, peers) in by_turn(&mut self.awaited, semaphore, from)? {
-            let first = self.semaphores(semaphore, &peers, true);
+            let (peers, far): (Vec<_>, Vec<_>) = peers.into_iter().partition(|p| self.is_near(*p));
+            if !far.is_empty() {
+                self.wait_far(semaphore, &far, number);
+            }
+            if peers.is_empty() {
+                continue;
+            }
+            let first = self.words(Words::Awaited, semaphore, &peers);
             let count = peers.len();
             // What a peer has announced is learned with the first wait for it.
             let new = peers.iter().any(|peer| self.meeting(*peer) == 0);
@@ -245,7 +307,7 @@ impl Writer {
                 );
             } else {
                 self.line(
-                    format!("w.wait<{count}>(p.semaphore + @, p.peer + @, @, @);"),
+                    format!("w.wait<{count}>(p.word + @, p.peer + @, @, @);"),
                     &[first, first, nth as usize, number],
                 );
             }
@@ -276,11 +338,10 @@ impl Writer {
         entries.map(operand).collect()
     }
 
-    /// Where these semaphores stand in the table; they are added if they do not yet.
-    fn semaphores(&mut self, semaphore: usize, peers: &[usize], awaited: bool) -> usize {
-        let wanted: Vec<_> =
-            peers.iter().map(|&peer| SemaphoreOf { semaphore, peer, awaited }).collect();
-        let table = &mut self.tables.semaphores;
+    /// Where these words of some peers stand in the table; they are added if they do not yet.
+    fn words(&mut self, what: Words, number: usize, peers: &[usize]) -> usize {
+        let wanted: Vec<_> = peers.iter().map(|&peer| Word { what, number, peer }).collect();
+        let table = &mut self.tables.words;
         let known = table.windows(wanted.len()).position(|window| window == wanted);
         known.unwrap_or_else(|| {
             table.extend(wanted);
@@ -313,7 +374,7 @@ impl Writer {
         };
         self.line(
             format!(
-                "w.move<{form}, {count}>({at} + @, {at} + @, {factor} + @, p.peer + PEERS + @, p.parts + @, @);"
+                "w.move<{form}, {count}>({at} + @, {at} + @, {factor} + @, p.peer + WORDS + @, p.parts + @, @);"
             ),
             &[sources, destinations, sources, sources, part, number],
         );
@@ -326,10 +387,16 @@ impl Writer {
         (from, to, reduce): (&[Place], &[Place], bool),
         switched: bool,
     ) -> Result<String, &'static str> {
-        let finishes = matches!(self.op, OpKind::Avg | OpKind::PreMulSum);
-        let partial = from.iter().chain(to).any(|place| place.partial);
-        if partial && (self.dtype.is_narrow_float() || finishes) {
-            return Err("unfinished sums that differ from elements");
+        let differ = !sums_are_elements(self.dtype, self.op);
+        let partial = |place: &&Place| place.partial && differ;
+        if from.iter().chain(to).filter(partial).any(|place| place.buffer != Buffer::Scratch) {
+            return Err("packets of unfinished sums that differ from elements");
+        }
+        if to.iter().any(|place| partial(&place)) && to.len() > 1 {
+            return Err("an unfinished sum for several places");
+        }
+        if !reduce && from.iter().chain(to).any(|place| partial(&place)) {
+            return Err("a copy of unfinished sums");
         }
         let ty = type_name(self.dtype);
         let tables = if self.tables.announces { ", SHARED" } else { "" };
@@ -340,12 +407,12 @@ impl Writer {
             let op = if reduce { op_name(self.op) } else { "Copy" };
             return Ok(format!("SwitchMove<{ty}, {op}, {operands}{tables}>"));
         }
-        let mut sources = kinds(from)?;
+        let mut sources = kinds(from, differ)?;
         if let Some(own) = contributions(from, self.rank, self.world) {
             sources.fill(own);
         }
         let op = if reduce { op_name(self.op) } else { "Copy" };
-        let to = kinds(to)?;
+        let to = kinds(to, differ)?;
         Ok(format!("Move<{ty}, {op}, {}, {}{tables}>", kinds_name(&sources), kinds_name(&to)))
     }
 
@@ -354,11 +421,18 @@ impl Writer {
     }
 
     fn finish(self, shape: &Shape, claims: &Claims) -> Kernel {
-        let Self { dtype, op, body, tables, world, switched, .. } = self;
+        let Self { dtype, op, body, tables, world, switched, away, .. } = self;
         let body = lines::text(&body);
-        let header = if switched { "#include \"warpmesh/multicast.cuh\"\n" } else { "" };
+        let mut header = String::new();
+        if switched {
+            header += "#include \"warpmesh/multicast.cuh\"\n";
+        }
+        if !away.is_empty() {
+            header += "#include \"warpmesh/far.cuh\"\n";
+        }
+        let worker = if away.is_empty() { "Worker" } else { "FarWorker" };
         let name = entry_name(shape, dtype, op);
-        let (peers, parts) = (tables.semaphores.len(), tables.parts.len());
+        let (words, parts) = (tables.words.len(), tables.parts.len());
         let (places, boards) = (tables.places.len(), tables.boards.len());
         let learned = if tables.announces {
             format!("  __shared__ Learned<{places}> learned;\n")
@@ -371,13 +445,13 @@ impl Writer {
             "// {collective} by '{plan}' for {world} ranks, {dtype}, {op}.\n\
              {header}#include \"warpmesh/plan.cuh\"\n\
              using namespace warpmesh;\n\n\
-             constexpr int PEERS = {peers};\n\
-             using P = Params<PEERS, {parts}, {places}, {boards}>;\n\
+             constexpr int WORDS = {words};\n\
+             using P = Params<WORDS, {parts}, {places}, {boards}>;\n\
              static_assert(sizeof(P) == {size}, \"as the host fills it\");\n\n\
              extern \"C\" __global__ void __launch_bounds__({THREADS}, 2)\n\
              {name}(const __grid_constant__ P p) {{\n  \
 {learned}  \
-               Worker<{synchronises}, {THREADS}> w(p.call);\n  \
+               {worker}<{synchronises}, {THREADS}> w(p.call);\n  \
                u32 round = 0;\n  \
                do {{\n{body}  \
                }} while (w.next(round));\n  \
@@ -430,6 +504,11 @@ fn by_turn(
     Ok(groups)
 }
 
+/// Whether an unfinished sum is what a finished one would be.
+pub(crate) fn sums_are_elements(dtype: DataType, op: OpKind) -> bool {
+    !dtype.is_narrow_float() && !matches!(op, OpKind::Avg | OpKind::PreMulSum)
+}
+
 /// How many moves from the first on have one form and do not depend on each other.
 fn group(list: &[Instruction], shape: &Shape, rank: usize) -> usize {
     if switch::is_switched(&list[0]) {
@@ -437,7 +516,7 @@ fn group(list: &[Instruction], shape: &Shape, rank: usize) -> usize {
     }
     let form = |instruction: &Instruction| {
         let Instruction::Move { from, to, reduce, .. } = instruction else { return None };
-        let kinds = (kinds(from).ok(), kinds(to).ok());
+        let kinds = (kinds(from, true).ok(), kinds(to, true).ok());
         Some((kinds, *reduce, contributions(from, rank, shape.world)))
     };
     let first = form(&list[0]);
@@ -473,7 +552,8 @@ mod tests {
         let algorithm = algorithms::all().find(find).unwrap();
         let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
         let announces = Shape::reaches_user_memory(&program, rank);
-        emit(&shape, &program, &algorithm.claims, announces, rank, DataType::F16, op).unwrap()
+        let who = (rank, &Layout::new(&[0; 4]));
+        emit(&shape, &program, &algorithm.claims, announces, who, DataType::F16, op).unwrap()
     }
 
     fn kernel(name: &str, collective: &str, rank: usize) -> Kernel {
@@ -489,7 +569,8 @@ mod tests {
         for algorithm in algorithms::all().filter(|a| !a.collective.is_rooted()) {
             let of = |rank| {
                 let (shape, program) = (algorithm.shape(4, 0), algorithm.program(rank, 4, 0));
-                emit(&shape, &program, &algorithm.claims, true, rank, DataType::F32, OpKind::Sum)
+                let who = (rank, &Layout::new(&[0; 4]));
+                emit(&shape, &program, &algorithm.claims, true, who, DataType::F32, OpKind::Sum)
                     .map(|k| k.source)
             };
             for rank in 1..4 {
@@ -566,7 +647,8 @@ mod tests {
     fn what_the_switch_does_not_have_has_no_kernel() {
         let algorithm = algorithms::MULTICAST.iter().find(|a| a.name == "nvls").unwrap();
         let (shape, program) = (algorithm.shape(4, 0), algorithm.program(0, 4, 0));
-        let emitted = |dtype, op| emit(&shape, &program, &algorithm.claims, true, 0, dtype, op);
+        let who = (0, &Layout::new(&[0; 4]));
+        let emitted = |dtype, op| emit(&shape, &program, &algorithm.claims, true, who, dtype, op);
         for (dtype, op) in [
             (DataType::F32, OpKind::Prod),
             (DataType::F32, OpKind::PreMulSum),
@@ -584,13 +666,13 @@ mod tests {
     #[test]
     fn a_barrier_is_one_signal_and_one_wait() {
         let kernel = kernel("direct", "all_reduce", 2);
-        assert!(kernel.source.contains("w.signal<3>(p.semaphore + 3, 0);"), "{}", kernel.source);
+        assert!(kernel.source.contains("w.signal<3>(p.word + 3, 0);"), "{}", kernel.source);
         assert!(
             kernel.source.contains("w.meet<3, 1, true>(p, learned, 6, 0, 1);"),
             "{}",
             kernel.source
         );
-        assert!(kernel.source.contains("w.wait<3>(p.semaphore + 12, p.peer + 12, 0, 4);"));
+        assert!(kernel.source.contains("w.wait<3>(p.word + 12, p.peer + 12, 0, 4);"));
         assert!(kernel.source.contains("Sum, Repeated<4, USER>, Repeated<4, USER>, SHARED>"));
     }
 }

@@ -22,6 +22,8 @@ const MOST: usize = 1 << 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) parts: usize,
+    /// Whether slots hold unfinished sums.
+    pub(crate) partial: bool,
     /// Bytes of a scratch slot, and of a packet slot, if the plan has any.
     pub(crate) scratch_slot: Option<usize>,
     pub(crate) packet_slot: Option<usize>,
@@ -42,7 +44,8 @@ impl Geometry {
     pub(crate) fn new(bounds: &Bounds, dtype: DataType, count: usize, most: usize) -> Option<Self> {
         let size = dtype.size();
         let grain = GRAIN / size;
-        let of_scratch = bounds.scratch_slot.map(|bytes| bytes / size);
+        let in_slots = if bounds.partial { dtype.accumulator_size() } else { size };
+        let of_scratch = bounds.scratch_slot.map(|bytes| bytes / in_slots);
         let of_packets = bounds.packet_slot.map(|bytes| bytes / LINE_BYTES * LINE_DATA / size);
         let slot = of_scratch.into_iter().chain(of_packets).min();
         let piece = grain * bounds.parts;
@@ -72,7 +75,8 @@ mod tests {
             for parts in [1, 2, 3, 8] {
                 for slot in [None, Some(256), Some(4096), Some(1 << 20)] {
                     for count in [1, 7, 128, 1000, 4097, 1 << 20] {
-                        let bounds = Bounds { parts, scratch_slot: slot, packet_slot: slot };
+                        let bounds =
+                            Bounds { parts, partial: false, scratch_slot: slot, packet_slot: slot };
                         let g = Geometry::new(&bounds, dtype, count, 32).unwrap();
                         assert!(g.window * g.rounds >= count, "{g:?}");
                         assert!(g.window * (g.rounds - 1) < count, "{g:?}: an empty round");
@@ -92,16 +96,16 @@ mod tests {
 
     #[test]
     fn small_messages_take_one_block_and_large_ones_all() {
-        let bounds = Bounds { parts: 1, scratch_slot: None, packet_slot: None };
+        let bounds = Bounds { parts: 1, partial: false, scratch_slot: None, packet_slot: None };
         let blocks = |count| Geometry::new(&bounds, DataType::U8, count, 32).unwrap().blocks;
         assert_eq!((blocks(100), blocks(16 << 10), blocks(1 << 30)), (1, 1, 32));
-        let tiny = Bounds { parts: 1, scratch_slot: Some(64), packet_slot: None };
+        let tiny = Bounds { scratch_slot: Some(64), ..bounds };
         assert_eq!(Geometry::new(&tiny, DataType::U8, 100, 32), None);
     }
 
     #[test]
     fn more_elements_than_a_kernel_counts_take_several_rounds() {
-        let bounds = Bounds { parts: 3, scratch_slot: None, packet_slot: None };
+        let bounds = Bounds { parts: 3, partial: false, scratch_slot: None, packet_slot: None };
         let g = Geometry::new(&bounds, DataType::U8, 5 << 30, 32).unwrap();
         assert!(g.rounds == 3 && g.window <= MOST && g.part * 3 >= g.window, "{g:?}");
     }

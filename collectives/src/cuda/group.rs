@@ -252,6 +252,13 @@ impl CudaCommunicator {
                 format!("is not aligned for elements of {size} bytes"),
             ));
         }
+        if !self.host.node().is_near(letter.peer) {
+            let problem = format!(
+                "is rank {}, on another host: messages between GPUs stay on one",
+                letter.peer
+            );
+            return Err(argument(call, "peer", problem));
+        }
         self.pointer(call, what, at).map(drop)
     }
 }

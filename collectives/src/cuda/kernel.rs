@@ -8,7 +8,8 @@ use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
 use warpmesh_kernels::Compiled;
 use warpmesh_primitives::gpu::{CudaError, PeerMemory, driver_version};
 
-use super::emit::{Kernel, Operand, THREADS, Tables};
+use super::emit::{Kernel, Operand, THREADS, Tables, Word, Words};
+use super::far::Far;
 use super::geometry::{Bounds, LINE_BYTES};
 use super::params::{Call, Layout};
 use super::regions::Regions;
@@ -103,6 +104,27 @@ enum Address {
     Fixed,
 }
 
+/// The memory that kernels are told of, of this host's ranks and of others.
+pub(crate) struct Memory<'a> {
+    pub(crate) regions: &'a Regions,
+    pub(crate) far: Option<&'a Far>,
+}
+
+impl Memory<'_> {
+    /// What a kernel's table has for a word, where slots have so many bytes.
+    fn word(&self, word: &Word, slot: usize) -> u64 {
+        match word.what {
+            Words::Awaited => self.regions.awaited(word.number, word.peer),
+            Words::Signalled => self.regions.signalled(word.number, word.peer),
+            Words::Slot => (word.number * slot) as u64,
+            // Only plans for several hosts have such words.
+            Words::Counters | Words::Port | Words::SilentPort | Words::Greeting => {
+                self.far.map_or(0, |far| far.word(word))
+            }
+        }
+    }
+}
+
 /// A kernel with the parameter that its next launch gets.
 pub(crate) struct Loaded {
     _module: Module,
@@ -111,6 +133,8 @@ pub(crate) struct Loaded {
     layout: Layout,
     addresses: Vec<Address>,
     pub(crate) bounds: Bounds,
+    /// Ranks of other hosts that it exchanges with.
+    pub(crate) away: Vec<usize>,
 }
 
 // SAFETY: a handle that the driver accepts from any thread.
@@ -132,10 +156,11 @@ impl Loaded {
         context: &Arc<CudaContext>,
         kernel: &Kernel,
         compiled: &Compiled,
-        shape: &Shape,
-        regions: &Regions,
-        rank: usize,
+        (shape, partial): (&Shape, bool),
+        memory: &Memory<'_>,
+        (rank, away): (usize, Vec<usize>),
     ) -> Result<Self, Error> {
+        let regions = memory.regions;
         let module = Module::load(context, compiled).map_err(warpmesh_primitives::Error::from)?;
         let function = module.function(&kernel.name).map_err(warpmesh_primitives::Error::from)?;
         let slot = |bytes: usize, slots: usize| {
@@ -143,6 +168,7 @@ impl Loaded {
         };
         let bounds = Bounds {
             parts: shape.parts,
+            partial,
             scratch_slot: slot(regions.scratch.len(), shape.scratch),
             packet_slot: slot(regions.packets.len(), shape.packets),
         };
@@ -154,21 +180,24 @@ impl Loaded {
             layout,
             addresses: Vec::new(),
             bounds,
+            away,
         };
-        this.fill(&kernel.tables, regions, rank)?;
+        this.fill(&kernel.tables, memory, rank)?;
         Ok(this)
     }
 
     /// Fills in what does not depend on a call.
-    fn fill(&mut self, tables: &Tables, regions: &Regions, rank: usize) -> Result<(), Error> {
-        let Layout { places, semaphores, boards, parts, peers, announced, .. } = self.layout;
+    fn fill(&mut self, tables: &Tables, memory: &Memory<'_>, rank: usize) -> Result<(), Error> {
+        let Layout { places, words, boards, parts, peers, announced, .. } = self.layout;
+        let regions = memory.regions;
         for (n, operand) in tables.places.iter().enumerate() {
             let (address, fixed) = self.resolve(operand, regions)?;
             self.addresses.push(address);
             self.word(places, n, fixed);
         }
-        for (n, semaphore) in tables.semaphores.iter().enumerate() {
-            self.word(semaphores, n, regions.semaphore(semaphore));
+        for (n, word) in tables.words.iter().enumerate() {
+            let slot = self.bounds.scratch_slot.unwrap_or(0);
+            self.word(words, n, memory.word(word, slot));
         }
         for (n, peer) in tables.boards.iter().enumerate() {
             self.word(boards, n, regions.board(*peer));
@@ -177,7 +206,7 @@ impl Loaded {
         for (n, part) in tables.parts.iter().enumerate() {
             bytes[parts + 4 * n..][..4].copy_from_slice(&part.to_le_bytes());
         }
-        let semaphores = tables.semaphores.iter().map(|semaphore| semaphore.peer);
+        let words = tables.words.iter().map(|word| word.peer);
         let places = tables.places.iter().map(|operand| operand.place.peer(rank));
         for (to, operand) in bytes[announced..].iter_mut().zip(&tables.places) {
             let how = match (operand.announced, operand.place.buffer) {
@@ -187,7 +216,7 @@ impl Loaded {
             };
             *to = how | operand.meeting << 2;
         }
-        for (to, peer) in bytes[peers..].iter_mut().zip(semaphores.chain(places)) {
+        for (to, peer) in bytes[peers..].iter_mut().zip(words.chain(places)) {
             *to = peer as u8;
         }
         Ok(())

@@ -9,6 +9,7 @@ mod buffer;
 mod call;
 mod choose;
 pub(crate) mod emit;
+mod far;
 mod geometry;
 mod group;
 mod kernel;
@@ -32,6 +33,7 @@ use warpmesh_primitives::gpu::{CudaError, Gpu};
 pub use self::buffer::{CudaBytes, CudaRegistration};
 use self::choose::Candidate;
 pub use self::emit::EmitError;
+use self::far::Far;
 pub use self::group::CudaGroup;
 use self::kernel::Loaded;
 use self::mail::Mail;
@@ -40,6 +42,7 @@ pub use self::show::{CudaKernel, cuda_kernel, cuda_mail_kernel};
 pub use self::typed::CudaBuffer;
 use self::watch::Watch;
 use self::windows::Windows;
+use crate::algorithms::Layout;
 use crate::communicator::Communicator;
 use crate::dtype::DataType;
 use crate::error::Error;
@@ -52,6 +55,9 @@ pub struct CudaCommunicator {
     gpu: Gpu,
     regions: Regions,
     watch: Watch,
+    /// Ranks of other hosts, if there are any.
+    far: Option<Far>,
+    layout: Layout,
     candidates: Vec<Candidate>,
     kernels: HashMap<Key, Loaded>,
     windows: Windows,
@@ -129,5 +135,9 @@ impl Drop for CudaCommunicator {
         }
         let _ = self.gpu.context().synchronize();
         self.host.node().me().finish_call(self.sequence);
+        if self.far.is_some() {
+            // Before the connections close, so that peers know why they do.
+            self.host.node().leave();
+        }
     }
 }

@@ -55,16 +55,19 @@ pub(super) fn contributions(from: &[Place], rank: usize, world: usize) -> Option
     let buffer = others.clone().next()?.1.buffer;
     match buffer {
         _ if !own || !others.all(|(_, place)| place.buffer == buffer) => None,
+        // Each rank's kernel says which of them are unfinished.
+        _ if from.iter().any(|place| place.partial) => None,
         Buffer::Packets => Some("OWN"),
         Buffer::Scratch => Some("OWN_SLOT"),
         _ => None,
     }
 }
 
-/// The kinds of a list of operands.
-pub(super) fn kinds(places: &[Place]) -> Result<Vec<&'static str>, &'static str> {
+/// The kinds of a list of operands; `differ`: unfinished sums are no elements.
+pub(super) fn kinds(places: &[Place], differ: bool) -> Result<Vec<&'static str>, &'static str> {
     let kind = |place: &Place| match (place.whose, place.buffer) {
         (Whose::Group, _) => Err("a multicast place"),
+        (_, Buffer::Scratch) if place.partial && differ => Ok("PARTIAL"),
         (_, Buffer::Input | Buffer::Output) => Ok("USER"),
         (_, Buffer::Scratch) => Ok("SLOT"),
         (_, Buffer::Packets) => Ok("PACKETS"),

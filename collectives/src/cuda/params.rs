@@ -34,7 +34,8 @@ pub(crate) struct Call {
     pub(crate) half_boards: u64,
     /// Device address of the table of windows.
     pub(crate) windows: u64,
-    pub(crate) unused: u64,
+    /// Device address of how other hosts are reached, or 0.
+    pub(crate) far: u64,
 }
 
 const _: () = assert!(size_of::<Call>() == 160);
@@ -67,7 +68,7 @@ impl Board {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) places: usize,
-    pub(crate) semaphores: usize,
+    pub(crate) words: usize,
     pub(crate) boards: usize,
     pub(crate) parts: usize,
     pub(crate) peers: usize,
@@ -81,13 +82,13 @@ impl Layout {
         // A table that is empty still has one element in C++.
         let bytes = |count: usize, each: usize| count.max(1) * each;
         let places = size_of::<Call>();
-        let semaphores = places + bytes(tables.places.len(), 8);
-        let boards = semaphores + bytes(tables.semaphores.len(), 8);
+        let words = places + bytes(tables.places.len(), 8);
+        let boards = words + bytes(tables.words.len(), 8);
         let parts = boards + bytes(tables.boards.len(), 8);
         let peers = parts + bytes(tables.parts.len(), 4);
-        let announced = peers + tables.places.len() + tables.semaphores.len() + 8;
+        let announced = peers + tables.places.len() + tables.words.len() + 8;
         // The boards in the call are aligned to 16 bytes, and so is the whole.
         let size = (announced + tables.places.len().max(1)).next_multiple_of(16);
-        Self { places, semaphores, boards, parts, peers, announced, size }
+        Self { places, words, boards, parts, peers, announced, size }
     }
 }

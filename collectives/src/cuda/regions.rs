@@ -6,7 +6,7 @@ use warpmesh_primitives::control::SEMAPHORES;
 use warpmesh_primitives::gpu::{Gpu, PeerMemory};
 use warpmesh_primitives::node::Node;
 
-use super::emit::{GUARD, SemaphoreOf};
+use super::emit::GUARD;
 use super::params::Board;
 use crate::error::Error;
 
@@ -60,10 +60,19 @@ impl Regions {
         self.scratch.len() + self.packets.len() + self.words.len()
     }
 
-    /// The word of block 0 of a semaphore: a signaller's in the peer's memory, a waiter's in its own.
-    pub(crate) fn semaphore(&self, of: &SemaphoreOf) -> u64 {
-        let (owner, from) = if of.awaited { (self.rank, of.peer) } else { (of.peer, self.rank) };
-        let words = (of.semaphore * self.world + from) * MAX_BLOCKS;
+    /// The word of block 0 of a semaphore that this rank waits for, in its own memory. If the peer is on another host, this rank counts
+    /// there how often it has.
+    pub(crate) fn awaited(&self, semaphore: usize, peer: usize) -> u64 {
+        self.semaphore(self.rank, semaphore, peer)
+    }
+
+    /// The same of one that it signals, in the peer's memory.
+    pub(crate) fn signalled(&self, semaphore: usize, peer: usize) -> u64 {
+        self.semaphore(peer, semaphore, self.rank)
+    }
+
+    fn semaphore(&self, owner: usize, semaphore: usize, from: usize) -> u64 {
+        let words = (semaphore * self.world + from) * MAX_BLOCKS;
         self.words.address(owner) + (words * size_of::<u64>()) as u64
     }
 

@@ -7,11 +7,13 @@ use cudarc::driver::sys;
 use warpmesh_primitives::gpu::{CudaError, Gpu, Handles};
 use warpmesh_primitives::node::Node;
 
+use super::far::Far;
 use super::mail::Mail;
 use super::regions::{CONTROL_BYTES, MAX_BLOCKS, Regions};
 use super::watch::Watch;
 use super::windows::Windows;
 use super::{CudaCommunicator, choose, driver_error};
+use crate::algorithms::Layout;
 use crate::communicator::Communicator;
 use crate::error::{Error, argument};
 
@@ -20,15 +22,15 @@ const SCRATCH: usize = 16 << 20;
 const PACKETS: usize = 8 << 20;
 
 /// Kernels have a rank's number in 8 bits.
-const MAX_RANKS: usize = 255;
+pub(super) const MAX_RANKS: usize = 255;
 
 /// Bytes by which each rank tries that it can write to each other.
 const TRIAL: usize = 64 << 10;
 
 impl Communicator {
     /// Makes a communicator for buffers on the GPU of `context`. A collective call: every rank makes it, each with the GPU that it
-    /// works on; several ranks may share one. Blocks until all have. Data is sent between all pairs of GPUs and compared, for
-    /// there are machines on which it arrives changed.
+    /// works on; several ranks may share one. Blocks until all have. Data is sent between all pairs of a host's GPUs and compared, for
+    /// there are machines on which it arrives changed. Ranks of several hosts reach each other by RDMA or TCP.
     ///
     /// # Errors
     /// The driver lacks something, GPUs of the ranks are of different architectures, GPUs do not reach each other, or a peer is gone.
@@ -51,10 +53,15 @@ impl Communicator {
         let mail = Mail::new(&gpu, self.node())?;
         let control = gpu.host_memory(CONTROL_BYTES).map_err(driver_error)?;
         let node: Arc<Node> = self.node().clone();
-        let watch = Watch::start(node, control)
+        let far = Far::new(&mut self, &gpu, &regions.scratch)?;
+        let layout = Layout::new(node.hosts());
+        let proxy = far.as_ref().map(|far| far.proxy().clone());
+        let watch = Watch::start(node, control, proxy)
             .map_err(|e| argument("on_gpu", "thread", format!("cannot be started: {e}")))?;
         Ok(CudaCommunicator {
-            candidates: choose::candidates(self.world(), regions.multicast()),
+            candidates: choose::candidates(&layout, regions.multicast()),
+            far,
+            layout,
             host: self,
             gpu,
             regions,
@@ -120,14 +127,16 @@ fn trial(from: usize, to: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(TRIAL / 8).flatten().collect()
 }
 
-/// Copies data from this rank's GPU to every peer's, and looks what has come.
+/// Copies data from this rank's GPU to every peer's of this host, and looks what has come.
 fn try_peers(host: &mut Communicator, gpu: &Gpu, regions: &Regions) -> Result<(), Error> {
     let (rank, world) = (host.rank(), host.world());
     let at = |owner: usize, from: usize| {
         regions.scratch.address(owner) + (from * TRIAL % (regions.scratch.len() / 2)) as u64
     };
     let own = regions.scratch.address(rank) + regions.scratch.len() as u64 / 2;
-    let sent = (0..world).filter(|to| *to != rank).try_for_each(|to| {
+    let node = host.node().clone();
+    let others = || (0..world).filter(|peer| *peer != rank && node.is_near(*peer));
+    let sent = others().try_for_each(|to| {
         upload(own, &trial(rank, to))?;
         // SAFETY: both ranges lie in scratch memory that is mapped here, and no kernel runs yet.
         let code = unsafe { sys::cuMemcpyDtoD_v2(at(to, rank), own, TRIAL) };
@@ -137,7 +146,7 @@ fn try_peers(host: &mut Communicator, gpu: &Gpu, regions: &Regions) -> Result<()
     host.bootstrap_mut().barrier()?;
     let mut verdict = vec![u8::from(sent.is_err() || synchronised.is_err())];
     let mut seen = vec![0; TRIAL];
-    for from in (0..world).filter(|from| *from != rank) {
+    for from in others() {
         // SAFETY: `seen` is as long as what is copied, which lies in this rank's scratch memory.
         let code = unsafe { sys::cuMemcpyDtoH_v2(seen.as_mut_ptr().cast(), at(rank, from), TRIAL) };
         let same = code == sys::CUresult::CUDA_SUCCESS && seen == trial(from, rank);

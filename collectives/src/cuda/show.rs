@@ -3,7 +3,7 @@
 
 use super::switch::AtHand;
 use super::{CudaCommunicator, choose, emit, mail};
-use crate::algorithms;
+use crate::algorithms::{self, Layout};
 use crate::communicator::RawCall;
 use crate::error::{Error, argument};
 
@@ -40,17 +40,18 @@ pub fn cuda_kernel(
     // Whether there is a switch nobody knows here; who names a plan that needs one has it.
     let switched = |name| algorithms::MULTICAST.iter().any(|known| known.name == name);
     let at_hand = at_hand(algorithm.is_some_and(switched), registered);
-    let candidates = choose::candidates(world, at_hand.memory);
+    let layout = Layout::new(&vec![0; world]);
+    let candidates = choose::candidates(&layout, at_hand.memory);
     let chosen = choose::choose(&candidates, &query, at_hand, call.count, false, algorithm);
     let Some(candidate) = chosen.map(|number| &candidates[number]) else {
         let condition = format!("{}, {}", call.dtype, query.op.name());
         return Err(Error::NoPlan { collective: call.collective, world, condition });
     };
     let plan = candidate.algorithm;
-    let (shape, program) = (plan.shape(world, call.root), plan.program(rank, world, call.root));
-    let announces = candidate.registered;
-    let kernel = emit::emit(&shape, &program, &plan.claims, announces, rank, call.dtype, query.op)?;
-    Ok(CudaKernel { plan: plan.name, name: kernel.name, source: kernel.source })
+    let (shape, program) = (plan.shape(&layout, call.root), plan.program(rank, &layout, call.root));
+    let (who, announces) = ((rank, &layout), candidate.registered);
+    let kernel = emit::emit(&shape, &program, plan.claims(), announces, who, call.dtype, query.op)?;
+    Ok(CudaKernel { plan: plan.name(), name: kernel.name, source: kernel.source })
 }
 
 /// The kernel that carries out sends and receives. Its plan's name is `letters`.
@@ -72,7 +73,7 @@ impl CudaCommunicator {
         let query = choose::query(call, registered, in_place);
         let at_hand = at_hand(self.regions.multicast(), registered);
         let number = self.choose(&query, at_hand, call.count).ok()?;
-        Some(self.candidates[number].algorithm.name)
+        Some(self.candidates[number].algorithm.name())
     }
 }
 

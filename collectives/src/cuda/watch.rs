@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use warpmesh_primitives::control::{Progress, State};
 use warpmesh_primitives::failure::{Failure, FailureKind};
 use warpmesh_primitives::gpu::HostMemory;
+use warpmesh_primitives::net::proxy::{PortError, Proxy};
 use warpmesh_primitives::node::Node;
 use warpmesh_primitives::patience::WaitingFor;
 
@@ -26,6 +27,10 @@ use crate::host::AT_OTHER;
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(10);
+/// How long nothing is heard of a wait before it is taken to be over.
+const QUIET: Duration = Duration::from_millis(250);
+/// How long a rank may take to say that it leaves after its connection has closed.
+const GRACE: Duration = Duration::from_secs(1);
 /// `MISMATCH` of plan.cuh.
 const MISMATCH: u32 = 1 << 16;
 /// `Control` of wait.cuh: where records begin, and words of one.
@@ -103,12 +108,16 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch the kernels that know this memory.
-    pub(crate) fn start(node: Arc<Node>, memory: HostMemory) -> std::io::Result<Self> {
+    /// Starts to watch the kernels that know this memory, and what carries out what they put to other hosts.
+    pub(crate) fn start(
+        node: Arc<Node>,
+        memory: HostMemory,
+        proxy: Option<Arc<Proxy>>,
+    ) -> std::io::Result<Self> {
         let rank = node.rank();
         let shared = Arc::new(Shared { memory, node });
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let mut watcher = Watcher::new(shared.clone());
+        let mut watcher = Watcher::new(shared.clone(), proxy);
         let stopped = stop.clone();
         let thread =
             std::thread::Builder::new().name(format!("warpmesh-{rank}")).spawn(move || {
@@ -137,25 +146,68 @@ struct Watcher {
     shared: Arc<Shared>,
     /// What was there at the last look.
     records: [Record; MAX_BLOCKS],
-    /// The wait that goes on, and since when.
-    wait: Option<(Record, Instant)>,
+    /// The wait that goes on, since when, and when it was last heard of.
+    wait: Option<(Record, Instant, Instant)>,
+    proxy: Option<Arc<Proxy>>,
+    /// Since when transfers to a rank are lost that has not said that it needs none.
+    lost: Option<Instant>,
 }
 
 impl Watcher {
-    fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, records: [Record::default(); MAX_BLOCKS], wait: None }
+    fn new(shared: Arc<Shared>, proxy: Option<Arc<Proxy>>) -> Self {
+        let records = [Record::default(); MAX_BLOCKS];
+        Self { shared, records, wait: None, proxy, lost: None }
     }
 
     /// One look; false if there is nothing more to watch, for kernels have been told to end.
     fn look(&mut self) -> bool {
         let node = self.shared.node.clone();
-        let failure = node.failure().or_else(|| self.shared.given_up()).or_else(|| self.waiting());
+        node.progress();
+        let given_up = self.shared.given_up().inspect(|failure| self.hear_of(failure));
+        let failure = node.failure().or(given_up);
+        let failure = failure.or_else(|| self.waiting()).or_else(|| self.lost());
         if let Some(failure) = failure {
             self.tell_of_other_messages();
             node.post(failure);
             self.shared.abort();
         }
         failure.is_none()
+    }
+
+    /// Of a call that differs on another host word may come a little later than to the kernel.
+    fn hear_of(&self, failure: &Failure) {
+        let node = &self.shared.node;
+        let call = node.me().latest_call().map_or(0, |call| call.sequence);
+        let is_known = |peer: usize| node.is_near(peer) || node.control(peer).call(call).is_some();
+        let until = Instant::now() + QUIET;
+        while failure.kind == FailureKind::Mismatch
+            && !failure.culprit.is_none_or(is_known)
+            && Instant::now() < until
+        {
+            node.progress();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Looks whether what kernels put to other hosts was lost: a rank that leaves needs nothing any more, but says so another way,
+    /// perhaps a little later.
+    fn lost(&mut self) -> Option<Failure> {
+        let errors = self.proxy.as_ref()?.errors();
+        let node = &self.shared.node;
+        let call = node.me().latest_call().map_or(0, |call| call.sequence);
+        let mut needed = None;
+        for PortError { peer, cause, .. } in errors {
+            let Some(peer) = peer else { continue };
+            if node.fault(peer).is_none() {
+                node.break_off(peer, cause.clone());
+            }
+            if node.control(peer).finished_call() < call {
+                needed = Some((peer, cause));
+            }
+        }
+        let (peer, cause) = needed?;
+        let since = *self.lost.get_or_insert_with(Instant::now);
+        (since.elapsed() > GRACE).then(|| node.disconnected(peer, cause))
     }
 
     /// Passes on what a kernel says of a message that is not what this rank receives.
@@ -170,36 +222,57 @@ impl Watcher {
         }
     }
 
+    /// Nothing waits.
+    fn rest(&mut self) {
+        if self.wait.take().is_some() {
+            let me = self.shared.node.me();
+            me.set_progress(&Progress { state: State::Working, ..me.progress() });
+        }
+    }
+
     /// Looks after the oldest call that waits.
     fn waiting(&mut self) -> Option<Failure> {
+        let key = |r: &Record| (r.beat >> BEAT_BITS, r.expected, r.place);
+        let goes_on = |r: &Record| self.wait.is_some_and(|(before, ..)| key(&before) == key(r));
         let mut oldest: Option<Record> = None;
         for (block, before) in self.records.iter_mut().enumerate() {
             let now = self.shared.record(block);
-            let call = |record: &Record| record.beat >> BEAT_BITS;
-            if now.beat != before.beat && oldest.is_none_or(|old| call(&now) < call(&old)) {
+            // Of one call's blocks, that which was looked after before.
+            let rank = |record: &Record| (record.beat >> BEAT_BITS, !goes_on(record));
+            if now.beat != before.beat && oldest.is_none_or(|old| rank(&now) < rank(&old)) {
                 oldest = Some(now);
             }
             *before = now;
         }
-        let node = &self.shared.node;
-        let Some(record) = oldest else {
-            if self.wait.take().is_some() {
-                node.me().set_progress(&Progress { state: State::Working, ..node.me().progress() });
+        let now = Instant::now();
+        let (record, since) = match (oldest, self.wait) {
+            (Some(record), Some((_, since, _))) if goes_on(&record) => (record, since),
+            (Some(record), _) => (record, now),
+            // A thread that shares its multiprocessor with many looks around late.
+            (None, Some((record, since, heard))) if heard.elapsed() < QUIET => (record, since),
+            (None, _) => {
+                self.rest();
+                return None;
             }
-            return None;
         };
-        let key = |r: &Record| (r.beat >> BEAT_BITS, r.expected, r.place);
-        let since = match self.wait {
-            Some((before, since)) if key(&before) == key(&record) => since,
-            _ => Instant::now(),
+        let heard = match (oldest, self.wait) {
+            (None, Some((.., heard))) => heard,
+            _ => now,
         };
-        self.wait = Some((record, since));
+        self.wait = Some((record, since, heard));
+        let node = &self.shared.node;
         let on = WaitingFor {
             peer: (record.peer as usize).min(node.world() - 1),
             place: record.place,
             expected: record.expected,
             sequence: record.beat >> BEAT_BITS,
         };
-        node.look_around(on, record.seen, since.elapsed())
+        let failure = node.look_around(on, record.seen, since.elapsed())?;
+        // What a rank of another host sent before it left comes by another connection than the news that it has.
+        let finished =
+            |peer: usize| !node.is_near(peer) && node.control(peer).finished_call() >= on.sequence;
+        let has_left =
+            failure.kind != FailureKind::TimedOut && failure.culprit.is_some_and(finished);
+        (!has_left || since.elapsed() > GRACE).then_some(failure)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
@@ -128,17 +129,40 @@ pub fn check(cases: &[Case]) {
     check_with(cases, |_, _, _| ());
 }
 
+/// As [`check`], on ranks of these hosts.
+pub fn check_on(hosts: &[usize], cases: &[Case]) {
+    let Some(first) = cases.first() else { return };
+    let run = |comm| run_all(rank(comm), cases, &|_, _, _| ());
+    // Ranks that have their kernels wait for those that compile.
+    let builder = settings_of(first).timeout(Duration::from_secs(120));
+    judge(super::ranks_on_hosts(&builder, hosts, run));
+}
+
 /// As [`check`], and has a look at every call before it is made.
 pub fn check_with(cases: &[Case], look: impl Fn(&Rank, Case, &RawCall) + Sync) {
     let Some(first) = cases.first() else { return };
-    let mut builder = super::settings().canonical(first.canonical);
-    if let Some(name) = first.algorithm {
-        builder = builder.algorithm(name);
+    judge(ranks_with(settings_of(first), first.world, |rank| run_all(rank, cases, &look)));
+}
+
+fn settings_of(case: &Case) -> Builder {
+    let builder = super::settings().canonical(case.canonical);
+    match case.algorithm {
+        Some(name) => builder.algorithm(name),
+        None => builder,
     }
-    let problems = ranks_with(builder, first.world, |mut rank| {
-        let mut wrong = |case: &Case| by_type!(case.dtype, run(&mut rank, *case, &look));
-        cases.iter().find_map(|case| wrong(case).map(|problem| (*case, problem)))
-    });
+}
+
+/// The first case that goes wrong on this rank, and how.
+fn run_all(
+    mut rank: Rank,
+    cases: &[Case],
+    look: &impl Fn(&Rank, Case, &RawCall),
+) -> Option<(Case, String)> {
+    let mut wrong = |case: &Case| by_type!(case.dtype, run(&mut rank, *case, look));
+    cases.iter().find_map(|case| wrong(case).map(|problem| (*case, problem)))
+}
+
+fn judge(problems: Vec<Option<(Case, String)>>) {
     for (rank, problem) in problems.into_iter().enumerate() {
         assert!(problem.is_none(), "rank {rank}: {problem:?}");
     }

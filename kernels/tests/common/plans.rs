@@ -32,11 +32,11 @@ extern "C" __global__ void direct_{op}(const __grid_constant__ P p) {{
   Worker<true> w(p.call);
   u32 round = 0;
   do {{
-    w.signal<{peers}>(p.semaphore, 0);
-    w.wait<{peers}>(p.semaphore + {peers}, p.peer + {peers}, 0, 1);
+    w.signal<{peers}>(p.word, 0);
+    w.wait<{peers}>(p.word + {peers}, p.peer + {peers}, 0, 1);
     w.move<Move<{ty}, {op}, Repeated<{n}, USER>, Repeated<{n}, USER>>, 1>(p.place, p.place + {n}, p.factor, p.peer + PEERS, p.parts, 2);
-    w.signal<{peers}>(p.semaphore, 1);
-    w.wait<{peers}>(p.semaphore + {peers}, p.peer + {peers}, 1, 4);
+    w.signal<{peers}>(p.word, 1);
+    w.wait<{peers}>(p.word + {peers}, p.peer + {peers}, 1, 4);
   }} while (w.next(round));
   w.finish();
 }}
@@ -54,8 +54,8 @@ extern "C" __global__ void slots_{op}(const __grid_constant__ P p) {{
   u32 round = 0;
   do {{
     w.move<Move<{ty}, Copy, Kinds<USER>, Repeated<{peers}, SLOT>>, 1>(p.place, p.place + 1, p.factor, p.peer + PEERS, p.parts, 0);
-    w.signal<{peers}>(p.semaphore, 0);
-    w.wait<{peers}>(p.semaphore + {peers}, p.peer + {peers}, 0, 2);
+    w.signal<{peers}>(p.word, 0);
+    w.wait<{peers}>(p.word + {peers}, p.peer + {peers}, 0, 2);
     w.move<Move<{ty}, {op}, Repeated<{n}, OWN_SLOT>, Kinds<USER>>, 1>(p.place + {n}, p.place + {n} * 2, p.factor, p.peer + PEERS + {n}, p.parts, 3);
   }} while (w.next(round));
   w.finish();
@@ -75,11 +75,11 @@ extern "C" __global__ void staged_{op}(const __grid_constant__ P p) {{
   u32 round = 0;
   do {{
     w.move<Move<{ty}, Copy, Kinds<USER>, Kinds<SLOT>>, {peers}>(p.place, p.place + {peers}, p.factor, p.peer + PEERS, p.parts, 0);
-    w.signal<{peers}>(p.semaphore, 0);
-    w.wait<{peers}>(p.semaphore + {peers}, p.peer + {peers}, 0, 2);
+    w.signal<{peers}>(p.word, 0);
+    w.wait<{peers}>(p.word + {peers}, p.peer + {peers}, 0, 2);
     w.move<Move<{ty}, {op}, Repeated<{n}, OWN_SLOT>, Kinds<USER{comma_slots}>>, 1>(p.place + {slots}, p.place + {slots} + {n}, p.factor, p.peer + PEERS + {slots}, p.parts + {peers}, 3);
-    w.signal<{peers}>(p.semaphore, 1);
-    w.wait<{peers}>(p.semaphore + {peers}, p.peer + {peers}, 1, 5);
+    w.signal<{peers}>(p.word, 1);
+    w.wait<{peers}>(p.word + {peers}, p.peer + {peers}, 1, 5);
     w.move<Move<{ty}, Copy, Kinds<SLOT>, Kinds<USER>>, {peers}>(p.place + {slots} + {n} * 2, p.place + {slots} + {n} * 2 + {peers}, p.factor, p.peer + PEERS + {slots} + {n} * 2, p.parts + {n}, 6);
   }} while (w.next(round));
   w.finish();

@@ -113,7 +113,7 @@ impl Handles {
 }
 
 impl Given {
-    /// Gives it to every peer and takes theirs: by rank, none for this rank. Every rank calls it, with the same kind. Blocks until all
+    /// Gives it to every peer of the host and takes theirs: by rank, none for this rank and those elsewhere. Every rank calls it, with the same kind. Blocks until all
     /// have.
     pub(super) fn exchange(&self, node: &Node) -> Result<Vec<Option<Self>>, Error> {
         Ok(match self {
@@ -122,7 +122,11 @@ impl Given {
             }
             Self::Name(name) => {
                 let all = tell(node, *name)?.into_iter().enumerate();
-                all.map(|(rank, name)| (rank != node.rank()).then_some(Self::Name(name))).collect()
+                all.map(|(rank, name)| {
+                    let is_other = rank != node.rank() && node.is_near(rank);
+                    is_other.then_some(Self::Name(name))
+                })
+                .collect()
             }
         })
     }

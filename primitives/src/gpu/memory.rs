@@ -183,13 +183,13 @@ impl Drop for Mapped {
     }
 }
 
-/// One range of device memory on every rank, each mapped for this rank's GPU. Cheap to clone.
+/// One range of device memory on every rank, those of this host mapped for this rank's GPU. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct PeerMemory {
     len: usize,
     /// Before the memory behind it: fields are dropped in this order.
     multicast: Option<Arc<Multicast>>,
-    mappings: Arc<[Mapped]>,
+    mappings: Arc<[Option<Mapped>]>,
 }
 
 impl PeerMemory {
@@ -206,9 +206,16 @@ impl PeerMemory {
     /// Where `rank`'s range begins for this rank's GPU.
     ///
     /// # Panics
-    /// If there is no such rank.
+    /// If there is no such rank on this host.
     pub fn address(&self, rank: usize) -> u64 {
-        self.mappings[rank].base
+        self.mappings[rank]
+            .as_ref()
+            .map_or_else(|| panic!("rank {rank} is elsewhere"), Mapped::base)
+    }
+
+    /// Whether `rank`'s range is mapped here: it is, if the rank is on this host.
+    pub fn is_mapped(&self, rank: usize) -> bool {
+        self.mappings.get(rank).is_some_and(Option::is_some)
     }
 
     /// The multicast address of all ranks' ranges, for `multimem` instructions alone: on all ranks there is one, or on none. Only
@@ -219,8 +226,8 @@ impl PeerMemory {
 }
 
 impl Gpu {
-    /// Shares `len` bytes of this rank's GPU with all ranks of the node and maps theirs. Every rank calls it, in the same
-    /// order as its other calls of this kind, with the same length. Blocks until all have. The memory starts as zeros.
+    /// Shares `len` bytes of this rank's GPU with all ranks of the host and maps theirs. Every rank calls it, in the same
+    /// order as its other calls of this kind, with the same length. Blocks until those of the host have. The memory starts as zeros.
     ///
     /// # Errors
     /// The driver refuses, here or on another rank, or a peer is gone.
@@ -229,13 +236,17 @@ impl Gpu {
     }
 
     /// As [`Gpu::share`], with a multicast address ([`PeerMemory::multicast`]) where the ranks have a GPU each and these and their
-    /// drivers can; without one where not, on all ranks alike.
+    /// drivers can; without one where not, on all ranks alike, and where there are several hosts.
     ///
     /// # Errors
     /// As [`Gpu::share`].
     pub fn share_multicast(&self, node: &Arc<Node>, len: usize) -> Result<PeerMemory, Error> {
         self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))?;
-        let Some(granularity) = multicast::granularity(self, node)? else {
+        let granularity = match node.spans_hosts() {
+            true => None,
+            false => multicast::granularity(self, node)?,
+        };
+        let Some(granularity) = granularity else {
             return self.share(node, len);
         };
         let unit = granularity.max(self.granularity);
@@ -256,15 +267,12 @@ impl Gpu {
         let (physical, mine, given) = made;
         let all = given.exchange(node)?;
         let mut mine = Some(mine);
-        let map = |(rank, theirs): (usize, Option<Given>)| -> Result<Mapped, CudaError> {
-            match (theirs, mine.take()) {
-                (Some(theirs), back) => {
-                    mine = back;
-                    let mapped = Mapped::new(self, &theirs.import(whole)?, unit);
-                    mapped.map_err(|error| self.explain_access(error, rank))
-                }
-                (None, own) => own.ok_or(CudaError::NoDriver),
+        let map = |(rank, theirs): (usize, Option<Given>)| match theirs {
+            Some(theirs) => {
+                let mapped = Mapped::new(self, &theirs.import(whole)?, unit);
+                mapped.map(Some).map_err(|error| self.explain_access(error, rank))
             }
+            None => Ok(mine.take_if(|_| rank == node.rank())),
         };
         let mappings = all.into_iter().enumerate().map(map).collect();
         let mappings = agree(node, "map its peers' GPU memory", mappings)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUdeviceptr};
 
-use super::{CudaError, Gpu, PeerMemory, PointerInfo};
+use super::{CudaError, Gpu, HostMemory, PeerMemory, PointerInfo};
 use crate::error::Error;
 use crate::net::Region;
 
@@ -78,6 +78,17 @@ unsafe impl Region for DeviceRegion {
 
     fn dma_buf(&self) -> Option<(BorrowedFd<'_>, u64)> {
         self.dma_buf.as_ref().map(|(file, begin)| (file.as_fd(), *begin))
+    }
+}
+
+// SAFETY: the memory lives as long as the value, and only raw pointers to it are handed out.
+unsafe impl Region for HostMemory {
+    fn address(&self) -> *mut u8 {
+        self.host()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
     }
 }
 

@@ -6,6 +6,7 @@ use super::tcp::{TcpOptions, TcpTransport};
 use super::{NetError, Transport};
 use crate::bootstrap::Bootstrap;
 use crate::error::Error;
+use crate::gpu::Gpu;
 
 /// The variable that names a transport.
 const VARIABLE: &str = "WARPMESH_TRANSPORT";
@@ -67,26 +68,29 @@ impl NetOptions {
     }
 }
 
-/// Opens the transport that all ranks can use, with so many semaphores. Every rank calls it. Blocks until all have.
+/// Opens the transport that all ranks can use, with so many semaphores; with a GPU, also for its memory, and with semaphores
+/// for which its kernels can wait. Every rank calls it. Blocks until all have.
 pub(crate) fn open(
     bootstrap: &mut dyn Bootstrap,
     semaphores: usize,
     options: &NetOptions,
+    gpu: Option<&Gpu>,
 ) -> Result<Box<dyn Transport>, Error> {
     let links = Links::new(bootstrap, &options.tcp.link)?;
     let rdma = match options.transport {
         TransportChoice::Tcp => Err("it is not wanted".to_owned()),
-        _ => RdmaTransport::new(
-            links.rank(),
-            links.world(),
-            semaphores,
-            options.rdma.clone(),
-            Box::new(LinkExchange::new(links)),
-        )
-        .map_err(|error| match error {
-            NetError::Unavailable { reason, .. } => reason,
-            other => other.to_string(),
-        }),
+        _ => {
+            let (rank, world, rdma) = (links.rank(), links.world(), options.rdma.clone());
+            let exchange = Box::new(LinkExchange::new(links));
+            let opened = match gpu {
+                None => RdmaTransport::new(rank, world, semaphores, rdma, exchange),
+                Some(gpu) => RdmaTransport::on_gpu(gpu, (rank, world), semaphores, rdma, exchange),
+            };
+            opened.map_err(|error| match error {
+                NetError::Unavailable { reason, .. } => reason,
+                other => other.to_string(),
+            })
+        }
     };
     match vote(bootstrap, options.transport, &rdma)? {
         None => rdma.map(|rdma| Box::new(rdma) as Box<dyn Transport>).map_err(|_| {
@@ -99,7 +103,10 @@ pub(crate) fn open(
         }
         Some((peer, reason)) => {
             tracing::info!("TCP between hosts; RDMA is not available on rank {peer}: {reason}");
-            Ok(Box::new(TcpTransport::new(bootstrap, semaphores, &options.tcp)?))
+            Ok(Box::new(match gpu {
+                None => TcpTransport::new(bootstrap, semaphores, &options.tcp)?,
+                Some(gpu) => TcpTransport::on_gpu(bootstrap, gpu, semaphores, &options.tcp)?,
+            }))
         }
     }
 }

@@ -8,8 +8,9 @@ use crate::bootstrap::Bootstrap;
 use crate::control::{State, Words};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
+use crate::gpu::Gpu;
 use crate::memory::SharedMemory;
-use crate::net::{NetError, Signals, Span, Transfer};
+use crate::net::{NetError, Signals, Span, Transfer, Transport};
 use crate::patience::WaitingFor;
 
 /// A transfer to a rank of another host, from memory that was published.
@@ -76,6 +77,23 @@ impl Node {
     /// Takes back [`Node::publish`]: nobody writes to the memory any more.
     pub fn withdraw(&self, number: u32) {
         self.outside().withdraw(number);
+    }
+
+    /// Opens a second transport to the ranks of other hosts, of the same kind: for memory of a GPU, with so many semaphores, for which
+    /// its kernels can wait. Every rank calls it. Blocks until all have.
+    ///
+    /// # Errors
+    /// There are no other hosts, the driver refuses, or what the transport needs is not there.
+    pub fn open_for_gpu(
+        &self,
+        bootstrap: &mut dyn Bootstrap,
+        gpu: &Gpu,
+        semaphores: usize,
+    ) -> Result<Box<dyn Transport>, Error> {
+        let outside = self.outside.as_ref();
+        let problem = "all ranks are on one host";
+        let outside = outside.ok_or(Error::Argument { argument: "node", problem })?;
+        crate::net::open(bootstrap, semaphores, outside.options(), Some(gpu))
     }
 
     /// Signals of other hosts: semaphore `s` of peer `p` is number `s * world + p`. None if there are no others.
@@ -202,8 +220,14 @@ impl Node {
         self.outside.as_ref().expect("only ranks of other hosts are reached by transfers")
     }
 
+    /// Notes why a rank of another host cannot be reached any more; the first reason counts. Who waits for it finds that it is gone.
+    pub fn break_off(&self, peer: usize, error: NetError) {
+        self.outside().break_off(peer, error);
+    }
+
+    /// Posts that a rank of another host cannot be reached any more, and why; the failure that counts.
     #[cold]
-    fn disconnected(&self, peer: usize, error: NetError) -> Failure {
+    pub fn disconnected(&self, peer: usize, error: NetError) -> Failure {
         let culprit = if let NetError::Broken(fault) = &error { fault.peer } else { peer };
         self.outside().break_off(culprit, error);
         let left = self.control(culprit).progress().state == State::Left;

@@ -50,6 +50,7 @@ pub(super) struct Outside {
     rank: usize,
     transport: Mutex<Open>,
     name: &'static str,
+    options: NetOptions,
     signals: Signals,
     peers: Vec<Peer>,
     /// This rank's mirrors.
@@ -90,7 +91,7 @@ impl Outside {
         views: Vec<Arc<Mapping>>,
     ) -> Result<Self, Error> {
         let (rank, world) = (bootstrap.rank(), bootstrap.world());
-        let mut transport = crate::net::open(bootstrap, SEMAPHORES * world, options)?;
+        let mut transport = crate::net::open(bootstrap, SEMAPHORES * world, options, None)?;
         let mirrors = views[0].clone();
         for (number, region) in [(CONTROL, control), (MIRRORS, mirrors.clone())] {
             publish(bootstrap, transport.as_mut(), number, region)?;
@@ -98,6 +99,7 @@ impl Outside {
         Ok(Self {
             rank,
             name: transport.name(),
+            options: options.clone(),
             signals: transport.signals().clone(),
             transport: Mutex::new(Open { transport, next: FIRST, posted: vec![0; world] }),
             peers: (0..world).map(|_| Peer::default()).collect(),
@@ -114,6 +116,10 @@ impl Outside {
 
     pub(super) fn name(&self) -> &'static str {
         self.name
+    }
+
+    pub(super) fn options(&self) -> &NetOptions {
+        &self.options
     }
 
     pub(super) fn signals(&self) -> &Signals {

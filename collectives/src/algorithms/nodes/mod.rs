@@ -20,6 +20,7 @@ mod plans;
 
 pub use self::layout::Layout;
 use self::patterns::PORT;
+pub(crate) use self::patterns::SEMAPHORES as NODE_SEMAPHORES;
 use crate::plan::verify::Claims;
 use crate::plan::{Builder, Collective, Instruction, Plan, Program, Shape};
 

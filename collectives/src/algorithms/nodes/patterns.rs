@@ -13,7 +13,7 @@ pub(super) const PASSED_ON: usize = 4;
 /// Signals without data to other nodes: the others are the port's, behind its data.
 pub(super) const LEADERS: usize = 5;
 /// How many there are: another worker has as many of its own.
-pub(super) const SEMAPHORES: usize = 6;
+pub(crate) const SEMAPHORES: usize = 6;
 /// The port to all other nodes.
 pub(super) const PORT: usize = 0;
 

@@ -236,7 +236,8 @@ impl DevicePorts {
         Ok(DevicePort { handle, shared, alarm, _words, fifo })
     }
 
-    fn handle(&self) -> FifoHandle {
+    /// The FIFO, for kernels. Good as long as `self` lives.
+    pub fn handle(&self) -> FifoHandle {
         let (ring, tail, done) = self.fifo.offsets();
         // A FIFO of `on_gpu` has an address there.
         let base = self.fifo.device().unwrap_or_default();

@@ -186,6 +186,11 @@ impl Proxy {
         self.shared.error(port)
     }
 
+    /// The errors of all ports that have failed. One load as long as none has.
+    pub fn errors(&self) -> Vec<PortError> {
+        self.shared.errors()
+    }
+
     /// A port for a thread of the host, which pushes into `fifo` and waits for the signals that the peer's port counts up
     /// at this rank's `semaphore`. Each of its waits takes at most `timeout`.
     ///
@@ -277,6 +282,13 @@ impl Shared {
             return None;
         }
         lock(&self.errors).get(&port).cloned()
+    }
+
+    fn errors(&self) -> Vec<PortError> {
+        match self.failed.load(Ordering::Acquire) {
+            0 => Vec::new(),
+            _ => lock(&self.errors).values().cloned().collect(),
+        }
     }
 
     #[cold]
