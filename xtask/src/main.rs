@@ -1,5 +1,6 @@
 //! `cargo xtask`: what developers and CI run.
 
+mod candle;
 mod cuda;
 mod gpu;
 mod kernels;
@@ -25,6 +26,7 @@ cargo xtask COMMAND
   gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
                 target/gpu-report.md (see `cargo xtask gpu --help`)
   nccl          tests the benchmark's NCCL backend on virtual GPUs, against a stand-in for NCCL
+  candle        builds the example with candle's tensors, and runs it on the host and on virtual GPUs
   rdma-vm       boots a virtual machine with soft-RoCE NICs and runs the tests of RDMA in it: of the
                 transport, and of collectives between hosts (see `cargo xtask rdma-vm --help`)
   bootstrap [ARGS]  measures how long 16 to 2,048 ranks on this machine take to find each other
@@ -47,6 +49,7 @@ fn main() -> Result<()> {
         "cuda" => cuda::ensure(),
         "gpu" => gpu::run(&rest),
         "nccl" => nccl::test(),
+        "candle" => candle::test(),
         "rdma-vm" => rdma_vm::run(&rest),
         "bootstrap" => steps::bootstrap(&rest),
         "vgpu" => tables::write(),

@@ -38,6 +38,31 @@ pub fn broken_nccl() -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// A folder that looks like CUDA's to candle's build: `lib` has what it links.
+pub fn candle() -> Result<PathBuf> {
+    let home = folder("candle")?;
+    let lib = home.join("lib");
+    std::fs::create_dir_all(&lib)?;
+    let math = lib.join("libmath.so");
+    let mut cc = compiler();
+    step(
+        "compile the stand-ins for cuBLAS and cuRAND",
+        cc.arg(source("math.c")).arg("-o").arg(&math),
+    )?;
+    for name in ["libcublas.so", "libcublasLt.so", "libcurand.so"] {
+        link(&math, &lib.join(name))?;
+    }
+    link(&driver()?.join("libcuda.so.1"), &lib.join("libcuda.so"))?;
+    link(&root().join("target/release/libvgpu_cudart.so"), &lib.join("libcudart.so"))?;
+    link(&cuda::toolkit().join("lib/libnvrtc.so.13"), &lib.join("libnvrtc.so"))?;
+    Ok(home)
+}
+
+/// The script that stands between candle's build and nvcc.
+pub fn nvcc() -> PathBuf {
+    source("nvcc")
+}
+
 fn compiler() -> Command {
     let mut cc = Command::new("cc");
     cc.args(["-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]);
