@@ -14,7 +14,7 @@ use crate::{cuda, standins};
 const KERNELS: &str = "affine cast";
 
 /// The build, of which candle is most, and a run.
-const BUILD: Duration = Duration::from_secs(900);
+const BUILD: Duration = Duration::from_secs(1800);
 const RUN: Duration = Duration::from_secs(120);
 
 pub fn test() -> Result<()> {
