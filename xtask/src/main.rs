@@ -1,10 +1,13 @@
 //! `cargo xtask`: what developers and CI run.
 
+mod candle;
 mod cuda;
 mod gpu;
 mod kernels;
+mod nccl;
 mod peers;
 mod rdma_vm;
+mod standins;
 mod steps;
 mod system;
 mod tables;
@@ -22,6 +25,8 @@ cargo xtask COMMAND
   cuda          fetches NVIDIA's compilers (nvcc, NVRTC, ptxas) from PyPI into target/cuda
   gpu [ARGS]    on a machine with GPUs: tests the CUDA device, measures it against NCCL, and writes
                 target/gpu-report.md (see `cargo xtask gpu --help`)
+  nccl          tests the benchmark's NCCL backend on virtual GPUs, against a stand-in for NCCL
+  candle        builds the example with candle's tensors, and runs it on the host and on virtual GPUs
   rdma-vm       boots a virtual machine with soft-RoCE NICs and runs the tests of RDMA in it: of the
                 transport, and of collectives between hosts (see `cargo xtask rdma-vm --help`)
   bootstrap [ARGS]  measures how long 16 to 2,048 ranks on this machine take to find each other
@@ -43,6 +48,8 @@ fn main() -> Result<()> {
         "peers" => peers::run(&rest),
         "cuda" => cuda::ensure(),
         "gpu" => gpu::run(&rest),
+        "nccl" => nccl::test(),
+        "candle" => candle::test(),
         "rdma-vm" => rdma_vm::run(&rest),
         "bootstrap" => steps::bootstrap(&rest),
         "vgpu" => tables::write(),

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::system::{cargo, ensure_iproute2, is_root, root, step};
-use crate::{cuda, gpu, kernels, peers, rdma_vm, tables};
+use crate::{candle, cuda, gpu, kernels, nccl, peers, rdma_vm, tables};
 
 /// Crates that the model checker builds.
 const MODELLED: &str = "warpmesh-primitives";
@@ -21,6 +21,8 @@ pub fn test() -> Result<()> {
     tables::check()?;
     kernels::check()?;
     gpu::test()?;
+    nccl::test()?;
+    candle::test()?;
     rdma_vm::run(&[])?;
     loom()?;
     peers::build()?;

@@ -35,7 +35,7 @@ pub fn step(name: &str, command: &mut Command) -> Result<()> {
 
 /// What a program that [`within`] ran has left.
 pub struct Output {
-    /// Whether it ended in time and with success.
+    /// Whether it ended in time, and with the exit code that it should.
     pub good: bool,
     pub out: String,
     /// Errors, and what was made of them here.
@@ -59,6 +59,11 @@ impl Output {
 /// Runs a step that may fail or hang: it is ended, with all that it has started, after `limit`. What
 /// it prints is shown if it fails.
 pub fn within(limit: Duration, name: &str, command: &mut Command) -> Result<Output> {
+    exits(0, limit, name, command)
+}
+
+/// The same, for a step that is good if it ends with this exit code.
+pub fn exits(code: i32, limit: Duration, name: &str, command: &mut Command) -> Result<Output> {
     println!("==> {name}");
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
@@ -72,10 +77,10 @@ pub fn within(limit: Duration, name: &str, command: &mut Command) -> Result<Outp
     let (out, mut err) = (text(out), text(err));
     match status {
         None => err.push_str(&format!("not done after {} s; ended\n", limit.as_secs())),
-        Some(status) if !status.success() => err.push_str(&format!("{status}\n")),
+        Some(status) if status.code() != Some(code) => err.push_str(&format!("{status}\n")),
         Some(_) => {}
     }
-    let good = status.is_some_and(|status| status.success());
+    let good = status.is_some_and(|status| status.code() == Some(code));
     let (seconds, command) = (start.elapsed().as_secs_f64(), line);
     let output = Output { good, out, err, seconds, command };
     let verdict = if good { "ok" } else { "FAILED" };

@@ -1,6 +1,7 @@
 //! One rank: joins the others and measures.
 
-use std::time::Duration;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use warpmesh::bootstrap::{Bootstrap, Launch, LocalBootstrap};
@@ -25,26 +26,59 @@ pub fn launched(cli: &Cli, launch: &Launch, started_here: bool) -> Result<Exit> 
     measure(cli, Control::new(bootstrap), (place, started_here), None)
 }
 
-/// All ranks are threads of this process. Ends with the first failed rank's error.
+/// All ranks are threads of this process. Ends with the error of the rank that failed first.
 pub fn threads(cli: &Cli) -> Result<Exit> {
     let world = cli.world();
     let ranks = LocalBootstrap::create(world, cli.wait_limit())?;
+    let (sender, ended) = mpsc::channel();
     std::thread::scope(|scope| {
-        let start = |(rank, bootstrap): (usize, LocalBootstrap)| {
+        for (rank, bootstrap) in ranks.into_iter().enumerate() {
+            let sender = sender.clone();
             scope.spawn(move || {
-                measure(cli, Control::new(bootstrap), (rank, true), None)
-                    .with_context(|| format!("rank {rank}"))
-            })
-        };
-        let ranks: Vec<_> = ranks.into_iter().enumerate().map(start).collect();
-        let ended = ranks.into_iter().map(|rank| match rank.join() {
-            Ok(ended) => ended,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        let ended: Vec<Result<Exit>> = ended.collect();
-        let exits: Vec<Exit> = ended.into_iter().collect::<Result<_>>()?;
-        Ok(exits[0])
+                let ended = measure(cli, Control::new(bootstrap), (rank, true), None)
+                    .with_context(|| format!("rank {rank}"));
+                // Whoever waits for it is gone only if the process ends.
+                let _ = sender.send((rank, ended));
+            });
+        }
+        drop(sender);
+        first_failure(&ended, cli.wait_limit())
     })
+}
+
+/// What rank 0 ended with, or the first error.
+///
+/// A library may wait for a failed rank for ever, in a call that nothing ends: NCCL does when it
+/// makes a communicator. So the process ends if the others go on for longer than a wait may take.
+fn first_failure(ended: &Receiver<Ended>, limit: Duration) -> Result<Exit> {
+    let mut exit = Exit::Internal;
+    // A rank that panics sends nothing, and then the scope panics.
+    while let Ok((rank, ended_with)) = ended.recv() {
+        match ended_with {
+            Ok(rank_0) if rank == 0 => exit = rank_0,
+            Ok(_) => {}
+            Err(error) if all_end_within(limit, ended) => return Err(error),
+            Err(error) => {
+                super::complain(&error);
+                std::process::exit(Failed::exit_of(&error) as i32);
+            }
+        }
+    }
+    Ok(exit)
+}
+
+/// A rank and what it ended with.
+type Ended = (usize, Result<Exit>);
+
+fn all_end_within(limit: Duration, ended: &Receiver<Ended>) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        match ended.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(_) => {}
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        }
+    }
 }
 
 /// This process is one rank of an MPI job.

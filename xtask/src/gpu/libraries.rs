@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::value;
+use crate::cuda;
 use crate::system::{root, step};
 
 /// Folders for LD_LIBRARY_PATH, and what a program is started by.
@@ -29,6 +30,11 @@ impl Libraries {
         let before = [&vgpu, "run", "--devices", &devices].into_iter();
         let before = before.chain(mode.split_whitespace()).chain(["--"]).map(str::to_owned);
         Self { folders: vec![nvrtc()], before: before.collect() }
+    }
+
+    /// Another folder, to be looked at first.
+    pub fn add(&mut self, folder: PathBuf) {
+        self.folders.insert(0, folder);
     }
 
     /// Fetches what the driver needs and the system does not have.
@@ -64,7 +70,7 @@ impl Libraries {
             println!("{error:#}");
         }
         if lib.exists() {
-            self.folders.insert(0, lib);
+            self.add(lib);
         }
     }
 
@@ -83,7 +89,7 @@ impl Libraries {
 }
 
 fn nvrtc() -> PathBuf {
-    root().join("target/cuda/nvidia/cu13/lib")
+    cuda::toolkit().join("lib")
 }
 
 /// "12.8" as numbers.

@@ -81,11 +81,11 @@ impl Report {
         let tables = tables(&output.out);
         let _ = writeln!(self.tables, "\n### {}\n\n`{}`\n", run.title, output.command);
         match (&tables[..], self.vgpu) {
-            ([ours, ..], true) => self.tables.push_str(&unmeasured(ours)),
-            ([ours, theirs], false) => {
+            ([ours, theirs], _) => {
                 self.tables.push_str(&side_by_side(ours, theirs));
                 self.summary.push(format!("| {} | {} |", run.title, means(ours, theirs)));
             }
+            ([ours, ..], true) => self.tables.push_str(&unmeasured(ours)),
             ([ours, ..], false) => self.tables.push_str(&alone(ours)),
             ([], _) => self.tables.push_str("no rows\n"),
         }
@@ -119,7 +119,8 @@ impl Report {
     fn text(&self) -> String {
         let mut text = String::from("# warpmesh on GPUs\n\nWritten by `cargo xtask gpu`. ");
         text.push_str(if self.vgpu {
-            "On virtual GPUs: it shows that the steps work, and has no times.\n"
+            "On virtual GPUs, beside a stand-in for NCCL: it shows that the steps and the tables work. \
+             **Its times are those of interpreters, and say nothing about GPUs or NCCL.**\n"
         } else {
             "Times are microseconds per operation, bandwidths nccl-tests' busbw in GB/s; *ratio* is \
              warpmesh's time divided by NCCL's, below 1 warpmesh is faster.\n"
@@ -230,9 +231,10 @@ fn unmeasured(ours: &Rows) -> String {
     text
 }
 
-/// Geometric means of the ratios by range of sizes, as cells.
+/// Geometric means of the ratios by range of sizes, as cells. Of no bytes, which libraries do not
+/// even start for, there is none.
 fn means(ours: &Rows, theirs: &Rows) -> String {
-    let ranges = [0..=64 << 10, (64 << 10) + 1..=4 << 20, (4 << 20) + 1..=u64::MAX];
+    let ranges = [1..=64 << 10, (64 << 10) + 1..=4 << 20, (4 << 20) + 1..=u64::MAX];
     let mean = |range: std::ops::RangeInclusive<u64>| {
         let ratios: Vec<f64> = ours
             .iter()
@@ -278,6 +280,14 @@ mod tests {
         assert_eq!(rows[0], "| 8192 | 10.00 | 0.5 | 20.00 | 0.2 | 0.50 | 30.00 | 15.00 | 2.00 |");
         assert_eq!(rows[1], "| 8388608 | 40.00 | 0.5 | 10.00 | 2.0 | 4.00 |  | 15.00 |  |");
         assert_eq!(means(ours, theirs), "0.50 |  | 4.00");
+    }
+
+    #[test]
+    fn calls_of_no_bytes_are_not_in_the_means() {
+        let cell = |time| [Some(Cell { time, bus: 0.0, wrong: "0".to_owned() }), None];
+        let ours = vec![(0, cell(9.0)), (8, cell(2.0))];
+        let theirs = vec![(0, cell(1.0)), (8, cell(1.0))];
+        assert_eq!(means(&ours, &theirs), "2.00 |  | ");
     }
 
     #[test]

@@ -76,6 +76,13 @@ impl Device {
         self.context.name().unwrap_or_else(|_| "GPU".to_owned())
     }
 
+    /// Its major compute capability.
+    pub fn capability(&self) -> Result<u8> {
+        let major = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        let major = self.context.attribute(major);
+        Ok(major.map_err(|error| CudaError::new("cuDeviceGetAttribute", error.0))? as u8)
+    }
+
     /// Its PCI address, as in `0000:00:05`.
     pub fn pci_address(&self) -> String {
         let mut text = [0; 16];

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cudarc::driver::sys::CUstream;
 use libloading::Library;
 
@@ -57,7 +57,7 @@ macro_rules! functions {
 
 functions! {
     always {
-        version = b"ncclGetVersion"(*mut c_int);
+        get_version = b"ncclGetVersion"(*mut c_int);
         unique_id = b"ncclGetUniqueId"(*mut UniqueId);
         init_rank = b"ncclCommInitRank"(*mut Comm, c_int, UniqueId, c_int);
         destroy = b"ncclCommDestroy"(Comm);
@@ -102,6 +102,10 @@ const MISSING: &str = "\
   export LD_LIBRARY_PATH=DIR/nvidia/nccl/lib
 The loader says";
 
+const TOO_OLD: &str = "\
+--backend nccl: this libnccl.so.2 is older than 2.11; install a newer one, and see that it comes first in
+LD_LIBRARY_PATH. The loader says";
+
 impl Nccl {
     /// Looks for the library.
     pub fn load() -> Result<Self> {
@@ -111,15 +115,18 @@ impl Nccl {
             let error = anyhow::Error::from(error);
             Failed::because(Exit::NotImplemented, format!("{MISSING}: {error:#}"))
         })?;
-        Self::from_library(library).context("--backend nccl: this NCCL is older than 2.11")
+        Self::from_library(library).map_err(|error| {
+            let error = anyhow::Error::from(error);
+            Failed::because(Exit::NotImplemented, format!("{TOO_OLD}: {error:#}"))
+        })
     }
 
-    /// Its version, as in "2.30.7".
-    pub fn version_text(&self) -> Result<String> {
+    /// Its version, as a number.
+    pub fn version(&self) -> Result<c_int> {
         let mut code = 0;
         // SAFETY: the pointer is to a local.
-        self.check("ncclGetVersion", unsafe { (self.version)(&mut code) }, None)?;
-        Ok(version_of(code))
+        self.check("ncclGetVersion", unsafe { (self.get_version)(&mut code) }, None)?;
+        Ok(code)
     }
 
     /// An error for a result that is one, with what NCCL says about it.
@@ -134,8 +141,10 @@ impl Nccl {
             unsafe { text(last(comm.unwrap_or(std::ptr::null_mut()))) }
         });
         let more = more.filter(|more| !more.is_empty()).map_or(String::new(), |m| format!(": {m}"));
-        let hint = "set NCCL_DEBUG=WARN to know more";
-        Err(Failed::because(Exit::Library, format!("{what}: {name} ({result}){more}; {hint}")))
+        // Newer versions say so themselves.
+        let told = name.contains("NCCL_DEBUG");
+        let hint = if told { "" } else { "; set NCCL_DEBUG=WARN to know more" };
+        Err(Failed::because(Exit::Library, format!("{what}: {name} ({result}){more}{hint}")))
     }
 }
 
@@ -149,8 +158,8 @@ unsafe fn text(from: *const c_char) -> String {
     unsafe { CStr::from_ptr(from) }.to_string_lossy().trim().to_owned()
 }
 
-/// Since 2.9, major times 10000, minor times 100, patch.
-fn version_of(code: c_int) -> String {
+/// As in "2.30.7". Since 2.9 the number is major times 10000, minor times 100, patch.
+pub fn version_text(code: c_int) -> String {
     format!("{}.{}.{}", code / 10_000, code % 10_000 / 100, code % 100)
 }
 
@@ -160,14 +169,17 @@ mod tests {
 
     #[test]
     fn versions_are_readable() {
-        assert_eq!((version_of(23_007), version_of(21_903)), ("2.30.7".into(), "2.19.3".into()));
+        assert_eq!(
+            (version_text(23_007), version_text(21_903)),
+            ("2.30.7".into(), "2.19.3".into())
+        );
     }
 
     /// Where there is an NCCL, its functions are found; where there is none, it is said what to install.
     #[test]
     fn a_missing_library_is_told_with_what_to_install() {
         match Nccl::load() {
-            Ok(nccl) => assert!(nccl.version_text().unwrap().starts_with("2.")),
+            Ok(nccl) => assert!(nccl.version().unwrap() >= 21_100),
             Err(error) => {
                 let text = format!("{error:#}");
                 assert!(text.contains("libnccl2") && text.contains("nvidia-nccl-cu13"), "{text}");

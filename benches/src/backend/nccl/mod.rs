@@ -12,7 +12,7 @@ use ::warpmesh::plan::Collective;
 use ::warpmesh::{DataType, ReduceOp, Scalar};
 use anyhow::{Context, Result, bail};
 
-use self::library::{Comm, Nccl, UniqueId};
+use self::library::{Comm, Nccl, UniqueId, version_text};
 use super::clock::Clock;
 use super::cuda::Device;
 use super::{Backend, Buffer, Call, Graph, Kind};
@@ -29,7 +29,9 @@ pub struct NcclBackend {
     device: Device,
     control: Control,
     timeout: Duration,
-    version: String,
+    version: c_int,
+    /// The smallest major compute capability of all ranks' GPUs.
+    capability: u8,
     /// `ncclRedOp_t` of factors, by type and bits.
     factors: HashMap<(DataType, u64), c_int>,
     /// What was registered, by `-R`.
@@ -48,9 +50,9 @@ impl NcclBackend {
     /// Makes a communicator with the other ranks. Every rank calls it.
     pub fn connect(control: &Control, device: &Device, timeout: Duration) -> Result<Self> {
         let nccl = Arc::new(Nccl::load()?);
-        let version = nccl.version_text()?;
+        let version = nccl.version()?;
         let (rank, world) = (control.rank(), control.world());
-        let id = exchange_id(&nccl, control)?;
+        let (id, capability) = exchange_id(&nccl, control, device)?;
         let mut comm = std::ptr::null_mut();
         // SAFETY: all ranks call it with rank 0's id, each with its GPU's context on its own thread.
         let made = unsafe { (nccl.init_rank)(&mut comm, world as c_int, id, rank as c_int) };
@@ -65,7 +67,8 @@ impl NcclBackend {
             device: device.clone(),
             control: control.clone(),
             timeout,
-            version: format!("NCCL {version}"),
+            version,
+            capability,
             factors: HashMap::new(),
             registered: vec![],
             meeting: device.plain(16)?,
@@ -221,20 +224,23 @@ impl NcclBackend {
 
 /// The version of the NCCL that is found.
 pub fn version() -> Result<String> {
-    Nccl::load()?.version_text()
+    Ok(version_text(Nccl::load()?.version()?))
 }
 
-/// Rank 0's id, over what the ranks have already.
-fn exchange_id(nccl: &Nccl, control: &Control) -> Result<UniqueId> {
+/// Rank 0's id, and the smallest major compute capability, over what the ranks have already.
+fn exchange_id(nccl: &Nccl, control: &Control, device: &Device) -> Result<(UniqueId, u8)> {
     let mut id = UniqueId([0; 128]);
     if control.rank() == 0 {
         // SAFETY: the pointer is to a local.
         let made = unsafe { (nccl.unique_id)(&mut id) };
         nccl.check("ncclGetUniqueId", made, None)?;
     }
-    let all = control.clone().all_gather(&id.0).context("exchanging NCCL's id")?;
-    let first = all.first().and_then(|bytes| <[u8; 128]>::try_from(&bytes[..]).ok());
-    Ok(UniqueId(first.context("rank 0 sent no id")?))
+    let mine = [&id.0[..], &[device.capability()?]].concat();
+    let all = control.clone().all_gather(&mine).context("exchanging NCCL's id")?;
+    let least = all.iter().filter_map(|bytes| bytes.last()).min();
+    let first = all.first().and_then(|bytes| bytes.first_chunk());
+    let (id, least) = first.zip(least).context("rank 0 sent no id")?;
+    Ok((UniqueId(*id), *least))
 }
 
 /// Which block goes to which peer, and which comes from which.
@@ -263,31 +269,45 @@ fn operation(op: ReduceOp) -> Option<c_int> {
     }
 }
 
-/// Why NCCL's result would be another, if so.
-fn refusal(
-    test: Test,
-    dtype: DataType,
-    op: ReduceOp,
+/// What decides which calls NCCL can do.
+#[derive(Clone, Copy)]
+struct Limits {
     world: usize,
-    place: Place,
-) -> Option<String> {
-    if place == Place::In && test == Test::Collective(Collective::AllToAll) {
-        return Some("it has no all_to_all in place".to_owned());
-    }
-    let float = matches!(
-        dtype,
-        DataType::F16
-            | DataType::Bf16
-            | DataType::F32
-            | DataType::F64
-            | DataType::F8E4M3
-            | DataType::F8E5M2
-    );
-    let averages = test.reduces() && matches!(op, ReduceOp::Avg);
-    // It multiplies by 1/n before it adds.
-    (averages && float && !world.is_power_of_two())
-        .then(|| format!("its averages of {world} ranks are rounded more than once"))
+    /// As `ncclGetVersion` gives it.
+    version: c_int,
+    /// The smallest major compute capability.
+    capability: u8,
 }
+
+impl Limits {
+    /// Why NCCL would refuse, or its result would be another, if so.
+    fn refusal(self, test: Test, dtype: DataType, op: ReduceOp, place: Place) -> Option<String> {
+        if place == Place::In && test == Test::Collective(Collective::AllToAll) {
+            return Some("it has no all_to_all in place".to_owned());
+        }
+        // Refused in the middle of a run otherwise. That copies need sm_90, too, depends on NCCL's version.
+        let eight = matches!(dtype, DataType::F8E4M3 | DataType::F8E5M2);
+        if eight && (self.version < FLOAT8 || self.capability < 9) {
+            return Some("it has 8-bit floats since 2.24, and for GPUs since sm_90".to_owned());
+        }
+        let averages = test.reduces() && matches!(op, ReduceOp::Avg);
+        (averages && self.rounds_averages(dtype)).then(|| {
+            format!("its averages of {} ranks in {dtype} are rounded more than once", self.world)
+        })
+    }
+
+    /// It multiplies by 1/n before it adds, and may add in the type itself.
+    fn rounds_averages(self, dtype: DataType) -> bool {
+        match dtype {
+            DataType::F16 | DataType::Bf16 | DataType::F8E4M3 | DataType::F8E5M2 => self.world > 2,
+            DataType::F32 | DataType::F64 => !self.world.is_power_of_two(),
+            _ => false,
+        }
+    }
+}
+
+/// The version that brought 8-bit floats.
+const FLOAT8: c_int = 22_400;
 
 impl Backend for NcclBackend {
     fn kind(&self) -> Kind {
@@ -295,11 +315,14 @@ impl Backend for NcclBackend {
     }
 
     fn version(&self) -> String {
-        self.version.clone()
+        let version = version_text(self.version);
+        let plain = if self.nccl.register.is_none() { " (memory is not registered)" } else { "" };
+        format!("NCCL {version}{plain}")
     }
 
     fn refuses(&self, test: Test, dtype: DataType, op: ReduceOp, place: Place) -> Option<String> {
-        refusal(test, dtype, op, self.world, place)
+        let Self { world, version, capability, .. } = *self;
+        Limits { world, version, capability }.refusal(test, dtype, op, place)
     }
 
     fn alloc(&mut self, bytes: usize) -> Result<Option<Buffer>> {
@@ -322,14 +345,21 @@ impl Backend for NcclBackend {
         // SAFETY: memory of this rank's GPU, which outlives this communicator.
         let (what, result) = unsafe {
             match (how, old, new) {
-                (0, ..) => return Ok(()),
+                // -R 1 is the default, also for versions before 2.19.
+                (0, ..) | (1, None, _) => return Ok(()),
                 (1, Some(register), _) => {
                     ("ncclCommRegister", register(self.comm, at, len, &mut handle))
                 }
                 (2, _, Some(register)) => {
                     ("ncclCommWindowRegister", register(self.comm, at, len, &mut handle, SYMMETRIC))
                 }
-                _ => bail!("-R {how}: {} does not have it", self.version),
+                _ => {
+                    let text = format!(
+                        "-R {how}: {} has no symmetric windows, which came with NCCL 2.27; take -R 1",
+                        self.version()
+                    );
+                    return Err(Failed::because(Exit::NotImplemented, text));
+                }
             }
         };
         self.check(what, result)?;
@@ -472,15 +502,28 @@ mod tests {
         assert_eq!((sends.len(), recvs), (4, vec![(0, 2)]));
     }
 
+    const ALL_REDUCE: Test = Test::Collective(Collective::AllReduce);
+
     #[test]
     fn averages_that_nccl_rounds_twice_are_left_out() {
         let of = |dtype, world| {
-            let test = Test::Collective(Collective::AllReduce);
-            refusal(test, dtype, ReduceOp::Avg, world, Place::Out).is_some()
+            let limits = Limits { world, version: 23_203, capability: 9 };
+            limits.refusal(ALL_REDUCE, dtype, ReduceOp::Avg, Place::Out).is_some()
         };
-        assert!(of(DataType::Bf16, 3) && !of(DataType::Bf16, 8) && !of(DataType::I32, 3));
+        assert!(of(DataType::F32, 3) && !of(DataType::F32, 8) && !of(DataType::I32, 3));
+        // Half of two numbers is added once; of four, what is added last was rounded before.
+        assert!(of(DataType::Bf16, 4) && !of(DataType::F16, 2));
         let all_to_all = Test::Collective(Collective::AllToAll);
-        let in_place = refusal(all_to_all, DataType::F32, ReduceOp::Sum, 4, Place::In);
-        assert!(in_place.is_some());
+        let limits = Limits { world: 4, version: 23_203, capability: 9 };
+        assert!(limits.refusal(all_to_all, DataType::F32, ReduceOp::Sum, Place::In).is_some());
+    }
+
+    #[test]
+    fn eight_bit_floats_are_left_out_where_nccl_refuses_them() {
+        let of = |version, capability| {
+            let limits = Limits { world: 2, version, capability };
+            limits.refusal(ALL_REDUCE, DataType::F8E4M3, ReduceOp::Sum, Place::Out).is_some()
+        };
+        assert_eq!([of(22_304, 9), of(22_403, 8), of(22_403, 9)], [true, true, false]);
     }
 }

@@ -36,7 +36,8 @@ impl AllReduce {
 /// The tensor's elements in its storage; they have to follow each other.
 fn range(layout: &Layout) -> Result<std::ops::Range<usize>> {
     let offsets = layout.contiguous_offsets();
-    let (begin, end) = offsets.ok_or_else(|| Error::msg("all_reduce: the tensor is not contiguous"))?;
+    let (begin, end) =
+        offsets.ok_or_else(|| Error::msg("all_reduce: the tensor is not contiguous"))?;
     Ok(begin..end)
 }
 
@@ -53,6 +54,7 @@ impl InplaceOp1 for AllReduce {
         let done = match storage {
             CpuStorage::F32(data) => comm.all_reduce(&mut data[range(layout)?], ReduceOp::Sum),
             CpuStorage::BF16(data) => comm.all_reduce(&mut data[range(layout)?], ReduceOp::Sum),
+            CpuStorage::F64(data) => comm.all_reduce(&mut data[range(layout)?], ReduceOp::Sum),
             CpuStorage::F16(data) => comm.all_reduce(&mut data[range(layout)?], ReduceOp::Sum),
             _ => candle_core::bail!("all_reduce: add your type here"),
         };
@@ -61,7 +63,7 @@ impl InplaceOp1 for AllReduce {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        use candle_core::cuda::CudaStorageSlice::{BF16, F16, F32};
+        use candle_core::cuda::CudaStorageSlice::{BF16, F16, F32, F64};
         let Self::Gpu(comm) = self else {
             candle_core::bail!("all_reduce: a tensor on a GPU, a communicator on the host");
         };
@@ -72,6 +74,7 @@ impl InplaceOp1 for AllReduce {
         let done = match &mut storage.slice {
             F32(data) => comm.all_reduce(&mut data.slice_mut(range), sum, &stream),
             BF16(data) => comm.all_reduce(&mut data.slice_mut(range), sum, &stream),
+            F64(data) => comm.all_reduce(&mut data.slice_mut(range), sum, &stream),
             F16(data) => comm.all_reduce(&mut data.slice_mut(range), sum, &stream),
             _ => candle_core::bail!("all_reduce: add your type here"),
         };
@@ -85,24 +88,52 @@ impl InplaceOp1 for AllReduce {
 }
 
 const RANKS: usize = 2;
+const ROWS: usize = 4;
+const COLUMNS: usize = 1001;
 
-/// A rank's work: its tensors are its number plus one, so that a sum over the ranks is 3.
+/// A rank's work: tensors of several types, of which some are summed up whole and then in part.
 fn work(host: Communicator, on_gpu: bool) -> Result<()> {
     let rank = host.rank();
     let device = if on_gpu { Device::new_cuda(rank)? } else { Device::Cpu };
     let sum = AllReduce::new(host, &device)?;
-    for dtype in [DType::F32, DType::BF16] {
-        let gradients = Tensor::full(rank as f32 + 1.0, (4, 1000), &device)?.to_dtype(dtype)?;
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
+        let gradients = gradients(rank, dtype, &device)?;
         gradients.inplace_op1(&sum)?;
-        // Part of a tensor, too: one row of it is added up once more.
-        gradients.narrow(0, 1, 1)?.inplace_op1(&sum)?;
-        let rows = gradients.to_dtype(DType::F32)?.max(1)?.to_vec1::<f32>()?;
-        println!("rank {rank}, {}: rows of {rows:?}", dtype.as_str());
-        if rows != [3.0, 6.0, 3.0, 3.0] {
-            candle_core::bail!("rank {rank}: wrong sums");
+        check(&gradients, |index| 3 * element(index))?;
+        // A part of a tensor, too, wherever it begins.
+        let part = 1002..2999;
+        gradients.flatten_all()?.narrow(0, part.start, part.len())?.inplace_op1(&sum)?;
+        check(&gradients, |index| if part.contains(&index) { 6 } else { 3 } * element(index))?;
+        // A column does not lie in one piece; both ranks are told so, and go on.
+        match gradients.narrow(1, 5, 1)?.inplace_op1(&sum) {
+            Err(error) if error.to_string().contains("not contiguous") => {}
+            other => candle_core::bail!("a column was taken: {other:?}"),
         }
     }
+    println!("rank {rank}, {:?}: sums of four types are right", device.location());
     Ok(())
+}
+
+/// Small integers, which all types have, and whose sums they have.
+fn element(index: usize) -> usize {
+    index % 37
+}
+
+/// Made on the device, by kernels of candle's that the all-reduce has to wait for: each rank's
+/// elements times its number plus one, so that the ranks' sum is three times the element.
+fn gradients(rank: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let elements = (0..ROWS * COLUMNS).map(|index| element(index) as f32).collect();
+    let elements = Tensor::from_vec(elements, (ROWS, COLUMNS), device)?.to_dtype(dtype)?;
+    elements.affine(rank as f64 + 1.0, 0.0)
+}
+
+fn check(tensor: &Tensor, wanted: impl Fn(usize) -> usize) -> Result<()> {
+    let found = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    let wrong = found.iter().enumerate().find(|(index, value)| **value != wanted(*index) as f64);
+    match wrong {
+        None if found.len() == ROWS * COLUMNS => Ok(()),
+        wrong => candle_core::bail!("{:?} of {} elements: {wrong:?}", tensor.dtype(), found.len()),
+    }
 }
 
 fn main() -> Result<()> {
