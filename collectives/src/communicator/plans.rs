@@ -311,7 +311,7 @@ impl Source {
     fn parts(&self, layout: &Layout) -> usize {
         match self {
             Self::BuiltIn(algorithm) => (algorithm.parts)(layout.world()),
-            Self::Nodes(algorithm) => (algorithm.parts)(layout),
+            Self::Nodes(algorithm) => algorithm.workers * (algorithm.parts)(layout),
             Self::Loaded(plan) => plan.shape.parts,
         }
     }
