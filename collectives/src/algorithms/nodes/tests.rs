@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
+use super::patterns::{CLEAR, DONE, READY, SEMAPHORES};
 use super::*;
 use crate::plan::Place;
 use crate::plan::Whose;
-use crate::plan::verify::{verify, verify_sequence};
+use crate::plan::verify::{Defect, verify, verify_sequence};
 
 /// Ranks of each node, for a number of layouts: even, uneven, one rank a node, ranks dealt out in turn.
 fn layouts() -> Vec<Arc<Layout>> {
@@ -93,6 +94,36 @@ fn any_plan_can_follow_any_other() {
             }
         }
     }
+}
+
+/// Signals without data are what lends a rank's buffers to others: without any one kind of them there is a race.
+#[test]
+fn no_signal_of_plans_for_registered_memory_can_be_left_out() {
+    let layout = Layout::new(&[0, 0, 1, 1]);
+    let mut tried = 0;
+    for algorithm in NODES.iter().filter(|a| a.name.ends_with("_direct")) {
+        for semaphore in [CLEAR, READY, DONE] {
+            let mut plan = algorithm.plan(&layout, 0);
+            let keep = |instruction: &Instruction| match instruction {
+                Instruction::Signal { semaphore: s, .. }
+                | Instruction::Wait { semaphore: s, .. } => s % SEMAPHORES != semaphore,
+                _ => true,
+            };
+            let lists = || plan.programs.iter().flat_map(|program| &program.workers).flatten();
+            if lists().all(keep) {
+                continue;
+            }
+            plan.programs
+                .iter_mut()
+                .flat_map(|p| &mut p.workers)
+                .for_each(|list| list.retain(keep));
+            let name = format!("{} without {semaphore}", algorithm.collective);
+            let found = verify(&plan).expect_err(&name);
+            assert!(matches!(found, Defect::Race { .. }), "{name}: {found}");
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 15, "two kinds in each sum, three elsewhere");
 }
 
 /// What goes between nodes is a put, or a signal without data.
