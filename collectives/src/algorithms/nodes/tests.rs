@@ -4,7 +4,7 @@ use super::patterns::{CLEAR, DONE, READY, SEMAPHORES};
 use super::*;
 use crate::plan::Place;
 use crate::plan::Whose;
-use crate::plan::verify::{Defect, verify, verify_sequence};
+use crate::plan::verify::{verify, verify_sequence};
 
 /// Ranks of each node, for a number of layouts: even, uneven, one rank a node, ranks dealt out in turn.
 fn layouts() -> Vec<Arc<Layout>> {
@@ -96,7 +96,8 @@ fn any_plan_can_follow_any_other() {
     }
 }
 
-/// Signals without data are what lends a rank's buffers to others: without any one kind of them there is a race.
+/// Signals without data are what lends a rank's buffers to others: without any one kind of them there is a race, or a
+/// rank returns before its output is written.
 #[test]
 fn no_signal_of_plans_for_registered_memory_can_be_left_out() {
     let layout = Layout::new(&[0, 0, 1, 1]);
@@ -118,8 +119,7 @@ fn no_signal_of_plans_for_registered_memory_can_be_left_out() {
                 .flat_map(|p| &mut p.workers)
                 .for_each(|list| list.retain(keep));
             let name = format!("{} without {semaphore}", algorithm.collective);
-            let found = verify(&plan).expect_err(&name);
-            assert!(matches!(found, Defect::Race { .. }), "{name}: {found}");
+            assert!(verify(&plan).is_err(), "{name}");
             tried += 1;
         }
     }
