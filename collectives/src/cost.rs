@@ -53,17 +53,20 @@ impl Work {
     pub(crate) fn of(program: &Program, parts: usize, (rank, world): (usize, usize)) -> Self {
         let mut work = Self::default();
         for worker in &program.workers {
-            let mut waiting = false;
+            let (mut waiting, mut phases, mut signals) = (false, 0.0, 0.0);
             for instruction in worker {
                 let waits = work.add(instruction, 1.0 / parts as f64, (rank, world));
                 if waits && !waiting {
                     let signalled = matches!(instruction, Instruction::Wait { .. });
-                    work.phases += 1.0;
-                    work.signalled += if signalled { 1.0 } else { 0.0 };
+                    phases += 1.0;
+                    signals += if signalled { 1.0 } else { 0.0 };
                 }
                 // A move that reads packets and sends on is a wait and an answer.
                 waiting = waits && !sends(instruction);
             }
+            // Workers wait at the same time.
+            work.phases = work.phases.max(phases);
+            work.signalled = work.signalled.max(signals);
         }
         work
     }
@@ -77,7 +80,7 @@ impl Work {
     ) -> Self {
         let mut partners = BTreeSet::new();
         for worker in &program.workers {
-            let mut waiting = false;
+            let (mut waiting, mut trips) = (false, 0.0);
             for instruction in worker {
                 let waits = match instruction {
                     Instruction::Wait { from, .. } => from.iter().any(|peer| is_away(*peer)),
@@ -90,9 +93,10 @@ impl Work {
                     }
                     _ => false,
                 };
-                self.trips += if waits && !waiting { 1.0 } else { 0.0 };
+                trips += if waits && !waiting { 1.0 } else { 0.0 };
                 waiting = waits;
             }
+            self.trips = self.trips.max(trips);
         }
         self.partners = partners.len() as f64;
         self

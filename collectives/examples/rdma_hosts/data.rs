@@ -192,7 +192,8 @@ pub fn every_plan_between_hosts(job: &mut Job) -> Outcome {
         let of_name = NODES.iter().filter(|a| a.name == name);
         for collective in of_name.map(|a| a.collective).filter(|c| *c != Collective::Barrier) {
             let case = case(collective, DataType::Bf16, Op::Sum, 0);
-            let case = Case { algorithm: Some(name), ..case };
+            let registered = name.ends_with("_direct");
+            let case = Case { algorithm: Some(name), registered, ..case };
             by_type!(DataType::Bf16, sizes(&mut comm, case, &[3, 10_007]))?;
         }
         comm.barrier()?;

@@ -36,7 +36,7 @@ impl BuiltIn {
     pub(crate) fn parts(self, layout: &Layout) -> usize {
         match self {
             Self::Node(algorithm) => (algorithm.parts)(layout.world()),
-            Self::Nodes(algorithm) => (algorithm.parts)(layout),
+            Self::Nodes(algorithm) => algorithm.workers * (algorithm.parts)(layout),
         }
     }
 

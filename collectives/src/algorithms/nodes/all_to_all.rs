@@ -10,6 +10,7 @@ use crate::plan::{Builder, Collective, Instruction, Place};
 pub(super) const RAILS: NodeAlgorithm = NodeAlgorithm {
     name: "rails",
     collective: Collective::AllToAll,
+    workers: 1,
     parts: |_| 1,
     scratch: |layout| Slots::of(layout).end(),
     packets: |_| 0,

@@ -14,38 +14,51 @@
 
 mod all_reduce;
 mod all_to_all;
+mod direct;
 mod layout;
 mod patterns;
 mod plans;
+mod share;
 
 pub use self::layout::Layout;
 use self::patterns::PORT;
 pub(crate) use self::patterns::SEMAPHORES as NODE_SEMAPHORES;
+pub use self::share::MOST_WORKERS;
+use self::share::Share;
 use crate::plan::verify::Claims;
 use crate::plan::{Builder, Collective, Instruction, Plan, Program, Shape};
 
 /// An algorithm for ranks of several nodes.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct NodeAlgorithm {
     /// Its name, unique within the collective.
     pub name: &'static str,
     /// What it computes.
     pub collective: Collective,
-    /// Parts that a window is cut into.
+    /// Workers that do the same, each for its share of a window: while one waits for the network the others go on. Any
+    /// number computes the same.
+    pub workers: usize,
+    /// Parts that a worker's share is cut into.
     pub parts: fn(&Layout) -> usize,
-    /// Slots of scratch memory per rank.
+    /// Slots of scratch memory per rank and worker.
     pub scratch: fn(&Layout) -> usize,
-    /// Slots of packet memory per rank.
+    /// Slots of packet memory per rank and worker.
     pub packets: fn(&Layout) -> usize,
     /// Whether blocks may differ in length: not if a rank hands on blocks of others, whose lengths it does not know.
     pub uneven: bool,
     /// What the verifier finds for it, for two nodes or more with two ranks or more; a test compares.
     pub claims: Claims,
-    /// Writes the program of the builder's rank.
+    /// Writes what one worker of the builder's rank does.
     pub write: fn(&mut Builder, &Layout),
 }
 
 impl NodeAlgorithm {
+    /// The same with so many workers, at most [`MOST_WORKERS`].
+    pub const fn with_workers(self, workers: usize) -> Self {
+        assert!(workers >= 1 && workers <= MOST_WORKERS);
+        Self { workers, ..self }
+    }
+
     /// The shape for a layout.
     pub fn shape(&self, layout: &Layout, root: usize) -> Shape {
         Shape {
@@ -53,9 +66,9 @@ impl NodeAlgorithm {
             collective: self.collective,
             world: layout.world(),
             root,
-            parts: (self.parts)(layout),
-            scratch: (self.scratch)(layout),
-            packets: (self.packets)(layout),
+            parts: self.workers * (self.parts)(layout),
+            scratch: self.workers * (self.scratch)(layout),
+            packets: self.workers * (self.packets)(layout),
         }
     }
 
@@ -63,13 +76,16 @@ impl NodeAlgorithm {
     pub fn program(&self, rank: usize, layout: &Layout, root: usize) -> Program {
         let mut builder = Builder::new(rank, layout.world(), root);
         (self.write)(&mut builder, layout);
-        let mut program = builder.finish();
+        let mut list = builder.finish().workers.swap_remove(0);
         // What is put has to have left before the slot is used again.
-        let puts = |i: &Instruction| matches!(i, Instruction::Put { .. });
-        for list in program.workers.iter_mut().filter(|list| list.iter().any(puts)) {
+        if list.iter().any(|i| matches!(i, Instruction::Put { .. })) {
             list.push(Instruction::Flush { port: PORT });
         }
-        program
+        let (parts, scratch, packets) =
+            ((self.parts)(layout), (self.scratch)(layout), (self.packets)(layout));
+        let share = |worker| Share { worker, parts, scratch, packets };
+        let workers = (0..self.workers).map(|worker| share(worker).of(&list)).collect();
+        Program { workers }
     }
 
     /// The whole plan.
@@ -82,7 +98,12 @@ impl NodeAlgorithm {
 /// The built-in algorithms for several nodes.
 pub const NODES: &[&NodeAlgorithm] = &[
     &all_reduce::EXCHANGE,
-    &all_reduce::DIRECT,
+    &direct::ALL_REDUCE,
+    &direct::ALL_GATHER,
+    &direct::REDUCE_SCATTER,
+    &direct::BROADCAST,
+    &direct::REDUCE,
+    &direct::ALL_TO_ALL,
     &plans::ALL_REDUCE,
     &plans::ALL_REDUCE_IN_ORDER,
     &plans::ALL_GATHER,

@@ -12,6 +12,10 @@ pub(super) const READY: usize = 3;
 pub(super) const PASSED_ON: usize = 4;
 /// Signals without data to other nodes: the others are the port's, behind its data.
 pub(super) const LEADERS: usize = 5;
+/// The same in other plans: this rank's output is there to be put to.
+pub(super) const CLEAR: usize = LEADERS;
+/// Neighbours do not touch this rank's buffers any more.
+pub(super) const DONE: usize = STAGED;
 /// How many there are: another worker has as many of its own.
 pub(crate) const SEMAPHORES: usize = 6;
 /// The port to all other nodes.
@@ -162,28 +166,15 @@ pub(super) fn collect(
             put(b, sum.part, (sum.home, arrives), sent, SUM);
         }
     }
+    // Its own node's are added where they are, in between the other nodes' sums.
+    let others: Vec<_> = layout.others(node).map(|other| layout.gateway(me, other)).collect();
     for sum in mine.iter().filter(|sum| sum.home == me) {
-        let all = nodes_sums(b, layout, sum, slots, of_node(sum));
+        b.wait(SUM, others.iter().copied());
+        let all = (0..layout.nodes()).flat_map(|from| match from {
+            from if from == node => of_node(sum),
+            from => vec![b.scratch(slots.arrived + from).partial()],
+        });
+        let all: Vec<_> = all.collect();
         b.reduce(sum.part, to(b), all);
     }
-}
-
-/// What a home adds up, when it is there: the sums of all nodes in order, of which its own has `own`.
-fn nodes_sums(
-    b: &mut Builder,
-    layout: &Layout,
-    sum: &Sum,
-    slots: &Slots,
-    own: Vec<Place>,
-) -> Vec<Place> {
-    let me = b.rank();
-    let node = layout.node_of(me);
-    if layout.nodes() == 1 {
-        return own;
-    }
-    let of_node = |from: usize| b.scratch(slots.arrived + from).partial();
-    let all: Vec<_> = (0..layout.nodes()).map(of_node).collect();
-    b.reduce(sum.part, [all[node]], own);
-    b.wait(SUM, layout.others(node).map(|other| layout.gateway(me, other)));
-    all
 }

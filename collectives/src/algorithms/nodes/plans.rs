@@ -11,6 +11,7 @@ use crate::plan::{Collective, Place};
 pub(super) const ALL_REDUCE: NodeAlgorithm = NodeAlgorithm {
     name: "rails",
     collective: Collective::AllReduce,
+    workers: 1,
     parts: |layout| layout.rails() * layout.nodes(),
     scratch: |layout| {
         let parts = layout.rails() * layout.nodes();
@@ -39,6 +40,7 @@ pub(super) const ALL_REDUCE: NodeAlgorithm = NodeAlgorithm {
 pub(super) const ALL_REDUCE_IN_ORDER: NodeAlgorithm = NodeAlgorithm {
     name: "in_order",
     collective: Collective::AllReduce,
+    workers: 1,
     parts: Layout::world,
     scratch: |layout| 3 * layout.world(),
     packets: |_| 0,
@@ -75,6 +77,7 @@ pub(super) const ALL_REDUCE_IN_ORDER: NodeAlgorithm = NodeAlgorithm {
 pub(super) const ALL_GATHER: NodeAlgorithm = NodeAlgorithm {
     name: "rails",
     collective: Collective::AllGather,
+    workers: 1,
     parts: |_| 1,
     scratch: Layout::world,
     packets: |_| 0,
@@ -93,6 +96,7 @@ pub(super) const ALL_GATHER: NodeAlgorithm = NodeAlgorithm {
 pub(super) const REDUCE_SCATTER: NodeAlgorithm = NodeAlgorithm {
     name: "rails",
     collective: Collective::ReduceScatter,
+    workers: 1,
     parts: |_| 1,
     scratch: |layout| Slots::behind(layout.world(), layout).end(layout),
     packets: |_| 0,
@@ -109,6 +113,7 @@ pub(super) const REDUCE_SCATTER: NodeAlgorithm = NodeAlgorithm {
 pub(super) const BROADCAST: NodeAlgorithm = NodeAlgorithm {
     name: "rails",
     collective: Collective::Broadcast,
+    workers: 1,
     parts: |_| 1,
     scratch: |_| 1,
     packets: |_| 0,
@@ -127,6 +132,7 @@ pub(super) const BROADCAST: NodeAlgorithm = NodeAlgorithm {
 pub(super) const REDUCE: NodeAlgorithm = NodeAlgorithm {
     name: "rails",
     collective: Collective::Reduce,
+    workers: 1,
     parts: |_| 1,
     scratch: |layout| Slots::behind(1, layout).end(layout),
     packets: |_| 0,
@@ -142,6 +148,7 @@ pub(super) const REDUCE: NodeAlgorithm = NodeAlgorithm {
 pub(super) const ALL_TO_ALL: NodeAlgorithm = NodeAlgorithm {
     name: "straight",
     collective: Collective::AllToAll,
+    workers: 1,
     parts: |_| 1,
     scratch: |layout| 2 * layout.world(),
     packets: |_| 0,
@@ -174,6 +181,7 @@ pub(super) const ALL_TO_ALL: NodeAlgorithm = NodeAlgorithm {
 pub(super) const GATHER: NodeAlgorithm = NodeAlgorithm {
     name: "straight",
     collective: Collective::Gather,
+    workers: 1,
     parts: |_| 1,
     scratch: |layout| layout.world() + 1,
     packets: |_| 0,
@@ -206,6 +214,7 @@ pub(super) const GATHER: NodeAlgorithm = NodeAlgorithm {
 pub(super) const SCATTER: NodeAlgorithm = NodeAlgorithm {
     name: "straight",
     collective: Collective::Scatter,
+    workers: 1,
     parts: |_| 1,
     scratch: |layout| layout.world() + 1,
     packets: |_| 0,
@@ -239,6 +248,7 @@ pub(super) const SCATTER: NodeAlgorithm = NodeAlgorithm {
 pub(super) const BARRIER: NodeAlgorithm = NodeAlgorithm {
     name: "leaders",
     collective: Collective::Barrier,
+    workers: 1,
     parts: |_| 1,
     scratch: |_| 0,
     packets: |_| 0,

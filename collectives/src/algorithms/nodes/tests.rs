@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::patterns::{CLEAR, DONE, READY, SEMAPHORES};
 use super::*;
 use crate::plan::Place;
 use crate::plan::Whose;
@@ -33,19 +34,47 @@ fn plans(layout: &Arc<Layout>) -> impl Iterator<Item = (&'static NodeAlgorithm, 
     })
 }
 
+/// What an algorithm's plans all keep: with another root a sum may be in rank order by chance.
+fn proven(algorithm: &NodeAlgorithm, layout: &Layout) -> Claims {
+    let roots = if algorithm.collective.is_rooted() { layout.world() } else { 1 };
+    let claims = (0..roots).map(|root| {
+        let name = format!("{} {} {root} {layout:?}", algorithm.collective, algorithm.name);
+        verify(&algorithm.plan(layout, root))
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
+            .claims
+    });
+    claims.reduce(|a, b| a.and(&b)).expect("there is a rank")
+}
+
 #[test]
 fn every_plan_is_proven_and_keeps_its_claims() {
     for layout in layouts() {
-        for (algorithm, plan) in plans(&layout) {
+        for algorithm in NODES {
             let name = format!("{} {} {layout:?}", algorithm.collective, algorithm.name);
-            let proof = verify(&plan).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let proven = proven(algorithm, &layout);
             if layout.nodes() > 1 && layout.rails() > 1 {
                 // What a rank that is alone sends as it is belongs to no rank any more; here are none.
-                let contributors = proof.claims.contributors && algorithm.claims.contributors;
-                let claims = Claims { contributors, ..proof.claims };
-                assert_eq!(claims, algorithm.claims, "{name}");
+                let contributors = proven.contributors && algorithm.claims.contributors;
+                assert_eq!(Claims { contributors, ..proven }, algorithm.claims, "{name}");
             } else {
-                assert!(proof.claims.cover(&algorithm.claims), "{name}: {:?}", proof.claims);
+                assert!(proven.cover(&algorithm.claims), "{name}: {proven:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn any_number_of_workers_computes_the_same() {
+    for keys in [&[0, 0, 1, 1][..], &[0, 1], &[0, 0, 0, 1, 2]] {
+        let layout = Layout::new(keys);
+        for algorithm in NODES {
+            for workers in [1, 2, 3, MOST_WORKERS] {
+                let name = format!("{} {} of {workers}", algorithm.collective, algorithm.name);
+                let algorithm = algorithm.with_workers(workers);
+                let plan = algorithm.plan(&layout, 0);
+                assert!(plan.programs.iter().all(|p| p.workers.len() == workers), "{name}");
+                let proven = proven(&algorithm, &layout);
+                assert!(proven.cover(&algorithm.claims), "{name}: {proven:?}");
             }
         }
     }
@@ -65,6 +94,36 @@ fn any_plan_can_follow_any_other() {
             }
         }
     }
+}
+
+/// Signals without data are what lends a rank's buffers to others: without any one kind of them there is a race, or a
+/// rank returns before its output is written.
+#[test]
+fn no_signal_of_plans_for_registered_memory_can_be_left_out() {
+    let layout = Layout::new(&[0, 0, 1, 1]);
+    let mut tried = 0;
+    for algorithm in NODES.iter().filter(|a| a.name.ends_with("_direct")) {
+        for semaphore in [CLEAR, READY, DONE] {
+            let mut plan = algorithm.plan(&layout, 0);
+            let keep = |instruction: &Instruction| match instruction {
+                Instruction::Signal { semaphore: s, .. }
+                | Instruction::Wait { semaphore: s, .. } => s % SEMAPHORES != semaphore,
+                _ => true,
+            };
+            let lists = || plan.programs.iter().flat_map(|program| &program.workers).flatten();
+            if lists().all(keep) {
+                continue;
+            }
+            plan.programs
+                .iter_mut()
+                .flat_map(|p| &mut p.workers)
+                .for_each(|list| list.retain(keep));
+            let name = format!("{} without {semaphore}", algorithm.collective);
+            assert!(verify(&plan).is_err(), "{name}");
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 15, "two kinds in each sum, three elsewhere");
 }
 
 /// What goes between nodes is a put, or a signal without data.
@@ -95,13 +154,15 @@ fn only_puts_reach_memory_of_other_nodes() {
 fn an_all_reduce_sends_no_more_than_it_must() {
     for (keys, nodes) in [(&[0, 0, 1, 1][..], 2), (&[0, 0, 0, 1, 1, 1, 2, 2, 2], 3)] {
         let layout = Arc::new(Layout::new(keys));
-        let plan = plans::ALL_REDUCE.plan(&layout, 0);
-        let puts = |rank: &usize| {
-            let list = plan.programs[*rank].workers.iter().flatten();
-            list.filter(|i| matches!(i, Instruction::Put { .. })).count()
-        };
-        let sent: usize = layout.members(0).iter().map(puts).sum();
-        // 2 (n - 1) / n of the message, of which a part is 1 / (rails n).
-        assert_eq!(sent, 2 * (nodes - 1) * layout.rails());
+        for algorithm in [plans::ALL_REDUCE, direct::ALL_REDUCE] {
+            let plan = algorithm.plan(&layout, 0);
+            let puts = |rank: &usize| {
+                let list = plan.programs[*rank].workers.iter().flatten();
+                list.filter(|i| matches!(i, Instruction::Put { .. })).count()
+            };
+            let sent: usize = layout.members(0).iter().map(puts).sum();
+            // 2 (n - 1) / n of the message, of which a part is 1 / (rails n workers).
+            assert_eq!(sent, 2 * (nodes - 1) * layout.rails() * algorithm.workers);
+        }
     }
 }

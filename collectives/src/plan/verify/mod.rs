@@ -80,6 +80,19 @@ impl Claims {
         self
     }
 
+    /// What both claim.
+    #[cfg(test)]
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        Self {
+            same_bits: self.same_bits && other.same_bits,
+            canonical: self.canonical && other.canonical,
+            finishes_once: self.finishes_once && other.finishes_once,
+            contributors: self.contributors && other.contributors,
+            synchronises: self.synchronises && other.synchronises,
+            in_place: self.in_place && other.in_place,
+        }
+    }
+
     /// Whether all that `other` claims holds here.
     pub fn cover(&self, other: &Self) -> bool {
         (self.same_bits || !other.same_bits)
