@@ -1,14 +1,19 @@
 //! The RDMA transport's tests, for a machine whose NICs `rxe1` to `rxe4` are two cables' ends and whose network may be
-//! broken: the virtual machine of `cargo xtask rdma-vm`, which starts this as `rdma_vm`, or as `rdma_vm measure`.
+//! broken: the virtual machine of `cargo xtask rdma-vm`, which starts this as `rdma_vm`, with virtual GPUs as `rdma_vm gpu`, or as
+//! `rdma_vm measure`. `rdma_vm ptx FILE`, on the machine that has the compiler, writes the kernels that it needs there.
 //!
 //! Each test is run by two processes of this program: rank 0, which starts rank 1. A test that does not end is ended.
 
 mod data;
+#[path = "../../tests/common/gpu.rs"]
+mod device;
 mod faults;
+mod gpu;
 mod harness;
 mod job;
 mod measure;
 mod memory;
+mod ports;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,6 +47,22 @@ const TESTS: &[Test<Job>] = crate::tests! {
     faults::a_peer_that_talks_nonsense_is_named,
 };
 
+const GPU: &[Test<Job>] = crate::tests! {
+    gpu::staged_sizes_in_both_directions,
+    gpu::direct_sizes_in_both_directions,
+    gpu::staged_at_one_end_and_two_nics_to_one,
+    gpu::staged_over_two_nics,
+    gpu::staged_many_in_flight,
+    gpu::staged_with_loss_of_2_percent,
+    gpu::a_gpu_before_sm_90_is_staged,
+    gpu::a_peer_that_is_killed_amid_staged_data_is_named,
+    gpu::staged_memory_that_was_forgotten_is_refused,
+    gpu::ways_that_cannot_be_are_refused,
+    ports::kernels_put_and_wait_staged,
+    ports::kernels_put_and_wait_directly,
+    ports::kernels_of_sm_80_put_and_wait,
+};
+
 const MEASURE: Test<Job> = ("beside_perftest", measure::beside_perftest);
 /// Shorter, and with more room for what else a machine does: for among the tests.
 const LOOK: Test<Job> = ("not_far_from_perftest", measure::not_far_from_perftest);
@@ -54,10 +75,16 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let good = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--test", name] => rank(name),
+        ["gpu"] => run_all("rdma-gpu", GPU, LIMIT),
+        ["gpu", name] => match GPU.iter().find(|(other, _)| *other == name) {
+            Some(test) => run_all("rdma-gpu", &[*test], LIMIT),
+            None => false,
+        },
+        ["ptx", file] => ports::compile(file).inspect_err(|error| eprintln!("{error}")).is_ok(),
         ["measure"] => run_all("rdma", &[MEASURE], LONG),
         [] => run_all("rdma", TESTS, LIMIT) & run_all("rdma", &[LOOK], LIMIT),
         _ => {
-            eprintln!("usage: rdma_vm [measure]");
+            eprintln!("usage: rdma_vm [measure | gpu [TEST] | ptx FILE]");
             false
         }
     };
@@ -66,7 +93,7 @@ fn main() -> ExitCode {
 
 /// One rank of a test.
 fn rank(name: &str) -> bool {
-    let test = TESTS.iter().chain([&MEASURE, &LOOK]).find(|(other, _)| *other == name);
+    let test = TESTS.iter().chain(GPU).chain([&MEASURE, &LOOK]).find(|(other, _)| *other == name);
     let run = || -> Outcome {
         let (_, test) = test.ok_or("there is no such test")?;
         let mut job = Job::start(name)?;

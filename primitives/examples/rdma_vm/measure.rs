@@ -15,6 +15,8 @@ const NIC: &str = "rxe0";
 const WRITES: u64 = 200;
 const CHUNK: u64 = 64 << 10;
 const TRIPS: u64 = 200;
+/// Where perftest's programs listen.
+const PORT: u16 = 18515;
 /// As perftest's queue.
 const WINDOW: u64 = 128;
 
@@ -69,7 +71,7 @@ pub fn beside_perftest(job: &mut Job) -> Outcome {
 /// What no busy machine explains, for among the tests.
 pub fn not_far_from_perftest(job: &mut Job) -> Outcome {
     let time = Duration::from_secs(30);
-    measure(job, &Aim { rate: 0.4, latency: 4.0, least: 2, time })
+    measure(job, &Aim { rate: 0.4, latency: 4.0, least: 1, time })
 }
 
 /// So many turns, and more while a figure is not good enough and there is time: on a machine that others use,
@@ -192,6 +194,26 @@ fn ping_pong(job: &mut Job, signals: SignalMode) -> Outcome<(f64, f64)> {
     Ok((half(times[0]), half(times[times.len() / 2])))
 }
 
+/// Waits until perftest's server is there, which listens at its usual port.
+fn until_it_listens() -> Outcome {
+    let start = Instant::now();
+    let listens = || -> Outcome<bool> {
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
+        let listens = |line: &str| {
+            let mut words = line.split_whitespace().skip(1);
+            let local =
+                words.next().is_some_and(|address| address.ends_with(&format!(":{PORT:04X}")));
+            local && words.nth(1) == Some("0A")
+        };
+        Ok(tables.into_iter().flatten().any(|table| table.lines().any(listens)))
+    };
+    while !listens()? {
+        ensure!(start.elapsed() < Duration::from_secs(10), "perftest's server does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
 /// Runs a program of perftest between the ranks; rank 0 gets the row of so many figures at least that it prints.
 fn perftest(job: &mut Job, words: &[&str], columns: usize) -> Outcome<Option<Vec<f64>>> {
     let mut command = Command::new(words[0]);
@@ -206,7 +228,7 @@ fn perftest(job: &mut Job, words: &[&str], columns: usize) -> Outcome<Option<Vec
         return Ok(None);
     }
     job.barrier()?;
-    std::thread::sleep(Duration::from_millis(500)); // until it listens
+    until_it_listens()?;
     let output = command.arg("127.0.0.1").output()?;
     job.barrier()?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -19,6 +19,7 @@
 //! | registered memory | the transport's thread, the NIC, or a copy engine | who has seen the signal behind the transfer | plain; by the signal |
 
 mod choice;
+mod copies;
 pub mod copy;
 mod error;
 pub mod fifo;

@@ -73,14 +73,22 @@ impl AddressSpace {
         if at.is_some() {
             flags |= MapFlags::FIXED_NOREPLACE;
         }
-        // SAFETY: new anonymous mappings, which replace nothing.
+        // The system chooses multiples of its own pages: a page of this table may begin behind. What is too much goes back.
+        let spare = if at.is_some() { 0 } else { PAGE };
+        let all = (size + spare) as usize;
+        // SAFETY: new anonymous mappings, which replace nothing; and what is unmapped is of the first.
         let (base, pages) = unsafe {
-            let base =
-                rustix::mm::mmap_anonymous(wanted, size as usize, ProtFlags::empty(), flags)?;
+            let found = rustix::mm::mmap_anonymous(wanted, all, ProtFlags::empty(), flags)? as u64;
+            let base = if at.is_some() { found } else { found.next_multiple_of(PAGE) };
+            for (from, to) in [(found, base), (base + size, found + all as u64)] {
+                if from < to {
+                    rustix::mm::munmap(from as *mut _, (to - from) as usize)?;
+                }
+            }
             let table = (size >> PAGE_BITS) as usize * 4;
             let rw = ProtFlags::READ | ProtFlags::WRITE;
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            (base as u64, rustix::mm::mmap_anonymous(null_mut(), table, rw, flags)?.cast())
+            (base, rustix::mm::mmap_anonymous(null_mut(), table, rw, flags)?.cast())
         };
         let first = (base + own.start).next_multiple_of(PAGE) >> PAGE_BITS;
         let free = BTreeMap::from([(first, ((base + own.end) >> PAGE_BITS) - first)]);

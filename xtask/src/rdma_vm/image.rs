@@ -24,8 +24,9 @@ struct Image {
     files: BTreeMap<String, Option<Vec<u8>>>,
 }
 
-/// Writes the archive: the packages' programs, the kernel's modules, `init`, and `programs` of this machine as `/t/NAME`.
-pub fn write(to: &Path, packages: &Packages, init: &str, programs: &[PathBuf]) -> Result<()> {
+/// Writes the archive: the packages' programs, the kernel's modules, `init`, and `files` of this machine under their names there, programs
+/// and libraries with what they want.
+pub fn write(to: &Path, packages: &Packages, init: &str, files: &[(&str, PathBuf)]) -> Result<()> {
     let mut image = Image { files: BTreeMap::new() };
     for folder in ["proc", "sys", "dev", "tmp", "run"] {
         image.folder(folder);
@@ -42,9 +43,12 @@ pub fn write(to: &Path, packages: &Packages, init: &str, programs: &[PathBuf]) -
         let path = path.with_context(|| format!("the packages have no program {name}"))?;
         image.program(&format!("bin/{name}"), &path, packages)?;
     }
-    for path in programs {
-        let name = path.file_name().context("a program's name")?.to_string_lossy();
-        image.program(&format!("t/{name}"), path, packages)?;
+    for (name, path) in files {
+        if path.extension().is_some_and(|ending| ending == "ptx") {
+            image.copy(name, path)?;
+        } else {
+            image.program(name, path, packages)?;
+        }
     }
     image.driver(packages)?;
     for (i, module) in modules(packages)?.iter().enumerate() {

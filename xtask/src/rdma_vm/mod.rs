@@ -2,20 +2,21 @@
 //!
 //! Soft-RoCE (the kernel's module rdma_rxe) gives libibverbs NICs on any interface, but needs a kernel of which the tests
 //! may ask that; so one is booted: Debian's, with a file system in memory that has little more than libibverbs, the
-//! tools of perftest to compare with, `primitives/examples/rdma_vm` and `collectives/examples/rdma_hosts`. qemu emulates
+//! tools of perftest to compare with, `primitives/examples/rdma_vm`, vgpu for GPUs, and `collectives/examples/rdma_hosts`. qemu emulates
 //! the processor, since this has to work where there is no virtualisation; figures from it compare programs, they say
 //! nothing about NICs.
 
 mod image;
 mod packages;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use self::packages::Packages;
+use crate::cuda;
 use crate::system::{cargo, root, step};
 
 const INIT: &str = include_str!("init.sh");
@@ -23,26 +24,36 @@ const INIT: &str = include_str!("init.sh");
 /// From the boot to the last test.
 const LIMIT: Duration = Duration::from_secs(400);
 
-/// Tests of the transport, and of collectives over it: package and example.
-const TRANSPORT: (&str, &str) = ("warpmesh-primitives", "rdma_vm");
-const HOSTS: (&str, &str) = ("warpmesh", "rdma_hosts");
+/// What the guest runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Program {
+    /// The transport.
+    Transport,
+    /// Transfers of memory of GPUs, which vgpu has.
+    Gpus,
+    /// Collectives.
+    Hosts,
+}
 
 const HELP: &str = "\
-cargo xtask rdma-vm [--measure | --transport | --hosts [TEST]]
+cargo xtask rdma-vm [--measure | --transport | --gpus [TEST] | --hosts [TEST]]
 
-Boots a virtual machine with soft-RoCE NICs and runs the RDMA transport's tests in it, and those of collectives over
-it; packages are downloaded from Debian's mirror to target/rdma-vm the first time. With --measure it only measures,
-beside perftest; with --transport or --hosts it runs the one or the other, of the latter perhaps a single test.
+Boots a virtual machine with soft-RoCE NICs and runs the RDMA transport's tests in it, those with memory of virtual GPUs, and
+those of collectives over it; packages are downloaded from Debian's mirror to target/rdma-vm the first time. With --measure it only
+measures, beside perftest; with --transport, --gpus or --hosts it runs the one or the other, of the latter two perhaps a single test.
 ";
 
 pub fn run(args: &[String]) -> Result<()> {
+    use Program::{Gpus, Hosts, Transport};
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    let programs: &[((&str, &str), &str)] = match words[..] {
-        [] => &[(TRANSPORT, ""), (HOSTS, "")],
-        ["--measure"] => &[(TRANSPORT, "measure")],
-        ["--transport"] => &[(TRANSPORT, "")],
-        ["--hosts"] => &[(HOSTS, "")],
-        ["--hosts", test] => &[(HOSTS, test)],
+    let programs: &[(Program, &str)] = match words[..] {
+        [] => &[(Transport, ""), (Gpus, ""), (Hosts, "")],
+        ["--measure"] => &[(Transport, "measure")],
+        ["--transport"] => &[(Transport, "")],
+        ["--gpus"] => &[(Gpus, "")],
+        ["--gpus", test] => &[(Gpus, test)],
+        ["--hosts"] => &[(Hosts, "")],
+        ["--hosts", test] => &[(Hosts, test)],
         _ => {
             print!("{HELP}");
             return Ok(());
@@ -51,18 +62,56 @@ pub fn run(args: &[String]) -> Result<()> {
     let home = root().join("target/rdma-vm");
     let packages = packages::ensure(&home)?;
     layouts(&packages)?;
-    let mut paths = Vec::new();
-    let mut lines = String::new();
-    for ((package, example), argument) in programs {
-        let build = ["build", "--release", "-p", package, "--example", example];
-        step("build of the tests", &mut cargo(&build))?;
-        paths.push(root().join("target/release/examples").join(example));
-        lines += &format!("run /t/{example} {argument}\n");
-    }
+    let files = build(programs, &home)?;
+    let lines: String = programs.iter().map(|(program, word)| program.line(word) + "\n").collect();
     let init = INIT.replace("@TESTS@\n", &lines);
     let archive = home.join("initramfs");
-    image::write(&archive, &packages, &init, &paths)?;
+    image::write(&archive, &packages, &init, &files)?;
     boot(&packages, &archive)
+}
+
+impl Program {
+    /// How the guest's first process runs it.
+    fn line(self, word: &str) -> String {
+        match self {
+            Self::Transport => format!("run /t/rdma_vm {word}"),
+            Self::Gpus => format!("run env LD_LIBRARY_PATH=/t/cuda {GPUS} /t/rdma_vm gpu {word}"),
+            Self::Hosts => format!("run /t/rdma_hosts {word}"),
+        }
+    }
+}
+
+/// The virtual GPUs: two, and one of an older architecture.
+const GPUS: &str = "VGPU_DEVICES=3 VGPU_ARCH=90,90,80 VGPU_SMS=2";
+
+/// Builds what the guest runs, all at once: its name there, and where it is here.
+fn build(programs: &[(Program, &str)], home: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
+    let has = |wanted: &[Program]| programs.iter().any(|(program, _)| wanted.contains(program));
+    let release = root().join("target/release");
+    let mut build = cargo(&["build", "--release"]);
+    let mut files = Vec::new();
+    if has(&[Program::Transport, Program::Gpus]) {
+        build.args(["-p", "warpmesh-primitives", "--example", "rdma_vm"]);
+        files.push(("t/rdma_vm", release.join("examples/rdma_vm")));
+    }
+    if has(&[Program::Hosts]) {
+        build.args(["-p", "warpmesh", "--example", "rdma_hosts"]);
+        files.push(("t/rdma_hosts", release.join("examples/rdma_hosts")));
+    }
+    if has(&[Program::Gpus]) {
+        build.args(["-p", "vgpu", "--lib"]);
+        files.push(("t/cuda/libcuda.so.1", release.join("libvgpu.so")));
+        files.push(("t/ports.ptx", home.join("ports.ptx")));
+    }
+    step("build of the tests", &mut build)?;
+    if has(&[Program::Gpus]) {
+        cuda::ensure()?;
+        let mut compile = Command::new(release.join("examples/rdma_vm"));
+        compile.arg("ptx").arg(home.join("ports.ptx"));
+        compile.env("LD_LIBRARY_PATH", root().join("target/cuda/nvidia/cu13/lib"));
+        step("kernels for the tests", &mut compile)?;
+    }
+    Ok(files)
 }
 
 /// Compares the library's structures in `sys/verbs` with its header.

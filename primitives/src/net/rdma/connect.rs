@@ -16,7 +16,8 @@ use super::lane::Lane;
 use super::nic::Nic;
 use super::options::{SignalMode, mtu_of_code};
 use super::queue::SendQueue;
-use super::wire::{End, Offer, Table};
+use super::staged::{Rings, Staging};
+use super::wire::{Credit, End, Offer, RingEnd, Table};
 use super::{Peer, RdmaTransport, receive_id};
 use crate::net::{NetError, NetFault};
 use crate::sys::verbs::{Connect, QueuePair, Route};
@@ -57,7 +58,7 @@ const READY: &[u8] = b"WMRR";
 #[derive(Debug)]
 pub(super) enum Half {
     /// It was made an offer.
-    Offered { queues: Vec<QueuePair>, sequences: Vec<u32> },
+    Offered { queues: Vec<QueuePair>, sequences: Vec<u32>, rings: Option<Box<Rings>> },
     /// This rank is ready, and has told it.
     Ready(Box<Peer>),
 }
@@ -83,7 +84,7 @@ impl RdmaTransport {
         let reached = || peers.iter().copied().filter(|peer| !unreached.contains(peer));
         for peer in reached() {
             if !self.halves.contains_key(&peer) {
-                let (half, offer) = self.offer()?;
+                let (half, offer) = self.offer(peer)?;
                 self.exchange.give(peer, &offer, deadline)?;
                 self.halves.insert(peer, half);
             }
@@ -120,8 +121,8 @@ impl RdmaTransport {
             return Ok(());
         }
         let Some(offer) = self.take(peer, deadline, missing)? else { return Ok(()) };
-        if let Some(Half::Offered { queues, sequences }) = self.halves.remove(&peer) {
-            let connected = self.accept(peer, queues, sequences, &offer)?;
+        if let Some(half) = self.halves.remove(&peer) {
+            let connected = self.accept(peer, half, &offer)?;
             self.exchange.give(peer, READY, deadline)?;
             self.halves.insert(peer, Half::Ready(Box::new(connected)));
         }
@@ -155,6 +156,9 @@ impl RdmaTransport {
         if let Some(Half::Ready(_)) = self.halves.get(&peer)
             && let Some(Half::Ready(connected)) = self.halves.remove(&peer)
         {
+            if connected.staging.is_some() {
+                self.staged.push(peer);
+            }
             self.peers.insert(peer, *connected);
         }
     }
@@ -197,12 +201,17 @@ impl RdmaTransport {
     }
 
     /// Queue pairs for a peer, and what it must know of them.
-    fn offer(&self) -> Result<(Half, Vec<u8>), NetError> {
+    fn offer(&self, peer: usize) -> Result<(Half, Vec<u8>), NetError> {
         let (mut queues, mut sequences, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-        for nic in &self.nics {
+        let gpu = self.gpu.as_ref().filter(|_| self.stages);
+        let rings = gpu.map(|gpu| Rings::new(gpu, &self.nics)).transpose()?.map(Box::new);
+        for (lane, nic) in self.nics.iter().enumerate() {
             let queue = nic.queue_pair()?;
             let sequence = random_sequence(&nic.via)?;
-            ends.push(nic.end(queue.number(), sequence));
+            let (key, _) = nic.credit_keys();
+            let credit = Credit { address: self.credits.address(peer, lane), key };
+            let ring = rings.as_ref().map(|rings| rings.end(lane));
+            ends.push(nic.end((queue.number(), sequence), ring, credit));
             queues.push(queue);
             sequences.push(sequence);
         }
@@ -210,27 +219,26 @@ impl RdmaTransport {
         let (semaphores, lanes) = (self.signals.len() as u32, self.nics.len() as u32);
         let table = Table { address: address as u64, semaphores, lanes };
         let offer = Offer { mode: self.own_mode(), table, ends };
-        Ok((Half::Offered { queues, sequences }, offer.to_bytes()))
+        Ok((Half::Offered { queues, sequences, rings }, offer.to_bytes()))
     }
 
-    /// Without atomics on one NIC, a semaphore could not be counted up on all lanes.
+    /// Without atomics on one NIC, a semaphore could not be counted up on all lanes; and behind data that is staged the processor counts.
     fn own_mode(&self) -> SignalMode {
-        if self.nics.iter().any(|nic| nic.atomics == 0) {
+        if self.stages || self.nics.iter().any(|nic| nic.atomics == 0) {
             return SignalMode::Immediate;
         }
         self.options.signals
     }
 
     /// Connects this rank's queue pairs to what the peer offers.
-    fn accept(
-        &self,
-        peer: usize,
-        queues: Vec<QueuePair>,
-        sequences: Vec<u32>,
-        offer: &[u8],
-    ) -> Result<Peer, NetError> {
+    fn accept(&self, peer: usize, half: Half, offer: &[u8]) -> Result<Peer, NetError> {
+        let (queues, sequences, rings) = match half {
+            Half::Ready(connected) => return Ok(*connected),
+            Half::Offered { queues, sequences, rings } => (queues, sequences, rings),
+        };
         let offer = Offer::parse(offer).map_err(|what| NetError::Protocol { peer, what })?;
         let lanes = self.nics.len().min(offer.ends.len());
+        let staging = Staging::new(rings.map(|rings| *rings), &self.nics, &offer.ends)?;
         let immediate = [self.own_mode(), offer.mode].contains(&SignalMode::Immediate);
         let mode = if immediate { SignalMode::Immediate } else { SignalMode::FetchAdd };
         // One that is never used comes back when the queue pair breaks: so a rank that does not send learns it.
@@ -255,6 +263,8 @@ impl RdmaTransport {
         let mtu = self.nics.iter().zip(&offer.ends).map(|(nic, end)| nic.mtu.min(end.mtu)).min();
         Ok(Peer {
             connection: Connection::new(connected, rules, offer.table),
+            staging,
+            credits: offer.ends[..lanes].iter().map(|end| end.credit).collect(),
             taken: vec![0; lanes],
             receives,
             mtu: mtu_of_code(mtu.unwrap_or(1)),
@@ -313,7 +323,7 @@ impl RdmaTransport {
 }
 
 impl Nic {
-    fn end(&self, queue: u32, sequence: u32) -> End {
+    fn end(&self, (queue, sequence): (u32, u32), ring: Option<RingEnd>, credit: Credit) -> End {
         End {
             queue,
             sequence,
@@ -323,6 +333,8 @@ impl Nic {
             mtu: self.mtu,
             lid: self.lid,
             atomics: self.atomics,
+            ring,
+            credit,
         }
     }
 }

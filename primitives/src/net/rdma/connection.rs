@@ -15,7 +15,7 @@ use crate::sys::verbs::{Local, Op, Work};
 const STRIPE_GRAIN: u64 = 4096;
 
 /// A transfer whose ranges were checked, as addresses and keys.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Job<'a> {
     pub from: u64,
     /// The keys for it, one for each lane (there may be more).
@@ -119,12 +119,47 @@ impl<Q: Queue> Connection<Q> {
             self.signal(job, semaphore, &parts, alone);
         }
         self.parts = parts;
-        self.each_lane(Lane::flush_if_idle).map(drop)
+        self.flush_idle().map(drop)
     }
 
     /// Hands over what waits, as far as there is room; whether anything was. The error names the lane.
     pub(super) fn flush(&mut self) -> Result<bool, (usize, io::Error)> {
         self.each_lane(Lane::flush)
+    }
+
+    /// Begins a transfer whose requests come one after the other, by [`Connection::push`]; its number. It has not left before
+    /// [`Connection::end`].
+    pub(super) fn begin(&mut self) -> u64 {
+        self.left.begin(1)
+    }
+
+    /// Puts a request of a transfer, or of none, in a lane's queue. [`Connection::flush_idle`] hands it over.
+    pub(super) fn push(&mut self, lane: usize, transfer: Option<u64>, frees: u64, work: Work) {
+        transfer.into_iter().for_each(|transfer| self.left.join(transfer));
+        self.lanes[lane].push(Piece { work, transfer, frees: frees as u32 });
+    }
+
+    /// All requests of a transfer are in the queues. Signals behind them.
+    pub(super) fn end(&mut self, transfer: u64, signal: Option<u32>) {
+        if let Some(semaphore) = signal {
+            self.signal(&Job { signal, ..Job::default() }, semaphore, &[], None);
+        }
+        self.left.leave(transfer);
+    }
+
+    /// Hands over what waits where the NIC has little to do.
+    pub(super) fn flush_idle(&mut self) -> Result<bool, (usize, io::Error)> {
+        self.each_lane(Lane::flush_if_idle)
+    }
+
+    /// Bytes of a request at most.
+    pub(super) fn longest(&self) -> u64 {
+        u64::from(self.rules.longest)
+    }
+
+    /// Whether so many bytes of the host are copied when they are posted.
+    pub(super) fn is_inline(&self, bytes: u64) -> bool {
+        bytes > 0 && bytes <= u64::from(self.rules.inline)
     }
 
     fn each_lane(
@@ -192,7 +227,7 @@ impl<Q: Queue> Connection<Q> {
             signalled: false,
             inline: job.on_host && bytes > 0 && bytes <= self.rules.inline,
         };
-        Piece { work, transfer }
+        Piece { work, transfer, frees: 0 }
     }
 
     /// Signals on every lane, as the protocol wants it.
@@ -225,7 +260,7 @@ impl<Q: Queue> Connection<Q> {
                 signalled: false,
                 inline: false,
             };
-            self.lanes[lane].push(Piece { work, transfer });
+            self.lanes[lane].push(Piece { work, transfer, frees: 0 });
         }
     }
 
@@ -261,6 +296,14 @@ impl Left {
         let number = self.first + self.under_way.len() as u64 - 1;
         self.advance();
         number
+    }
+
+    /// There is one more request of a transfer that has not left.
+    fn join(&mut self, transfer: u64) {
+        let at = transfer.wrapping_sub(self.first) as usize;
+        if let Some(requests) = self.under_way.get_mut(at) {
+            *requests += 1;
+        }
     }
 
     /// A request of this transfer has completed.

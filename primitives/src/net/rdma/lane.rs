@@ -36,6 +36,8 @@ pub(super) struct Piece {
     pub work: Work,
     /// None: nobody waits for it.
     pub transfer: Option<u64>,
+    /// Bytes of a ring that it reads, and that are free when it completes.
+    pub frees: u32,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub(super) struct Lane<Q> {
     first: u32,
     /// Of those in flight, the ones that ask for a completion.
     signalled: usize,
+    /// Bytes of a ring that requests have read, since the beginning.
+    freed: u64,
     batch: Vec<Work>,
 }
 
@@ -60,6 +64,7 @@ struct InFlight {
     transfer: Option<u64>,
     address: u64,
     bytes: u32,
+    frees: u32,
     signalled: bool,
 }
 
@@ -74,6 +79,7 @@ impl<Q: Queue> Lane<Q> {
             in_flight: VecDeque::with_capacity(depth),
             first: 0,
             signalled: 0,
+            freed: 0,
             batch: Vec::with_capacity(depth),
         }
     }
@@ -87,6 +93,11 @@ impl<Q: Queue> Lane<Q> {
     /// Bytes that have not been acknowledged.
     pub(super) fn load(&self) -> u64 {
         self.load
+    }
+
+    /// Bytes of a ring that requests have read, since the beginning: they may be written again.
+    pub(super) fn freed(&self) -> u64 {
+        self.freed
     }
 
     /// Whether requests wait in memory.
@@ -119,8 +130,8 @@ impl<Q: Queue> Lane<Q> {
             let id = self.tag | u64::from(sequence);
             self.batch.push(Work { id, signalled, ..piece.work });
             let Local { address, bytes, .. } = piece.work.local;
-            let transfer = piece.transfer;
-            self.in_flight.push_back(InFlight { transfer, address, bytes, signalled });
+            let Piece { transfer, frees, .. } = piece;
+            self.in_flight.push_back(InFlight { transfer, address, bytes, frees, signalled });
         }
         self.queue.post(&self.batch).map(|()| true)
     }
@@ -134,6 +145,7 @@ impl<Q: Queue> Lane<Q> {
         }
         for done in self.in_flight.drain(..count) {
             self.load -= u64::from(done.bytes);
+            self.freed += u64::from(done.frees);
             self.signalled -= usize::from(done.signalled);
             done.transfer.into_iter().for_each(&mut left);
         }
@@ -189,7 +201,7 @@ mod tests {
         let local = Local { address: 4096, bytes, key: 1 };
         let (op, signalled, inline) = (Op::Write, false, false);
         let work = Work { id: 0, op, local, remote: 0, key: 0, signalled, inline };
-        Piece { work, transfer: Some(transfer) }
+        Piece { work, transfer: Some(transfer), frees: 3 }
     }
 
     /// The NIC does all up to the next signalled request.
@@ -221,6 +233,7 @@ mod tests {
                 left.extend(complete(&mut lane));
             }
             assert_eq!(left, (0..1000).collect::<Vec<_>>(), "depth {depth}");
+            assert_eq!(lane.freed(), 3 * 1000);
             assert_eq!((lane.load(), lane.unfinished(), lane.signalled), (0, 0, 0));
         }
     }

@@ -36,6 +36,12 @@
 //!
 //! A connection signals immediately if either end wants that or has a NIC without atomics.
 //!
+//! # Memory of GPUs
+//!
+//! Where all NICs reach it, by dma-buf or `nvidia-peermem`, it is like any other. Where they do not, it is *staged*, through rings in
+//! pinned memory of the host; so is what is sent to a GPU that may show a signal before the data. `reach.rs` chooses, for each memory when it is registered;
+//! `staged/` is how it goes, with its own table of words.
+//!
 //! # Words that are shared
 //!
 //! | word | written by | read by | order |
@@ -57,9 +63,11 @@ mod faults;
 mod lane;
 mod linked;
 mod nic;
-mod on_gpu;
 mod options;
 mod queue;
+mod reach;
+mod staged;
+mod watch;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -74,14 +82,15 @@ use rustix::event::{PollFd, PollFlags};
 
 use self::connection::{Connection, Job, words};
 use self::nic::Nic;
-pub use self::options::{RdmaOptions, SignalMode};
+pub use self::options::{GpuMemory, RdmaOptions, SignalMode};
 use self::queue::SendQueue;
-use self::wire::{Description, MAX_NICS};
+use self::reach::{Ends, Known, Registered};
+use self::staged::{Credits, RECORD, Staging, Task};
+use self::wire::{Credit, Description, MAX_NICS};
 use crate::error::Error;
-use crate::net::{NetError, NetFault, Region, Signals, Span, Transfer, Transport};
-use crate::sys::verbs::{
-    Event, Owner, RegisteredMemory, Verbs, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS, Wc,
-};
+use crate::gpu::Gpu;
+use crate::net::{NetError, NetFault, Region, Signals, Transfer, Transport};
+use crate::sys::verbs::{Verbs, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS, Wc};
 
 /// Completions that are taken at a time.
 const POLLED: usize = 32;
@@ -108,6 +117,9 @@ pub struct RdmaTransport {
     memories: BTreeMap<u32, Registered>,
     nics: Vec<Nic>,
     signals: Signals,
+    credits: Credits,
+    /// Each NIC's key for these.
+    credit_keys: Vec<u32>,
     verbs: Verbs,
     rank: usize,
     world: usize,
@@ -122,8 +134,14 @@ pub struct RdmaTransport {
     polled: Vec<Wc>,
     idle: u32,
     looked: Instant,
-    /// The architecture of a GPU that may show signals before the data that NICs write into its memory.
-    too_old: Option<u32>,
+    /// Completions that failed, of which nothing has come yet.
+    failing: Vec<(usize, usize, Wc)>,
+    /// The GPU whose copy engines move what is staged.
+    gpu: Option<Gpu>,
+    /// Whether connections that are made from now on have rings.
+    stages: bool,
+    /// Peers with rings at one end or both.
+    staged: Vec<usize>,
 }
 
 /// A peer that is connected.
@@ -136,16 +154,11 @@ struct Peer {
     receives: usize,
     mtu: u32,
     in_backlog: bool,
+    /// Rings for memory that NICs do not reach. Behind the queue pairs, which use them.
+    staging: Option<Staging>,
+    /// Where the peer wants to be told how much of its ring is free, by lane.
+    credits: Vec<Credit>,
     fault: Option<NetFault>,
-}
-
-/// Memory of this rank.
-#[derive(Debug)]
-struct Registered {
-    /// One for each NIC; dropped before the region.
-    _memories: Vec<RegisteredMemory>,
-    local_keys: Vec<u32>,
-    region: Arc<dyn Region>,
 }
 
 impl RdmaTransport {
@@ -186,16 +199,23 @@ impl RdmaTransport {
             what: "a table of semaphores".to_owned(),
             cause: error.to_string(),
         })?;
+        let credits = Credits::new(world, ports.len()).map_err(|errno| NetError::System {
+            what: "words of flow control".to_owned(),
+            cause: errno.to_string(),
+        })?;
         let open = |(name, port): &(String, u8)| {
-            Nic::open(&verbs, (name, *port), &options, &signals, world.saturating_sub(1))
+            let shared = (&signals, &credits);
+            Nic::open(&verbs, (name, *port), &options, shared, world.saturating_sub(1))
         };
         let nics = ports.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             peers: BTreeMap::new(),
             halves: BTreeMap::new(),
             memories: BTreeMap::new(),
+            credit_keys: nics.iter().map(|nic| nic.credit_keys().1).collect(),
             nics,
             signals,
+            credits,
             verbs,
             rank,
             world,
@@ -207,7 +227,10 @@ impl RdmaTransport {
             polled: vec![Wc::default(); POLLED],
             idle: 0,
             looked: Instant::now(),
-            too_old: None,
+            failing: Vec::new(),
+            gpu: None,
+            stages: false,
+            staged: Vec::new(),
         })
     }
 
@@ -249,7 +272,7 @@ impl RdmaTransport {
             return; // what was under way when it broke
         }
         if wc.status != WC_SUCCESS {
-            self.failed(nic, number, wc);
+            self.failing.push((nic, number, *wc));
         } else if tag & RECEIVE != 0 {
             self.signalled(nic, number, wc);
         } else if !peer.connection.completed(nic, sequence) {
@@ -259,59 +282,30 @@ impl RdmaTransport {
         }
     }
 
-    /// A signal by immediate data has come.
+    /// A signal by immediate data has come, or a record for memory that is staged.
     fn signalled(&mut self, nic: usize, number: usize, wc: &Wc) {
         let semaphore = u32::from_be(wc.imm_data);
-        if wc.opcode != WC_RECV_RDMA_WITH_IMM || semaphore as usize >= self.signals.len() {
-            let cause = format!("it signals semaphore {semaphore}, of {}", self.signals.len());
-            return self.break_one(number, nic, &cause);
-        }
         let Some(peer) = self.peers.get_mut(&number) else { return };
-        for word in words(nic, peer.connection.lanes.len(), self.nics.len()) {
-            self.signals.count(semaphore, word);
+        let known = (semaphore as usize) < self.signals.len() || semaphore == RECORD;
+        let taken = if wc.opcode == WC_RECV_RDMA_WITH_IMM && known {
+            peer.takes(nic, semaphore, &self.memories)
+        } else {
+            Err(format!("it signals semaphore {semaphore}, of {}", self.signals.len()))
+        };
+        match taken {
+            Err(cause) => {
+                return self.break_one(number, nic, &format!("what the peer sent: {cause}"));
+            }
+            Ok(true) => {}
+            Ok(false) => {
+                for word in words(nic, peer.connection.lanes.len(), self.nics.len()) {
+                    self.signals.count(semaphore, word);
+                }
+            }
         }
         if let Err(error) = peer.received(nic, number) {
             self.break_one(number, nic, &format!("posting receives: {error}"));
         }
-    }
-
-    fn failed(&mut self, nic: usize, number: usize, wc: &Wc) {
-        // Something else may be behind it: an event of the queue pair, or a port that is down.
-        self.look();
-        self.nics[nic].look_at_port();
-        if let Some(peer) = self.peers.get(&number) {
-            let receive = (wc.wr_id >> 32) as u32 & RECEIVE != 0;
-            let cause = faults::completion(&self.verbs, wc, receive, peer.mtu);
-            self.break_one(number, nic, &cause);
-        }
-    }
-
-    /// A connection is of no use any more. The first cause counts.
-    fn break_one(&mut self, number: usize, nic: usize, cause: &str) {
-        let Some(peer) = self.peers.get_mut(&number) else { return };
-        if peer.fault.is_some() {
-            return;
-        }
-        let nic = &self.nics[nic];
-        let down = nic.down.map(|since| {
-            format!(
-                " (the port is down since {:?}: look at its cable, its interface and the switch)",
-                since.elapsed()
-            )
-        });
-        let cause = cause.to_owned() + &down.unwrap_or_default();
-        let fault = NetFault { peer: number, via: nic.via.clone(), cause };
-        peer.connection.lanes.iter_mut().for_each(|lane| lane.queue.0.stop());
-        peer.fault = Some(fault.clone());
-        self.faults.push_back(fault);
-    }
-
-    /// All connections over a NIC are of no use any more.
-    fn break_all(&mut self, nic: usize, cause: &str) {
-        let over = |peer: &Peer| nic < peer.connection.lanes.len();
-        let over: Vec<_> =
-            self.peers.iter().filter(|(_, peer)| over(peer)).map(|(number, _)| *number).collect();
-        over.into_iter().for_each(|number| self.break_one(number, nic, cause));
     }
 
     fn put_in_backlog(&mut self, number: usize) {
@@ -345,68 +339,6 @@ impl RdmaTransport {
         }
         any
     }
-
-    /// Looks at the NICs' events now and then, while there is nothing else to do.
-    fn look_sometimes(&mut self) {
-        self.idle += 1;
-        if self.idle >= IDLE {
-            self.idle = 0;
-            if self.looked.elapsed() >= LOOK {
-                self.look_for_the_gone();
-                self.look();
-            }
-        }
-    }
-
-    /// Whatever a peer has sent before it went counts: its last signals may be among what was not polled yet.
-    fn look_for_the_gone(&mut self) {
-        let gone = self.exchange.gone();
-        if !gone.is_empty() {
-            for nic in 0..self.nics.len() {
-                let _ = (0..MOST_POLLS).all(|_| self.poll(nic));
-            }
-        }
-        for NetFault { peer, cause, .. } in gone {
-            self.break_one(peer, 0, &cause);
-        }
-    }
-
-    fn look(&mut self) {
-        self.looked = Instant::now();
-        for nic in 0..self.nics.len() {
-            while let Ok(Some(event)) = self.nics[nic].device.event() {
-                self.happened(nic, &event);
-            }
-            let down =
-                self.nics[nic].down.filter(|since| since.elapsed() >= self.options.port_grace);
-            if down.is_some() {
-                self.break_all(nic, "no link");
-            }
-        }
-    }
-
-    fn happened(&mut self, nic: usize, event: &Event) {
-        match event.owner {
-            Owner::Device => {
-                let advice = "look at the kernel's log (dmesg)";
-                self.break_all(nic, &format!("the NIC failed: {}; {advice}", event.text));
-            }
-            Owner::Port { number, up } if number == self.nics[nic].port => {
-                self.nics[nic].down = if up { None } else { Some(Instant::now()) };
-            }
-            Owner::Queue(identity) => {
-                let is = |peer: &Peer| peer.has_queue(identity);
-                let peer = self.peers.iter().find(|(_, peer)| is(peer)).map(|(number, _)| *number);
-                let cause = format!(
-                    "{}: the NIC refused what the peer sent; it wrote to memory that was taken back (forget), or is \
-                     of another version",
-                    event.text
-                );
-                peer.into_iter().for_each(|number| self.break_one(number, nic, &cause));
-            }
-            Owner::Port { .. } | Owner::Other => {}
-        }
-    }
 }
 
 impl Peer {
@@ -425,56 +357,16 @@ impl Peer {
     }
 }
 
+fn no_rings(peer: usize) -> NetError {
+    NetError::System {
+        what: format!("a transfer to rank {peer} of memory that NICs do not reach"),
+        cause: "the connection was made without rings for that; register such memory before ranks connect".to_owned(),
+    }
+}
+
 /// What completions of receives from a peer are known by.
 fn receive_id(peer: usize) -> u64 {
     u64::from(RECEIVE | peer as u32) << 32
-}
-
-/// The transfer with addresses and keys for numbers, if all of it lies where it may: in `own` memory and in what is known
-/// of the peer's.
-fn job<'a>(
-    own: &'a BTreeMap<u32, Registered>,
-    known: &'a BTreeMap<(usize, u32), Description>,
-    (peer, lanes): (usize, usize),
-    transfer: &Transfer,
-) -> Result<Job<'a>, NetError> {
-    let Transfer { from, to, bytes, signal } = *transfer;
-    if bytes == 0 {
-        let (from_keys, to_keys): (&[u32], &[u32]) = (&[], &[]);
-        return Ok(Job { from: 0, from_keys, to: 0, to_keys, bytes, signal, on_host: true });
-    }
-    let (own, theirs) = (own.get(&from.memory), known.get(&(peer, to.memory)));
-    let size = own.map_or(0, |own| own.region.len() as u64);
-    let their_size = theirs.map_or(0, |theirs| theirs.bytes);
-    let (Some(own), true) = (own, inside(from, bytes, size)) else {
-        return Err(outside("the source of a transfer", from, bytes, size));
-    };
-    let (Some(theirs), true) = (theirs, inside(to, bytes, their_size)) else {
-        return Err(outside("the target of a transfer", to, bytes, their_size));
-    };
-    if theirs.keys.len() < lanes {
-        let keys = theirs.keys.len();
-        let what = format!("memory {} has {keys} keys for {lanes} lanes", to.memory);
-        return Err(NetError::Protocol { peer, what });
-    }
-    Ok(Job {
-        from: own.region.address() as u64 + from.offset,
-        from_keys: &own.local_keys,
-        to: theirs.address + to.offset,
-        to_keys: &theirs.keys,
-        bytes,
-        signal,
-        on_host: !own.region.is_on_device(),
-    })
-}
-
-fn inside(span: Span, bytes: u64, size: u64) -> bool {
-    span.offset.checked_add(bytes).is_some_and(|end| end <= size)
-}
-
-fn outside(what: &'static str, span: Span, len: u64, size: u64) -> NetError {
-    let Span { memory, offset } = span;
-    NetError::OutOfRange { what, memory, offset, len, size }
 }
 
 impl Transport for RdmaTransport {
@@ -489,15 +381,7 @@ impl Transport for RdmaTransport {
                 cause: "the number is in use; forget it first".to_owned(),
             });
         }
-        self.check_order(number, &*region)?;
-        let memories = self.nics.iter().map(|nic| nic.register(&*region));
-        let memories = memories.collect::<Result<Vec<_>, _>>()?;
-        let keys = memories.iter().map(RegisteredMemory::remote_key).collect();
-        let (address, bytes) = (region.address() as u64, region.len() as u64);
-        let description = Description { address, bytes, keys };
-        let local_keys = memories.iter().map(RegisteredMemory::local_key).collect();
-        self.memories.insert(number, Registered { _memories: memories, local_keys, region });
-        Ok(description.to_bytes())
+        self.register_memory(number, region)
     }
 
     fn forget(&mut self, number: u32) {
@@ -506,7 +390,9 @@ impl Transport for RdmaTransport {
         let range = first..first + memory.region.len() as u64;
         let reads = |peer: &Peer| {
             let mut lanes = peer.connection.lanes.iter().enumerate();
-            lanes.find(|(_, lane)| lane.reads(&range)).map(|(lane, _)| lane)
+            let staged = peer.staging.as_ref().filter(|s| s.outlet.reads(number, &range));
+            let lane = lanes.find(|(_, lane)| lane.reads(&range)).map(|(lane, _)| lane);
+            lane.or(staged.map(|_| 0))
         };
         let readers = self.peers.iter().filter_map(|(number, peer)| Some((*number, reads(peer)?)));
         // Requests with its address must not get to a NIC any more.
@@ -514,6 +400,13 @@ impl Transport for RdmaTransport {
             let cause =
                 format!("memory {number} was taken back while transfers from it were under way");
             self.break_one(peer, lane, &cause);
+        }
+        // Nor may copies go on; they wait for nothing.
+        for staging in self.peers.values_mut().filter_map(|peer| peer.staging.as_mut()) {
+            if staging.outlet.reads(number, &range) {
+                staging.outlet.finish();
+            }
+            staging.inlet.iter_mut().for_each(|inlet| inlet.finish_into(number));
         }
         self.memories.remove(&number);
     }
@@ -549,9 +442,29 @@ impl Transport for RdmaTransport {
                 cause: format!("it has {semaphores}"),
             });
         }
-        let lanes = connection.lanes.len();
-        let job = job(&self.memories, &self.known, (peer, lanes), transfer)?;
-        let posted = connection.post(&job);
+        let known = Known { own: &self.memories, theirs: &self.known, peer };
+        let ends = known.ends(connection.lanes.len(), transfer)?;
+        let job = match &ends {
+            Some(ends) => ends.job(),
+            None => Some(Job { signal: transfer.signal, ..Job::default() }),
+        };
+        // Nothing may overtake what still waits for a copy or for room in a ring.
+        let waits =
+            found.staging.as_mut().filter(|staging| job.is_none() || !staging.outlet.is_empty());
+        let posted = match (job, waits) {
+            (Some(job), None) => connection.post(&job),
+            (None, None) => return Err(no_rings(peer)),
+            (_, Some(staging)) => {
+                let signal = Task::signal(transfer.signal);
+                let task = ends.as_ref().map_or(signal, Ends::task);
+                if !staging.outlet.can(&task) {
+                    return Err(no_rings(peer));
+                }
+                staging.outlet.push(task);
+                self.serve_staged();
+                return Ok(());
+            }
+        };
         let waits = connection.is_waiting();
         if let Err((lane, error)) = posted {
             self.break_one(peer, lane, &format!("posting requests: {error}"));
@@ -570,6 +483,10 @@ impl Transport for RdmaTransport {
         for nic in 0..self.nics.len() {
             any |= self.poll(nic);
         }
+        if !self.failing.is_empty() {
+            self.take_all();
+        }
+        any |= !self.staged.is_empty() && self.serve_staged();
         any |= !self.backlog.is_empty() && self.flush();
         if !any {
             self.look_sometimes();
@@ -583,7 +500,9 @@ impl Transport for RdmaTransport {
     /// Until the bell: a NIC tells nobody of what comes. Returns at once if requests are under way, or without a bell;
     /// after a millisecond at most if peers signal by immediate data, which [`Transport::progress`] has to take.
     fn doze(&mut self, longest: Duration, bell: Option<BorrowedFd<'_>>) {
-        let busy = self.peers.values().any(|peer| peer.connection.is_busy());
+        let busy = self.peers.values().any(|peer| {
+            peer.connection.is_busy() || peer.staging.as_ref().is_some_and(Staging::is_busy)
+        });
         let Some(bell) = bell.filter(|_| !busy) else { return };
         let immediate = |peer: &Peer| peer.connection.mode() == SignalMode::Immediate;
         let takes = self.peers.values().any(immediate);

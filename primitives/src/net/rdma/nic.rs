@@ -4,10 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::io::Errno;
-
 use super::faults::{locked, refused, unavailable};
 use super::options::{RdmaOptions, code_of_mtu, mtu_of_code};
+use super::staged::Credits;
 use crate::net::{NetError, Region, Signals};
 use crate::sys::Mapping;
 use crate::sys::verbs::{
@@ -19,10 +18,19 @@ use crate::sys::verbs::{
 /// Bytes that a request carries in itself, if the NIC can: from what all present ones can to what none can.
 const INLINE: [u32; 4] = [220, 60, 28, 0];
 
+/// How a NIC is told of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    DmaBuf,
+    /// For a GPU's, `nvidia-peermem` has to be loaded.
+    Address,
+}
+
 #[derive(Debug)]
 pub(super) struct Nic {
     // Declared in the order in which they are to go.
     table: RegisteredMemory,
+    credits: RegisteredMemory,
     sink: RegisteredMemory,
     sink_page: Mapping,
     pub(super) completions: Completions,
@@ -84,12 +92,12 @@ fn port_of(name: &str) -> Result<(String, u8), NetError> {
 }
 
 impl Nic {
-    /// Opens a port, for connections to `peers` ranks, whose semaphores are `signals`.
+    /// Opens a port, for connections to `peers` ranks, which write `signals` and `credits`.
     pub(super) fn open(
         verbs: &Verbs,
         (name, port): (&str, u8),
         options: &RdmaOptions,
-        signals: &Signals,
+        (signals, credits): (&Signals, &Credits),
         peers: usize,
     ) -> Result<Self, NetError> {
         let via = format!("{name} port {port}");
@@ -126,9 +134,15 @@ impl Nic {
         // SAFETY: the transport keeps the signals longer than its NICs, and they are read as atomics only.
         let table = unsafe { domain.register(address, bytes, has_atomics) };
         let table = table.map_err(|error| refused(&via, "the semaphores", bytes, &error))?;
+        let (address, bytes) = credits.memory();
+        // SAFETY: as above.
+        let credits = unsafe { domain.register(address, bytes, false) };
+        let credits =
+            credits.map_err(|error| refused(&via, "words of flow control", bytes, &error))?;
         let atomics = if has_atomics { limits.max_qp_rd_atom.clamp(1, 16) as u8 } else { 0 };
         Ok(Self {
             table,
+            credits,
             sink,
             sink_page,
             completions,
@@ -152,6 +166,11 @@ impl Nic {
     /// The key by which peers reach the semaphores.
     pub(super) fn table_key(&self) -> u32 {
         self.table.remote_key()
+    }
+
+    /// The words of flow control, for peers and for requests of this rank.
+    pub(super) fn credit_keys(&self) -> (u32, u32) {
+        (self.credits.remote_key(), self.credits.local_key())
     }
 
     /// Where fetch-add leaves what nobody reads.
@@ -188,33 +207,33 @@ impl Nic {
         Err(failed(&last))
     }
 
-    /// Registers memory of a region, by its dma-buf if it has one.
-    pub(super) fn register(&self, region: &dyn Region) -> Result<RegisteredMemory, NetError> {
+    /// Registers memory of a region in this way.
+    pub(super) fn register(
+        &self,
+        region: &dyn Region,
+        way: Way,
+    ) -> Result<RegisteredMemory, NetError> {
         let (address, bytes) = (region.address(), region.len());
-        let mut without = "";
-        if let Some(dma_buf) = region.dma_buf() {
-            // SAFETY: by `Region`'s contract; the caller keeps the region longer.
-            match unsafe { self.domain.register_dma_buf(dma_buf, address, bytes) } {
-                Ok(memory) => return Ok(memory),
-                Err(error) if is_unsupported(&error) => {
-                    without = " by its address, since the NIC's driver knows no dma-buf (nvidia-peermem has to be loaded)";
-                }
-                Err(error) => {
-                    return Err(refused(&self.via, "device memory as a dma-buf", bytes, &error));
-                }
+        let dma_buf = (way == Way::DmaBuf).then(|| region.dma_buf());
+        let (what, registered) = match dma_buf {
+            Some(Some(dma_buf)) => {
+                // SAFETY: by `Region`'s contract; the caller keeps the region longer.
+                let made = unsafe { self.domain.register_dma_buf(dma_buf, address, bytes) };
+                ("device memory as a dma-buf", made)
             }
-        }
-        // SAFETY: as above.
-        unsafe { self.domain.register(address, bytes, false) }
-            .map_err(|error| refused(&self.via, &format!("memory{without}"), bytes, &error))
+            Some(None) => {
+                let what = format!("{}: registering device memory as a dma-buf", self.via);
+                let cause = "the GPU's driver gives none".to_owned();
+                return Err(NetError::System { what, cause });
+            }
+            None => {
+                // SAFETY: as above.
+                let made = unsafe { self.domain.register(address, bytes, false) };
+                ("memory by its address", made)
+            }
+        };
+        registered.map_err(|error| refused(&self.via, what, bytes, &error))
     }
-}
-
-/// How systems say that they know no dma-buf.
-fn is_unsupported(error: &io::Error) -> bool {
-    let errnos = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::PROTONOSUPPORT].map(Errno::raw_os_error);
-    error.kind() == io::ErrorKind::Unsupported
-        || error.raw_os_error().is_some_and(|errno| errnos.contains(&errno))
 }
 
 fn not_opened(verbs: &Verbs, name: &str, error: &io::Error) -> NetError {

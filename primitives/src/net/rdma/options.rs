@@ -16,6 +16,38 @@ pub enum SignalMode {
     Immediate,
 }
 
+/// How transfers reach memory of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuMemory {
+    /// By the first of the others that works, for each memory.
+    #[default]
+    Auto,
+    /// The NIC, by a dma-buf of the GPU's driver.
+    DmaBuf,
+    /// The NIC, by the memory's address: `nvidia-peermem` is loaded.
+    Peermem,
+    /// Through pinned memory of the host, by the GPU's copy engines.
+    Staged,
+}
+
+impl GpuMemory {
+    const ALL: [(Self, &str); 4] = [
+        (Self::Auto, "auto"),
+        (Self::DmaBuf, "dma-buf"),
+        (Self::Peermem, "peermem"),
+        (Self::Staged, "staged"),
+    ];
+
+    /// Its name, as in `WARPMESH_IB_GPU_MEMORY`.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, own)| *own == name).map(|(this, _)| *this)
+    }
+}
+
 /// The options of an [`RdmaTransport`](super::RdmaTransport). Ranks may differ in all of them; where both ends of a
 /// connection count (signals, MTU), the lesser wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +81,9 @@ pub struct RdmaOptions {
     /// How long a port may be down before its connections count as broken; the NIC's retries bridge a shorter time.
     /// `WARPMESH_IB_PORT_GRACE_MS`, 2 s.
     pub port_grace: Duration,
+    /// How NICs get at memory of a GPU. What is not `auto` is for tests, and to find out what is wrong: memory that cannot be reached like
+    /// this is an error. `WARPMESH_IB_GPU_MEMORY`: `auto`, `dma-buf`, `peermem` or `staged`.
+    pub gpu_memory: GpuMemory,
 }
 
 impl Default for RdmaOptions {
@@ -65,6 +100,7 @@ impl Default for RdmaOptions {
             depth: 256,
             stripe: 64 << 10,
             port_grace: Duration::from_secs(2),
+            gpu_memory: GpuMemory::Auto,
         }
     }
 }
@@ -107,6 +143,12 @@ impl RdmaOptions {
                 "immediate" => SignalMode::Immediate,
                 _ => return Err(wrong("WARPMESH_IB_SIGNALS", &text, "fetch-add or immediate")),
             };
+        }
+        if let Some(text) = get("WARPMESH_IB_GPU_MEMORY") {
+            let named = GpuMemory::from_name(text.trim());
+            let right = "auto, dma-buf, peermem or staged";
+            options.gpu_memory =
+                named.ok_or_else(|| wrong("WARPMESH_IB_GPU_MEMORY", &text, right))?;
         }
         options.check().map(|()| options)
     }
@@ -185,11 +227,14 @@ mod tests {
             ("WARPMESH_IB_SIGNALS", "immediate"),
             ("WARPMESH_IB_TIMEOUT", "14"),
             ("WARPMESH_IB_GID_INDEX", "3"),
+            ("WARPMESH_IB_GPU_MEMORY", "staged"),
         ])
         .unwrap();
         assert_eq!(options.devices, ["mlx5_0", "mlx5_1:2"]);
         assert_eq!((options.mtu, options.timeout, options.gid_index), (Some(2048), 14, Some(3)));
         assert_eq!(options.signals, SignalMode::Immediate);
+        assert_eq!(options.gpu_memory, GpuMemory::Staged);
+        assert!(GpuMemory::ALL.iter().all(|(memory, name)| memory.name() == *name));
     }
 
     #[test]
@@ -200,6 +245,7 @@ mod tests {
             ("WARPMESH_IB_RETRIES", "8"),
             ("WARPMESH_IB_SIGNALS", "loud"),
             ("WARPMESH_IB_DEPTH", "many"),
+            ("WARPMESH_IB_GPU_MEMORY", "near"),
         ] {
             let error = from(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(value) && error.contains("it has to be"), "{error}");

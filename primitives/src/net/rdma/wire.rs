@@ -4,17 +4,18 @@
 //! |---|---|---|---|---|
 //! | magic `WMRO` | 4 | | magic `WMRM` | 4 |
 //! | version | 2 | | version | 2 |
-//! | signal mode: 0 fetch-add, 1 immediate | 1 | | keys n: one for each NIC | 1 |
+//! | signal mode: 0 fetch-add, 1 immediate | 1 | | keys n: one for each NIC; 0 where data is staged | 1 |
 //! | ends n: one for each NIC | 1 | | address | 8 |
 //! | address of the table of semaphores | 8 | | length | 8 |
 //! | semaphores, lanes | 4, 4 | | n keys | 4 · n |
-//! | n ends: queue 4, packet number 4, key of the table 4, gid 16, its kind 1, MTU 1, lid 2, atomics 1 | 33 · n | | | |
+//! | n ends: queue 4, packet number 4, key of the table 4, gid 16, its kind 1, MTU 1, lid 2, atomics 1, ring: address 8, bytes 4, key 4; credit: address 8, key 4 | 61 · n | | | |
 
 use super::options::SignalMode;
+use super::staged::{GRAIN, LEAST_RING};
 use crate::sys::verbs::{GID_TYPE_ROCE_V2, Gid};
 
 /// Of both messages. Ranks of different versions do not talk.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const OFFER: [u8; 4] = *b"WMRO";
 const MEMORY: [u8; 4] = *b"WMRM";
 
@@ -51,6 +52,25 @@ pub(super) struct End {
     pub lid: u16,
     /// Atomics that it answers at a time.
     pub atomics: u8,
+    /// Where data for this rank's staged memory goes, on this lane.
+    pub ring: Option<RingEnd>,
+    /// The word in which the peer tells how much of its ring of this lane is free again.
+    pub credit: Credit,
+}
+
+/// A ring of a rank that stages, as its peer writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RingEnd {
+    pub address: u64,
+    pub bytes: u32,
+    pub key: u32,
+}
+
+/// A word of a rank that its peer writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Credit {
+    pub address: u64,
+    pub key: u32,
 }
 
 /// What a rank's peer needs to write its memory.
@@ -58,7 +78,7 @@ pub(super) struct End {
 pub(super) struct Description {
     pub address: u64,
     pub bytes: u64,
-    /// One for each NIC of the owner.
+    /// One for each NIC of the owner; none if what comes for it has to be staged.
     pub keys: Vec<u32>,
 }
 
@@ -78,6 +98,12 @@ impl Offer {
             out.extend([end.gid_kind, end.mtu]);
             out.extend(end.lid.to_le_bytes());
             out.push(end.atomics);
+            let ring = end.ring.unwrap_or(RingEnd { address: 0, bytes: 0, key: 0 });
+            out.extend(ring.address.to_le_bytes());
+            out.extend(ring.bytes.to_le_bytes());
+            out.extend(ring.key.to_le_bytes());
+            out.extend(end.credit.address.to_le_bytes());
+            out.extend(end.credit.key.to_le_bytes());
         }
         out
     }
@@ -90,7 +116,7 @@ impl Offer {
             1 => SignalMode::Immediate,
             other => return Err(format!("an unknown way of signalling: {other}")),
         };
-        let count = reader.count("NICs")?;
+        let count = reader.count("NICs", 1)?;
         let (address, semaphores, lanes) = (reader.u64()?, reader.u32()?, reader.u32()?);
         let table = Table { address, semaphores, lanes };
         table.check(count)?;
@@ -128,7 +154,27 @@ impl End {
         if u32::from(gid_kind) > GID_TYPE_ROCE_V2 {
             return Err(format!("an unknown kind of address: {gid_kind}"));
         }
-        Ok(Self { queue, sequence, table_key, gid, gid_kind, mtu, lid, atomics })
+        let ring = RingEnd::read(reader)?;
+        let credit = Credit { address: reader.u64()?, key: reader.u32()? };
+        if !credit.address.is_multiple_of(8) {
+            return Err(format!("a word that cannot be: {credit:?}"));
+        }
+        Ok(Self { queue, sequence, table_key, gid, gid_kind, mtu, lid, atomics, ring, credit })
+    }
+}
+
+impl RingEnd {
+    fn read(reader: &mut Reader<'_>) -> Result<Option<Self>, String> {
+        let ring = Self { address: reader.u64()?, bytes: reader.u32()?, key: reader.u32()? };
+        let bytes = u64::from(ring.bytes);
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let fits = ring.address.checked_add(bytes).is_some();
+        if !fits || bytes < LEAST_RING || !bytes.is_multiple_of(GRAIN) {
+            return Err(format!("a ring that cannot be: {ring:?}"));
+        }
+        Ok(Some(ring))
     }
 }
 
@@ -145,7 +191,7 @@ impl Description {
     /// The error says what is wrong with it.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut reader = Reader::open(bytes, MEMORY)?;
-        let count = reader.count("keys")?;
+        let count = reader.count("keys", 0)?;
         let (address, bytes) = (reader.u64()?, reader.u64()?);
         if address.checked_add(bytes).is_none() {
             return Err(format!("memory that cannot be: {bytes} bytes at {address:#x}"));
@@ -207,12 +253,12 @@ impl<'a> Reader<'a> {
         self.take().map(u64::from_le_bytes)
     }
 
-    fn count(&mut self, of: &str) -> Result<usize, String> {
+    fn count(&mut self, of: &str, least: usize) -> Result<usize, String> {
         let count = usize::from(self.byte()?);
-        if (1..=MAX_NICS).contains(&count) {
+        if (least..=MAX_NICS).contains(&count) {
             Ok(count)
         } else {
-            Err(format!("{count} {of}; there may be 1 to {MAX_NICS}"))
+            Err(format!("{count} {of}; there may be {least} to {MAX_NICS}"))
         }
     }
 
@@ -239,6 +285,8 @@ mod tests {
             mtu: 3,
             lid: 7,
             atomics: 16,
+            ring: (n == 1).then_some(RingEnd { address: 0x10_0000, bytes: 1 << 20, key: 5 }),
+            credit: Credit { address: 0x7f00_0000_2008, key: 6 },
         };
         let table = Table { address: 0x7f00_0000_1000, semaphores: 64, lanes: 2 };
         Offer { mode: SignalMode::Immediate, table, ends: vec![end(1), end(2)] }
@@ -249,6 +297,8 @@ mod tests {
         assert_eq!(Offer::parse(&offer().to_bytes()), Ok(offer()));
         let memory = Description { address: 4096, bytes: 1 << 40, keys: vec![1, 2, 3] };
         assert_eq!(Description::parse(&memory.to_bytes()), Ok(memory));
+        let staged = Description { address: 0, bytes: 1 << 40, keys: vec![] };
+        assert_eq!(Description::parse(&staged.to_bytes()), Ok(staged));
     }
 
     #[test]
@@ -280,6 +330,8 @@ mod tests {
             if let Ok(offer) = Offer::parse(&bytes) {
                 assert!(offer.ends.iter().all(|end| (1..=5).contains(&end.mtu)));
                 assert_eq!(offer.table.lanes as usize, offer.ends.len());
+                let rings = offer.ends.iter().filter_map(|end| end.ring);
+                assert!(rings.into_iter().all(|ring| u64::from(ring.bytes) >= LEAST_RING));
             }
         }
     }

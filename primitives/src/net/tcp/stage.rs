@@ -6,11 +6,10 @@
 //!   from the socket:  ──recvmsg──► ring ──copy──► device      landed: they are done; freed: the ring's bytes may be written again
 //! ```
 
-use std::collections::VecDeque;
-
 use super::connection::Cause;
 use super::memories::Range;
 use crate::gpu::{CopyQueue, CudaError, Gpu, HostMemory};
+use crate::net::copies::{Behind, Copies};
 
 /// Bytes of a ring.
 const RING: usize = 1 << 20;
@@ -21,45 +20,26 @@ const CHUNK: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Stage {
     // Dropped before the memory that its copies use: it waits for them.
-    copies: CopyQueue,
+    copies: Copies<Range>,
     memory: HostMemory,
-    begun: u64,
-    landed: u64,
     freed: u64,
-    underway: VecDeque<Underway>,
     /// Semaphores to count up when what lies before a position has landed.
-    signals: VecDeque<(u64, u32)>,
-    failed: Option<CudaError>,
-}
-
-/// A copy that was queued.
-#[derive(Debug)]
-struct Underway {
-    mark: u64,
-    end: u64,
-    /// Keeps its memory.
-    _range: Range,
+    signals: Behind<u32>,
 }
 
 impl Stage {
     pub(super) fn new(gpu: &Gpu) -> Result<Self, CudaError> {
-        Ok(Self {
-            copies: CopyQueue::new(gpu)?,
-            memory: gpu.host_memory(RING)?,
-            begun: 0,
-            landed: 0,
-            freed: 0,
-            underway: VecDeque::with_capacity(2 * RING / CHUNK),
-            signals: VecDeque::new(),
-            failed: None,
-        })
+        let copies = Copies::new(CopyQueue::new(gpu)?);
+        let memory = gpu.host_memory(RING)?;
+        Ok(Self { copies, memory, freed: 0, signals: Behind::default() })
     }
 
     /// Where new bytes go, and how many have room there in a row.
     pub(super) fn room(&self) -> (*mut u8, usize) {
-        let free = RING - (self.begun - self.freed) as usize;
-        let at = self.begun as usize % RING;
-        (self.at(self.begun), free.min(RING - at))
+        let begun = self.copies.begun();
+        let free = RING - (begun - self.freed) as usize;
+        let at = begun as usize % RING;
+        (self.at(begun), free.min(RING - at))
     }
 
     /// A position's byte.
@@ -70,13 +50,13 @@ impl Stage {
 
     /// Where the next bytes go.
     pub(super) fn begun(&self) -> u64 {
-        self.begun
+        self.copies.begun()
     }
 
     /// Bytes in a row from a position on that have landed.
     pub(super) fn ready(&self, position: u64) -> usize {
         let row = RING - position as usize % RING;
-        (self.landed.saturating_sub(position) as usize).min(row)
+        (self.copies.landed().saturating_sub(position) as usize).min(row)
     }
 
     /// Queues a copy out of a range, from `at` on: how many bytes it is of.
@@ -84,7 +64,7 @@ impl Stage {
         let (_, room) = self.room();
         let bytes = (range.bytes - at).min(room).min(CHUNK);
         if bytes > 0 {
-            self.copy(range, self.begun, range.at(at) as u64, false, bytes);
+            self.copy(range, range.at(at) as u64, false, bytes);
         }
         bytes
     }
@@ -92,45 +72,21 @@ impl Stage {
     /// Queues a copy of bytes that were written to [`Stage::room`] into a range, from `at` on.
     pub(super) fn store(&mut self, range: &Range, at: usize, bytes: usize) {
         if bytes > 0 {
-            self.copy(range, self.begun, range.at(at) as u64, true, bytes);
+            self.copy(range, range.at(at) as u64, true, bytes);
         }
     }
 
-    fn copy(&mut self, range: &Range, position: u64, device: u64, in_: bool, bytes: usize) {
-        let ring = self.memory.device() + position % RING as u64;
+    fn copy(&mut self, range: &Range, device: u64, in_: bool, bytes: usize) {
+        let ring = self.memory.device() + self.copies.begun() % RING as u64;
         let (to, from) = if in_ { (device, ring) } else { (ring, device) };
-        // SAFETY: the range was checked, and what is underway keeps it; the ring's part is this copy's until it has landed.
-        let queued = unsafe { self.copies.copy(to, from, bytes) };
-        self.begun += bytes as u64;
-        match queued.and_then(|()| self.copies.mark()) {
-            Ok(mark) => {
-                let (end, _range) = (self.begun, range.clone());
-                self.underway.push_back(Underway { mark, end, _range });
-            }
-            Err(error) => self.failed = Some(error),
-        }
+        // SAFETY: the range was checked, and keeps its memory; the ring's part is this copy's until it has landed.
+        unsafe { self.copies.copy(to, from, bytes, range.clone()) };
     }
 
     /// Takes note of copies that are done; whether any were.
     #[inline]
     pub(super) fn look(&mut self) -> Result<bool, Cause> {
-        if let Some(error) = &self.failed {
-            return Err(format!("copying to or from the device: {error}"));
-        }
-        if self.underway.is_empty() {
-            return Ok(false);
-        }
-        let (done, before) = (self.copies.done(), self.landed);
-        while self.underway.front().is_some_and(|copy| copy.mark <= done) {
-            self.landed = self.underway.pop_front().map_or(self.landed, |copy| copy.end);
-        }
-        if before == self.landed {
-            // A copy that failed is never done.
-            self.copies
-                .check()
-                .map_err(|error| format!("copying to or from the device: {error}"))?;
-        }
-        Ok(before != self.landed)
+        self.copies.look()
     }
 
     /// Bytes were sent: their place is free.
@@ -140,34 +96,27 @@ impl Stage {
 
     /// What has landed needs no place any more.
     pub(super) fn free_landed(&mut self) {
-        self.freed = self.landed;
+        self.freed = self.copies.landed();
     }
 
     /// Whether copies are underway.
     #[inline]
     pub(super) fn is_copying(&self) -> bool {
-        !self.underway.is_empty()
+        self.copies.is_copying()
     }
 
     /// Keeps a signal until all that was stored before has landed.
     pub(super) fn signal_behind(&mut self, semaphore: u32) {
-        self.signals.push_back((self.begun, semaphore));
+        self.signals.push(self.copies.begun(), semaphore);
     }
 
     /// The next signal whose data has landed.
     pub(super) fn next_signal(&mut self) -> Option<u32> {
-        let (position, semaphore) = *self.signals.front()?;
-        if position > self.landed {
-            return None;
-        }
-        self.signals.pop_front();
-        Some(semaphore)
+        self.signals.next(self.copies.landed())
     }
 
     /// Waits for all copies, which wait for nothing.
     pub(super) fn finish(&mut self) {
-        if self.copies.finish().is_ok() {
-            let _ = self.look();
-        }
+        self.copies.finish();
     }
 }

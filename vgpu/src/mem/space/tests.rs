@@ -32,6 +32,24 @@ fn regions_are_found_bounded_shared_and_freed() {
     assert_eq!(space.take_freed(), [gone]);
 }
 
+/// The system aligns mappings to its own pages alone: a page of the table must not begin in the middle of a region's.
+#[test]
+fn the_arena_begins_at_a_page_of_its_own() {
+    let mut kept = Vec::new();
+    for k in 1..20 {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping, which stays.
+        let odd = unsafe {
+            rustix::mm::mmap_anonymous(null_mut(), 4096 * k, ProtFlags::empty(), flags).unwrap()
+        };
+        let space = AddressSpace::new().unwrap();
+        let at = space.alloc(0, Kind::Device, 2 << 20).unwrap();
+        assert!(space.base.is_multiple_of(PAGE), "{:#x} behind {odd:?}", space.base);
+        assert!((0..32).all(|page| space.find(at + page * PAGE + PAGE - 1, 1).is_some()));
+        kept.push(space);
+    }
+}
+
 #[test]
 fn mappings_of_one_file_are_the_same_bytes_until_the_last_is_gone() {
     let space = AddressSpace::new().unwrap();
