@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::gpu::{self, Memory};
-use warpmesh::algorithms::{self, Algorithm};
+use warpmesh::algorithms::{self, Algorithm, NodeAlgorithm};
 use warpmesh::plan::Collective;
-use warpmesh::{CudaKernel, DataType, RawCall, ReduceOp, cuda_kernel, cuda_mail_kernel};
+use warpmesh::{
+    CudaKernel, DataType, RawCall, ReduceOp, cuda_kernel, cuda_kernel_on, cuda_mail_kernel,
+};
 use warpmesh_kernels::cache;
 
 const WORLD: usize = 8;
@@ -38,6 +40,25 @@ fn compile_all() {
             }
         }
     }
+    for (algorithm, kernel) in between_hosts() {
+        for &arch in &archs {
+            let stem = format!("{}.{}.hosts.{arch}", algorithm.collective, algorithm.name);
+            compile(&kernel, arch, &folder.join(stem));
+        }
+    }
+}
+
+/// Plans for several nodes that GPUs have, and the first rank's kernel: of four on each of two hosts, 16-bit sums.
+fn between_hosts() -> impl Iterator<Item = (&'static NodeAlgorithm, CudaKernel)> {
+    let data = |a: &&NodeAlgorithm| a.collective != Collective::Barrier;
+    algorithms::NODES.iter().copied().filter(data).filter_map(|algorithm| {
+        let reduces = algorithm.collective.reduces();
+        let dtype = if reduces { DataType::F16 } else { DataType::U32 };
+        let call = call_of(algorithm.collective, dtype, SIZE);
+        let who = (0, &[0, 0, 0, 0, 1, 1, 1, 1][..]);
+        let kernel = cuda_kernel_on(&call, who, false, Some(algorithm.name)).unwrap();
+        (kernel.plan == algorithm.name).then_some((algorithm, kernel))
+    })
 }
 
 /// Calls every built-in plan that has a kernel once for each of two sizes, of all ranks' whole buffer, and says what ran:
@@ -69,9 +90,13 @@ const SIZE: usize = 64 << 10;
 
 /// A call of a plan's collective where all blocks of a buffer together have so many bytes.
 fn call(algorithm: &Algorithm, dtype: DataType, size: usize) -> RawCall {
-    let (inputs, outputs) = algorithm.collective.blocks(WORLD, 0, 0);
+    call_of(algorithm.collective, dtype, size)
+}
+
+fn call_of(collective: Collective, dtype: DataType, size: usize) -> RawCall {
+    let (inputs, outputs) = collective.blocks(WORLD, 0, 0);
     RawCall {
-        collective: algorithm.collective,
+        collective,
         dtype,
         op: ReduceOp::Sum,
         root: 0,
@@ -84,7 +109,6 @@ fn call(algorithm: &Algorithm, dtype: DataType, size: usize) -> RawCall {
 /// The kernel of a plan, and its type; none if GPUs do without the plan.
 fn kernel(algorithm: &Algorithm, rank: usize) -> Option<(CudaKernel, DataType)> {
     let dtypes = match algorithm.collective.reduces() {
-        // A plan that passes unfinished sums on has no kernel for F16.
         true => [DataType::F16, DataType::F32],
         false => [DataType::U32; 2],
     };

@@ -24,7 +24,8 @@ pub fn folder() -> Option<PathBuf> {
     Some(cache.map(PathBuf::from).or_else(home)?.join("warpmesh/kernels"))
 }
 
-/// The compiled form of a text: built in, or from `folder` if it was compiled before, and kept there if not.
+/// The compiled form of a text: built in, or from `folder` if it was compiled before, and kept there if not. Without NVRTC, what any version of
+/// it has left in the folder will do.
 ///
 /// # Errors
 /// As [`compile`](crate::compile()). A folder that cannot be read or written is no error: then every process compiles for itself.
@@ -38,7 +39,10 @@ pub fn kernel(
     if let Some(built_in) = built_in(EMBEDDED, &key) {
         return Ok(built_in);
     }
-    let (major, minor) = version()?;
+    let (major, minor) = match version() {
+        Ok(version) => version,
+        Err(error) => return folder.and_then(|folder| of_any_version(folder, &key)).ok_or(error),
+    };
     let file = folder.map(|folder| folder.join(format!("{key}-{major}.{minor}.bin")));
     let kept = || parse(&std::fs::read(file.as_ref()?).ok()?);
     if let Some(kept) = kept() {
@@ -63,6 +67,19 @@ pub fn kernel(
 fn built_in(files: &[(&str, &[u8])], key: &str) -> Option<Compiled> {
     let is_it = |stem: &str| stem.split_once('-').is_some_and(|(hash, _)| hash == key);
     files.iter().filter(|(stem, _)| is_it(stem)).find_map(|(_, bytes)| parse(bytes))
+}
+
+/// What a compiler that is not here any more has left.
+fn of_any_version(folder: &Path, key: &str) -> Option<Compiled> {
+    let files = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    let is_it = |file: &PathBuf| {
+        let stem = file.file_stem().and_then(|stem| stem.to_str());
+        stem.and_then(|stem| stem.split_once('-')).is_some_and(|(hash, _)| hash == key)
+    };
+    let mut files: Vec<_> = files.filter(is_it).collect();
+    // The same one each time.
+    files.sort();
+    files.iter().rev().find_map(|file| parse(&std::fs::read(file).ok()?))
 }
 
 fn key(source: &str, name: &str, arch: u32) -> String {
@@ -111,6 +128,19 @@ mod tests {
 
     fn compiled() -> Compiled {
         Compiled { ptx: b".version 8.0".to_vec(), cubin: vec![0x7f, b'E', b'L', b'F', 0] }
+    }
+
+    #[test]
+    fn without_a_compiler_what_another_one_left_will_do() {
+        let name = format!("warpmesh-cache-any-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        write(&folder.join("k-12.8.bin"), &compiled()).unwrap();
+        std::fs::write(folder.join("k-13.0.bin"), b"cut off").unwrap();
+        std::fs::write(folder.join("other-13.0.bin"), b"").unwrap();
+        let of = |key| of_any_version(&folder, key);
+        let found = (of("k"), of("other"), of("missing"));
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(found, (Some(compiled()), None, None));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Tests of collectives by RDMA, on the virtual machine of `cargo xtask rdma-vm`, whose NICs `rxe1` and `rxe2` are a
-//! cable's ends: `rdma_hosts`, or `rdma_hosts TEST` for one of them.
+//! cable's ends: `rdma_hosts`, or `rdma_hosts TEST` for one of them; `rdma_hosts gpus` for those of GPUs.
 //!
 //! Each test is run by four processes of this program, two on each of two hosts that share only the cable (and, as they are
 //! one machine, loopback, over which they meet): ranks 0 and 1 have `rxe1`, 2 and 3 have `rxe2`. Results are compared bit by bit with
@@ -10,6 +10,7 @@
 mod cases;
 mod data;
 mod faults;
+mod gpus;
 #[path = "../../../primitives/examples/rdma_vm/harness.rs"]
 mod harness;
 mod ranks;
@@ -48,6 +49,14 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let good = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--test", name] => rank(name),
+        ["gpus"] => gpus::run(),
+        ["kernels", folder] => match gpus::compile(folder.as_ref()) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("{error}");
+                false
+            }
+        },
         [] => run_all("rdma-hosts", TESTS, LIMIT),
         [name] => match TESTS.iter().find(|(other, _)| *other == name) {
             Some(test) => run_all("rdma-hosts", &[*test], LIMIT),
@@ -57,7 +66,7 @@ fn main() -> ExitCode {
             }
         },
         _ => {
-            eprintln!("usage: rdma_hosts [TEST]");
+            eprintln!("usage: rdma_hosts [TEST | gpus | kernels FOLDER]");
             false
         }
     };

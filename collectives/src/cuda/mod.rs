@@ -38,7 +38,7 @@ pub use self::group::CudaGroup;
 use self::kernel::Loaded;
 use self::mail::Mail;
 use self::regions::Regions;
-pub use self::show::{CudaKernel, cuda_kernel, cuda_mail_kernel};
+pub use self::show::{CudaKernel, cuda_kernel, cuda_kernel_on, cuda_mail_kernel};
 pub use self::typed::CudaBuffer;
 use self::watch::Watch;
 use self::windows::Windows;

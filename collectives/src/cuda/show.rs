@@ -32,6 +32,20 @@ pub fn cuda_kernel(
     registered: bool,
     algorithm: Option<&str>,
 ) -> Result<CudaKernel, Error> {
+    cuda_kernel_on(call, (rank, &vec![0; world]), registered, algorithm)
+}
+
+/// As [`cuda_kernel`], for ranks of these hosts: ranks with different numbers are on different ones.
+///
+/// # Errors
+/// As [`cuda_kernel`].
+pub fn cuda_kernel_on(
+    call: &RawCall,
+    (rank, hosts): (usize, &[usize]),
+    registered: bool,
+    algorithm: Option<&str>,
+) -> Result<CudaKernel, Error> {
+    let world = hosts.len();
     if rank >= world || call.root >= world {
         let problem = format!("{rank} and root {}: there are {world}", call.root);
         return Err(argument("cuda_kernel", "rank", problem));
@@ -40,7 +54,7 @@ pub fn cuda_kernel(
     // Whether there is a switch nobody knows here; who names a plan that needs one has it.
     let switched = |name| algorithms::MULTICAST.iter().any(|known| known.name == name);
     let at_hand = at_hand(algorithm.is_some_and(switched), registered);
-    let layout = Layout::new(&vec![0; world]);
+    let layout = Layout::new(hosts);
     let candidates = choose::candidates(&layout, at_hand.memory);
     let chosen = choose::choose(&candidates, &query, at_hand, call.count, false, algorithm);
     let Some(candidate) = chosen.map(|number| &candidates[number]) else {

@@ -26,7 +26,12 @@ struct Image {
 
 /// Writes the archive: the packages' programs, the kernel's modules, `init`, and `files` of this machine under their names there, programs
 /// and libraries with what they want.
-pub fn write(to: &Path, packages: &Packages, init: &str, files: &[(&str, PathBuf)]) -> Result<()> {
+pub fn write(
+    to: &Path,
+    packages: &Packages,
+    init: &str,
+    files: &[(String, PathBuf)],
+) -> Result<()> {
     let mut image = Image { files: BTreeMap::new() };
     for folder in ["proc", "sys", "dev", "tmp", "run"] {
         image.folder(folder);
@@ -44,7 +49,7 @@ pub fn write(to: &Path, packages: &Packages, init: &str, files: &[(&str, PathBuf
         image.program(&format!("bin/{name}"), &path, packages)?;
     }
     for (name, path) in files {
-        if path.extension().is_some_and(|ending| ending == "ptx") {
+        if path.extension().is_some_and(|ending| ending == "ptx" || ending == "bin") {
             image.copy(name, path)?;
         } else {
             image.program(name, path, packages)?;

@@ -33,6 +33,8 @@ enum Program {
     Gpus,
     /// Collectives.
     Hosts,
+    /// The same of GPUs.
+    GpuHosts,
 }
 
 const HELP: &str = "\
@@ -44,13 +46,13 @@ measures, beside perftest; with --transport, --gpus or --hosts it runs the one o
 ";
 
 pub fn run(args: &[String]) -> Result<()> {
-    use Program::{Gpus, Hosts, Transport};
+    use Program::{GpuHosts, Gpus, Hosts, Transport};
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let programs: &[(Program, &str)] = match words[..] {
-        [] => &[(Transport, ""), (Gpus, ""), (Hosts, "")],
+        [] => &[(Transport, ""), (Gpus, ""), (Hosts, ""), (GpuHosts, "")],
         ["--measure"] => &[(Transport, "measure")],
         ["--transport"] => &[(Transport, "")],
-        ["--gpus"] => &[(Gpus, "")],
+        ["--gpus"] => &[(Gpus, ""), (GpuHosts, "")],
         ["--gpus", test] => &[(Gpus, test)],
         ["--hosts"] => &[(Hosts, "")],
         ["--hosts", test] => &[(Hosts, test)],
@@ -77,6 +79,10 @@ impl Program {
             Self::Transport => format!("run /t/rdma_vm {word}"),
             Self::Gpus => format!("run env LD_LIBRARY_PATH=/t/cuda {GPUS} /t/rdma_vm gpu {word}"),
             Self::Hosts => format!("run /t/rdma_hosts {word}"),
+            Self::GpuHosts => {
+                let cuda = "LD_LIBRARY_PATH=/t/cuda XDG_CACHE_HOME=/t/cache";
+                format!("run env {cuda} VGPU_DEVICES=4 VGPU_SMS=2 /t/rdma_hosts gpus")
+            }
         }
     }
 }
@@ -85,31 +91,47 @@ impl Program {
 const GPUS: &str = "VGPU_DEVICES=3 VGPU_ARCH=90,90,80 VGPU_SMS=2";
 
 /// Builds what the guest runs, all at once: its name there, and where it is here.
-fn build(programs: &[(Program, &str)], home: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
+fn build(programs: &[(Program, &str)], home: &Path) -> Result<Vec<(String, PathBuf)>> {
     let has = |wanted: &[Program]| programs.iter().any(|(program, _)| wanted.contains(program));
     let release = root().join("target/release");
     let mut build = cargo(&["build", "--release"]);
-    let mut files = Vec::new();
+    let mut files: Vec<(String, PathBuf)> = Vec::new();
+    let mut add = |name: &str, path: PathBuf| files.push((name.to_owned(), path));
     if has(&[Program::Transport, Program::Gpus]) {
         build.args(["-p", "warpmesh-primitives", "--example", "rdma_vm"]);
-        files.push(("t/rdma_vm", release.join("examples/rdma_vm")));
+        add("t/rdma_vm", release.join("examples/rdma_vm"));
     }
-    if has(&[Program::Hosts]) {
+    if has(&[Program::Hosts, Program::GpuHosts]) {
         build.args(["-p", "warpmesh", "--example", "rdma_hosts"]);
-        files.push(("t/rdma_hosts", release.join("examples/rdma_hosts")));
+        add("t/rdma_hosts", release.join("examples/rdma_hosts"));
     }
-    if has(&[Program::Gpus]) {
+    if has(&[Program::Gpus, Program::GpuHosts]) {
         build.args(["-p", "vgpu", "--lib"]);
-        files.push(("t/cuda/libcuda.so.1", release.join("libvgpu.so")));
-        files.push(("t/ports.ptx", home.join("ports.ptx")));
+        add("t/cuda/libcuda.so.1", release.join("libvgpu.so"));
+        cuda::ensure()?;
     }
     step("build of the tests", &mut build)?;
-    if has(&[Program::Gpus]) {
-        cuda::ensure()?;
-        let mut compile = Command::new(release.join("examples/rdma_vm"));
-        compile.arg("ptx").arg(home.join("ports.ptx"));
+    let compile = |example: &str, what: &str, to: &Path| {
+        let mut compile = Command::new(release.join("examples").join(example));
+        compile.arg(what).arg(to);
         compile.env("LD_LIBRARY_PATH", root().join("target/cuda/nvidia/cu13/lib"));
-        step("kernels for the tests", &mut compile)?;
+        step("kernels for the tests", &mut compile)
+    };
+    if has(&[Program::Gpus]) {
+        let ports = home.join("ports.ptx");
+        compile("rdma_vm", "ptx", &ports)?;
+        add("t/ports.ptx", ports);
+    }
+    if has(&[Program::GpuHosts]) {
+        let kernels = home.join("kernels");
+        // Those of other sources than today's are of no use.
+        let _ = std::fs::remove_dir_all(&kernels);
+        compile("rdma_hosts", "kernels", &kernels)?;
+        for entry in std::fs::read_dir(&kernels)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            add(&format!("t/cache/warpmesh/kernels/{}", name.to_string_lossy()), entry.path());
+        }
     }
     Ok(files)
 }
