@@ -89,6 +89,19 @@ fn every_algorithm_in_weak_memory() {
     }
 }
 
+/// A launch of several rounds, then one whose blocks have longer slices: each writes where several of a peer's blocks may still read
+/// what came in the round before the last.
+#[test]
+fn launches_with_other_slices_in_weak_memory() {
+    if gpu::count().is_none() {
+        return;
+    }
+    let named = |a: &&Algorithm| (a.collective, a.name) == (Collective::Scatter, "staged");
+    let algorithm = algorithms().find(named).unwrap();
+    let counts = [150_000, 120_000];
+    check(&counts.map(|count| Case { registered: false, ..case(algorithm, 16, count) }));
+}
+
 #[test]
 fn every_type_and_operator() {
     if gpu::count().is_none() {

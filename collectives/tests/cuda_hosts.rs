@@ -236,6 +236,7 @@ fn an_abort_comes_to_other_hosts() {
     common::ranks_on_hosts(&settings(60), &[0, 1], |comm| {
         let mut rank = gpu::rank(comm);
         let memory = warmed_up(&mut rank, 1000);
+        rank.comm.host_barrier().unwrap();
         let since = Instant::now();
         if rank.comm.rank() == 0 {
             rank.comm.abort();
@@ -246,6 +247,41 @@ fn an_abort_comes_to_other_hosts() {
         assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
         rank.stream.synchronize().unwrap();
     });
+}
+
+/// A root need not wait for anyone: only the guard keeps it from writing what its peers still have to read.
+#[test]
+fn slots_are_not_written_again_before_they_were_read() {
+    const COUNT: usize = 30_000;
+    if gpu::count().is_none() {
+        return;
+    }
+    for hosts in [&[0, 1][..], &[0, 0, 1, 1]] {
+        common::ranks_on_hosts(&settings(60), hosts, |comm| {
+            let mut rank = gpu::rank(comm);
+            let me = rank.comm.rank();
+            let call = |at| RawCall { collective: Collective::Broadcast, ..all_reduce(at, COUNT) };
+            let bytes = COUNT * size_of::<f32>();
+            let memory: Vec<_> = (0..7).map(|_| Memory::new(&mut rank, bytes, false)).collect();
+            for (n, memory) in memory.iter().enumerate() {
+                rank.upload(memory.address(), &vec![if me == 0 { n as f32 } else { -1.0 }; COUNT]);
+            }
+            rank.call(&call(memory[0].address())).unwrap();
+            rank.synchronize().unwrap();
+            rank.comm.host_barrier().unwrap();
+            if me > 0 {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            for memory in &memory {
+                rank.call(&call(memory.address())).unwrap();
+            }
+            rank.synchronize().unwrap();
+            for (n, memory) in memory.iter().enumerate() {
+                let seen = rank.download::<f32>(memory.address(), COUNT);
+                assert!(seen.iter().all(|x| *x == n as f32), "rank {me}, call {n}: {}", seen[0]);
+            }
+        });
+    }
 }
 
 /// What a rank has sent before it leaves comes, and who needs more of it is told.

@@ -95,7 +95,15 @@ fn benchmark() -> Result<()> {
             "warpmesh-perf on 4 virtual GPUs, 6 threads, graphs",
             "all_gather -b 8 -e 64K -f 32 -g 6 -n 2 --device cuda --ranks threads -R 0 -G 2",
         ),
+        (
+            "warpmesh-perf on 4 virtual GPUs of two hosts",
+            "all_reduce -b 8 -e 64K -f 32 -n 2 --hosts 2,2 --device cuda -d half",
+        ),
     ] {
+        if args.contains("--hosts") && !is_root() {
+            println!("==> {name}: not run, since only root may make network namespaces");
+            continue;
+        }
         println!("==> {name}");
         let mut command = std::process::Command::new(&perf);
         command.args(args.split(' '));
