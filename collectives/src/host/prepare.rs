@@ -169,7 +169,7 @@ impl Prepared {
             parts: shape.parts,
             synchronises: claims.synchronises,
             most_packets: 0,
-            away: away(program, node),
+            away: program.partners(|peer| !node.is_near(peer)),
             scratch: scratch.number,
             slot_scratch,
             slot_packets,
@@ -202,24 +202,6 @@ impl Prepared {
         };
         slot.map_or(usize::MAX, |slot| slot / grain * grain * self.parts)
     }
-}
-
-/// Ranks of other hosts that a program has to do with.
-fn away(program: &Program, node: &Node) -> Vec<usize> {
-    let mut away = Vec::new();
-    for instruction in program.workers.iter().flatten() {
-        match instruction {
-            Instruction::Signal { to: peers, .. } | Instruction::Wait { from: peers, .. } => {
-                away.extend(peers);
-            }
-            Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. } => away.push(*peer),
-            _ => {}
-        }
-    }
-    away.retain(|peer| !node.is_near(*peer));
-    away.sort_unstable();
-    away.dedup();
-    away
 }
 
 struct Resolver<'a> {

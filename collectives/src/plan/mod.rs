@@ -211,6 +211,28 @@ pub struct Program {
     pub workers: Vec<Vec<Instruction>>,
 }
 
+impl Program {
+    /// The ranks that it signals, waits for or puts to, of those that are asked for, in order.
+    pub(crate) fn partners(&self, asked: impl Fn(usize) -> bool) -> Vec<usize> {
+        let mut partners = Vec::new();
+        for instruction in self.workers.iter().flatten() {
+            match instruction {
+                Instruction::Signal { to: peers, .. } | Instruction::Wait { from: peers, .. } => {
+                    partners.extend(peers);
+                }
+                Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. } => {
+                    partners.push(*peer);
+                }
+                _ => {}
+            }
+        }
+        partners.retain(|peer| asked(*peer));
+        partners.sort_unstable();
+        partners.dedup();
+        partners
+    }
+}
+
 /// One step of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -1,28 +1,7 @@
 //! What a kernel does with ranks of other hosts: far.cuh.
 
 use super::{AT_GUARD, GUARD, Word, Words, Writer};
-use crate::algorithms::Layout;
-use crate::plan::{Buffer, Instruction, Place, Program, Whose};
-
-/// Ranks of other hosts that a program has to do with, in order; they have to do with this one, too.
-pub(crate) fn away(program: &Program, rank: usize, layout: &Layout) -> Vec<usize> {
-    let mut peers = Vec::new();
-    for instruction in program.workers.iter().flatten() {
-        match instruction {
-            Instruction::Signal { to: of, .. } | Instruction::Wait { from: of, .. } => {
-                peers.extend(of);
-            }
-            Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. } => {
-                peers.push(*peer)
-            }
-            _ => {}
-        }
-    }
-    peers.retain(|peer| layout.node_of(*peer) != layout.node_of(rank));
-    peers.sort_unstable();
-    peers.dedup();
-    peers
-}
+use crate::plan::{Buffer, Instruction};
 
 impl Writer<'_> {
     pub(super) fn guard_far(&mut self) {
