@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use warpmesh_primitives::net::rdma::{Exchange, RdmaOptions, RdmaTransport, SignalMode};
-use warpmesh_primitives::net::{NetError, Transport};
+use warpmesh_primitives::net::{NetError, NetFault, Transport};
 
 use super::ensure;
 use super::harness::{Outcome, counter, lose, lose_no_more, shell};
@@ -252,6 +252,55 @@ pub fn what_comes_before_the_peer_has_said_that_it_is_ready_counts(job: &mut Job
     Ok(())
 }
 
+/// A way that says that the peer has gone, once: just when what the peer sent before has come, but was not polled.
+#[derive(Debug)]
+struct Gone {
+    way: Box<dyn Exchange>,
+    /// To the peer, which sends when it is told to.
+    peer: Option<Box<dyn Exchange>>,
+}
+
+impl Exchange for Gone {
+    fn give(&mut self, peer: usize, message: &[u8], deadline: Instant) -> Result<(), NetError> {
+        self.way.give(peer, message, deadline)
+    }
+
+    fn take(&mut self, peer: usize, deadline: Instant) -> Result<Vec<u8>, NetError> {
+        self.way.take(peer, deadline)
+    }
+
+    fn gone(&mut self) -> Vec<NetFault> {
+        let Some(mut peer) = self.peer.take() else { return Vec::new() };
+        let deadline = Instant::now() + LIMIT;
+        let sent = peer.give(1, b"send", deadline).and_then(|()| peer.take(1, deadline));
+        let cause = format!("it has gone: {:?}", sent.map(|_| ()));
+        vec![NetFault { peer: 1, via: String::new(), cause }]
+    }
+}
+
+/// Between the last look at the NIC and the news that the peer has gone, its last signals may come.
+pub fn what_comes_just_before_the_news_that_the_peer_has_gone_counts(job: &mut Job) -> Outcome {
+    let (way, aside) = (job.exchange()?, job.exchange()?);
+    let options = RdmaOptions { signals: SignalMode::Immediate, ..job.options(1) };
+    let (peer, aside) = if job.rank == 0 { (Some(aside), None) } else { (None, Some(aside)) };
+    let mut pair = job.pair_by(options, Box::new(Gone { way, peer }))?;
+    let Some(mut aside) = aside else {
+        let fault = pair.fault(LIMIT, |_| Ok(()))?;
+        ensure!(fault.cause.contains("it has gone: Ok(())"), "{fault}");
+        let seen = pair.transport.signals().seen(3);
+        ensure!(seen == 40, "{seen} signals of 40 count");
+        ensure!(pair.memory.read(HALF, 5000) == pattern(5000, 7), "wrong data");
+        return job.barrier();
+    };
+    aside.take(0, Instant::now() + LIMIT)?;
+    pair.memory.fill(0, 5000, 7);
+    pair.put(0, HALF, 5000, None)?;
+    (0..40).try_for_each(|_| pair.signal(3))?;
+    pair.flush()?;
+    aside.give(0, b"sent", Instant::now() + LIMIT)?;
+    job.barrier()
+}
+
 /// Two packets of a hundred are lost, in both directions.
 pub fn loss_of_2_percent(job: &mut Job) -> Outcome {
     if job.rank == 0 {
@@ -259,18 +308,18 @@ pub fn loss_of_2_percent(job: &mut Job) -> Outcome {
     }
     job.barrier()?;
     job.loses = true;
-    let result = under_loss(job);
-    job.barrier()?;
-    if job.rank == 0 {
-        lose_no_more()?;
-    }
-    result
+    let result = under_loss(job).and_then(|()| job.barrier());
+    // In any case, since other tests come.
+    let lost = if job.rank == 0 { lose_no_more() } else { Ok(()) };
+    result.and(lost)
 }
 
 fn under_loss(job: &mut Job) -> Outcome {
     for signals in [SignalMode::FetchAdd, SignalMode::Immediate] {
         let mut pair = mode(signals, job, 1)?;
-        sizes(&mut pair, job.rank, &[1, 1000, 65_536, 1 << 20])?;
+        sizes(&mut pair, job.rank, &[1, 1000, 65_536, 200_000])?;
+        // Where the last answer was lost, the peer still wants one.
+        job.barrier()?;
         drop(pair);
         many_in_flight(job, signals, 2, 200)?;
         // One cable of two is slower for its losses: the other's signals must not count alone.

@@ -19,7 +19,8 @@ const SOON: Duration = Duration::from_secs(8);
 
 pub fn a_killed_peer_is_named(job: &mut Job) -> Outcome {
     for cables in [1, 2] {
-        let options = job.options(cables);
+        // It gives up after 7 · 134 ms.
+        let options = RdmaOptions { timeout: 15, ..job.options(cables) };
         let mut pair = job.pair(options)?;
         job.barrier()?;
         if job.rank == 1 && cables == 2 {
@@ -183,21 +184,22 @@ pub fn a_port_that_goes_down_is_named(job: &mut Job) -> Outcome {
 
 /// Soft-RoCE gives up at once what it has to send without a port; so nothing is sent here while it is down.
 pub fn a_port_that_is_back_in_time_breaks_nothing(job: &mut Job) -> Outcome {
-    let options = job.options(1);
+    let port_grace = Duration::from_millis(1300);
+    let options = RdmaOptions { port_grace, ..job.options(1) };
     let mut pair = job.pair(options)?;
     job.barrier()?;
     if job.rank == 0 {
         shell(DOWN)?;
     }
     job.barrier()?;
-    let quiet = pair.fault(Duration::from_millis(500), |_| Ok(()));
+    let quiet = pair.fault(Duration::from_millis(400), |_| Ok(()));
     job.barrier()?;
     if job.rank == 0 {
         shell(UP)?;
     }
     job.barrier()?;
     ensure!(quiet.is_err(), "{quiet:?}");
-    let quiet = pair.fault(Duration::from_millis(2500), |_| Ok(())); // longer than the grace
+    let quiet = pair.fault(port_grace + Duration::from_millis(200), |_| Ok(()));
     ensure!(quiet.is_err(), "{quiet:?}");
     pair.memory.fill(0, 100_000, 5);
     pair.put(0, 200_000, 100_000, Some(0))?;

@@ -91,13 +91,28 @@ impl Job {
     }
 
     pub fn transport(&mut self, options: RdmaOptions) -> Outcome<RdmaTransport> {
-        let exchange = self.exchange()?;
+        let way = self.exchange()?;
+        self.transport_by(options, way)
+    }
+
+    /// The same, by this way.
+    fn transport_by(
+        &self,
+        options: RdmaOptions,
+        exchange: Box<dyn Exchange>,
+    ) -> Outcome<RdmaTransport> {
         Ok(RdmaTransport::new(self.rank, 2, SEMAPHORES, options, exchange)?)
     }
 
     /// A transport that is connected, with memory that the peer may write.
     pub fn pair(&mut self, options: RdmaOptions) -> Outcome<Pair> {
-        let mut transport = self.transport(options)?;
+        let way = self.exchange()?;
+        self.pair_by(options, way)
+    }
+
+    /// The same, by this way.
+    pub fn pair_by(&mut self, options: RdmaOptions, way: Box<dyn Exchange>) -> Outcome<Pair> {
+        let mut transport = self.transport_by(options, way)?;
         let memory = Arc::new(Memory::new(BYTES));
         let mine = transport.register(MEMORY, memory.clone())?;
         let all = self.bootstrap.all_gather(&mine)?;

@@ -1,6 +1,7 @@
 //! The RDMA transport's tests, for a machine whose NICs `rxe1` to `rxe4` are two cables' ends and whose network may be
 //! broken: the virtual machine of `cargo xtask rdma-vm`, which starts this as `rdma_vm`, with virtual GPUs as `rdma_vm gpu`, or as
-//! `rdma_vm measure`. `rdma_vm ptx FILE`, on the machine that has the compiler, writes the kernels that it needs there.
+//! `rdma_vm measure`. On the machine that has the compilers, `rdma_vm ptx FILE` writes the kernels that it needs there, and
+//! `rdma_vm layouts FOLDER` compares the library's structures with libibverbs' header.
 //!
 //! Each test is run by two processes of this program: rank 0, which starts rank 1. A test that does not end is ended.
 
@@ -11,9 +12,14 @@ mod faults;
 mod gpu;
 mod harness;
 mod job;
+#[path = "../../src/sys/verbs/layout.rs"]
+mod layout;
 mod measure;
 mod memory;
 mod ports;
+#[path = "../../src/sys/verbs/types.rs"]
+#[allow(dead_code, missing_docs, reason = "the library uses the rest")]
+mod types;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,6 +37,7 @@ const TESTS: &[Test<Job>] = crate::tests! {
     data::two_nics_and_one_by_fetch_add,
     data::two_nics_and_one_by_immediate,
     data::what_comes_before_the_peer_has_said_that_it_is_ready_counts,
+    data::what_comes_just_before_the_news_that_the_peer_has_gone_counts,
     data::loss_of_2_percent,
     data::mtus_that_differ,
     faults::a_killed_peer_is_named,
@@ -81,10 +88,13 @@ fn main() -> ExitCode {
             None => false,
         },
         ["ptx", file] => ports::compile(file).inspect_err(|error| eprintln!("{error}")).is_ok(),
+        ["layouts", include] => layout::compare(Some(include.to_owned()))
+            .inspect_err(|error| eprintln!("{error}"))
+            .is_ok(),
         ["measure"] => run_all("rdma", &[MEASURE], LONG),
         [] => run_all("rdma", TESTS, LIMIT) & run_all("rdma", &[LOOK], LIMIT),
         _ => {
-            eprintln!("usage: rdma_vm [measure | gpu [TEST] | ptx FILE]");
+            eprintln!("usage: rdma_vm [measure | gpu [TEST] | ptx FILE | layouts FOLDER]");
             false
         }
     };

@@ -52,7 +52,7 @@ pub fn write(
         if path.extension().is_some_and(|ending| ending == "ptx" || ending == "bin") {
             image.copy(name, path)?;
         } else {
-            image.program(name, path, packages)?;
+            image.program(name, &lighter(path, to), packages)?;
         }
     }
     image.driver(packages)?;
@@ -141,6 +141,14 @@ fn entry(out: &mut Vec<u8>, inode: usize, mode: u32, path: &str, content: &[u8])
 
 fn pad(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
+}
+
+/// A copy of a program or library beside the archive, without what debuggers want: most of it, which the guest would have to unpack. Itself,
+/// where there is no `strip`.
+fn lighter(path: &Path, archive: &Path) -> PathBuf {
+    let copy = archive.with_file_name(path.file_name().unwrap_or_default());
+    let strip = Command::new("strip").arg("--strip-debug").arg("-o").arg(&copy).arg(path).status();
+    if strip.is_ok_and(|status| status.success()) { copy } else { path.to_owned() }
 }
 
 /// The libraries that a program wants, as the packages' own loader finds them.
