@@ -137,7 +137,7 @@ fn build(programs: &[(Program, &str)], home: &Path) -> Result<Vec<(String, PathB
 }
 
 /// Compares the library's structures in `sys/verbs` with its header, if the program that does that was built.
-fn layouts(files: &[(&str, PathBuf)], packages: &Packages) -> Result<()> {
+fn layouts(files: &[(String, PathBuf)], packages: &Packages) -> Result<()> {
     let program = files.iter().find(|(name, _)| *name == "t/rdma_vm");
     program.map_or(Ok(()), |(_, program)| {
         let include = packages.guest.join("usr/include");
