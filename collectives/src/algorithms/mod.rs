@@ -14,7 +14,7 @@ mod staged;
 
 pub(crate) use self::built_in::BuiltIn;
 pub(crate) use self::nodes::NODE_SEMAPHORES;
-pub use self::nodes::{Layout, NODES, NodeAlgorithm};
+pub use self::nodes::{Layout, MOST_WORKERS, NODES, NodeAlgorithm};
 use crate::plan::verify::Claims;
 use crate::plan::{Builder, Collective, Plan, Program, Shape};
 
