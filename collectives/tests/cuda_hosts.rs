@@ -14,8 +14,8 @@ use warpmesh::plan::Collective;
 use warpmesh::primitives::failure::FailureKind;
 use warpmesh::{Builder, DataType, Element, RawCall, ReduceOp};
 
-/// Hosts of ranks: one rank on each, two with two, uneven ones, and ranks of a host that do not follow each other.
-const LAYOUTS: [&[usize]; 4] = [&[0, 1], &[0, 0, 1, 1], &[0, 0, 0, 1], &[0, 1, 0, 2]];
+/// Hosts of ranks: one rank on each, uneven ones, and ranks of a host that do not follow each other.
+const LAYOUTS: [&[usize]; 3] = [&[0, 1], &[0, 0, 1], &[0, 1, 0, 2]];
 
 fn case(collective: Collective, world: usize, count: usize) -> Case {
     Case {
@@ -185,13 +185,13 @@ fn a_rank_that_does_not_come_is_named() {
     }
     for hosts in [[0, 0, 1], [0, 1, 1]] {
         // Longer than it takes to compile the kernel on a busy machine.
-        common::ranks_on_hosts(&settings(6), &hosts, |comm| {
+        common::ranks_on_hosts(&settings(12), &hosts, |comm| {
             let mut rank = gpu::rank(comm);
             let memory = warmed_up(&mut rank, 1000);
             rank.comm.host_barrier().unwrap();
             let call = all_reduce(memory.address(), 1000);
             if rank.comm.rank() == 1 {
-                std::thread::sleep(Duration::from_secs(12));
+                std::thread::sleep(Duration::from_secs(20));
                 let error = rank.call(&call).unwrap_err();
                 assert_eq!(error.failure().unwrap().culprit, Some(1), "{error}");
                 return;
@@ -204,7 +204,7 @@ fn a_rank_that_does_not_come_is_named() {
                 (FailureKind::TimedOut, Some(1)),
                 "{error}"
             );
-            assert!(since.elapsed() < Duration::from_secs(11), "{:?}", since.elapsed());
+            assert!(since.elapsed() < Duration::from_secs(19), "{:?}", since.elapsed());
             rank.stream.synchronize().unwrap();
         });
     }

@@ -7,7 +7,11 @@ use std::time::Duration;
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use warpmesh::DataType;
-use warpmesh::{Builder, Communicator, CudaBytes, CudaCommunicator, Element, Error, RawCall};
+use warpmesh::{
+    Builder, Communicator, CudaBytes, CudaCommunicator, Element, Error, RawCall, ReduceOp,
+    cuda_kernel_on,
+};
+use warpmesh_kernels::cache;
 use warpmesh_primitives::gpu::Gpu;
 
 use super::cases::{Case, Number, alias, by_type, reduce_op, result, value};
@@ -132,6 +136,7 @@ pub fn check(cases: &[Case]) {
 /// As [`check`], on ranks of these hosts.
 pub fn check_on(hosts: &[usize], cases: &[Case]) {
     let Some(first) = cases.first() else { return };
+    compile(hosts, cases);
     let run = |comm| run_all(rank(comm), cases, &|_, _, _| ());
     // Ranks that have their kernels wait for those that compile.
     let builder = settings_of(first).timeout(Duration::from_secs(120));
@@ -142,6 +147,34 @@ pub fn check_on(hosts: &[usize], cases: &[Case]) {
 pub fn check_with(cases: &[Case], look: impl Fn(&Rank, Case, &RawCall) + Sync) {
     let Some(first) = cases.first() else { return };
     judge(ranks_with(settings_of(first), first.world, |rank| run_all(rank, cases, &look)));
+}
+
+/// Compiles kernels of all ranks before any rank waits for another: on a small machine that takes long while kernels run.
+fn compile(hosts: &[usize], cases: &[Case]) {
+    let context = CudaContext::new(0).unwrap();
+    let (major, minor) = context.compute_capability().unwrap();
+    let folder = cache::folder();
+    for case in cases {
+        let reduces = case.collective.reduces();
+        let call = RawCall {
+            collective: case.collective,
+            dtype: if reduces { case.dtype } else { DataType::U32 },
+            op: by_type!(case.dtype, op_of(case.op)),
+            root: if case.collective.is_rooted() { case.root } else { 0 },
+            count: case.count,
+            input: std::ptr::null(),
+            output: std::ptr::null_mut(),
+        };
+        for rank in 0..hosts.len() {
+            let kernel = cuda_kernel_on(&call, (rank, hosts), false, case.algorithm).unwrap();
+            let arch = (10 * major + minor) as u32;
+            cache::kernel(&kernel.source, &kernel.name, arch, folder.as_deref()).unwrap();
+        }
+    }
+}
+
+fn op_of<T: Number>(op: super::cases::Op) -> ReduceOp {
+    reduce_op::<T>(op, 0)
 }
 
 fn settings_of(case: &Case) -> Builder {
