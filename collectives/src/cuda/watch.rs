@@ -248,18 +248,14 @@ impl Watcher {
         let (record, since) = match (oldest, self.wait) {
             (Some(record), Some((_, since, _))) if goes_on(&record) => (record, since),
             (Some(record), _) => (record, now),
-            // A thread that shares its multiprocessor with many looks around late.
-            (None, Some((record, since, heard))) if heard.elapsed() < QUIET => (record, since),
+            // Over, or a thread that shares its multiprocessor with many looks around late: nothing is to be concluded.
+            (None, Some((.., heard))) if heard.elapsed() < QUIET => return None,
             (None, _) => {
                 self.rest();
                 return None;
             }
         };
-        let heard = match (oldest, self.wait) {
-            (None, Some((.., heard))) => heard,
-            _ => now,
-        };
-        self.wait = Some((record, since, heard));
+        self.wait = Some((record, since, now));
         let node = &self.shared.node;
         let on = WaitingFor {
             peer: (record.peer as usize).min(node.world() - 1),
