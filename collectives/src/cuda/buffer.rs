@@ -118,7 +118,8 @@ impl CudaCommunicator {
         Ok(CudaBytes { memory, rank, _alive: alive })
     }
 
-    /// Makes memory that another allocator made known to all ranks (of the host: between hosts what is sent is staged), `len` bytes from `address`. A collective call: every rank
+    /// Makes memory that another allocator made known to all ranks of the host (between hosts what is sent is staged), `len` bytes from
+    /// `address`. A collective call: every rank
     /// makes it, for memory of its own, of the same or another length. Blocks until all have come. The range may be a part of an
     /// allocation, several ranges of one may be registered, and a range that all ranks have registered before costs one exchange.
     ///
