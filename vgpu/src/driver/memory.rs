@@ -66,6 +66,9 @@ fn host_alloc(bytes: usize, flags: c_uint) -> Res<*mut c_void> {
 api! {
     cuMemAlloc_v2(at: *mut u64, bytes: usize) { put(at, alloc(bytes)?) }
     cuMemFree_v2(at: u64) { if at == 0 { current().map(drop) } else { free(at, Kind::Device) } }
+    cuMemGetHandleForAddressRange(_handle: *mut c_void, _at: u64, _bytes: usize, _kind: c_uint, _flags: u64) {
+        Err(Error::NotSupported) // no dma-buf
+    }
     cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
         current()?;
         put(free, TOTAL_MEMORY)?;
