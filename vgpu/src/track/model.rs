@@ -163,12 +163,16 @@ pub struct Model {
     pub config: Config,
     rng: u64,
     pub(super) warps: Vec<Warp>,
-    /// Ended warps, oldest first, whose numbers are not in use again.
+    /// Ended warps, oldest first, that are told apart.
     pub(super) ended: VecDeque<u32>,
     /// How many of those there may be.
     pub(super) ended_limit: usize,
-    /// What counts as known to all because a warp's number is in use again.
+    /// Numbers of ended warps that can be used again: what these did is known to all.
+    pub(super) free: Vec<u32>,
+    /// What counts as known to all, since it was done by warps that are not told apart any more.
     pub(super) retired: Know,
+    /// What the last warp was begun with, and that with `retired`.
+    pub(super) begun: Option<(Arc<Know>, Arc<Know>)>,
     pub(super) shadow: Shadow,
     /// What earlier `fence.sc` knew, by scope and place.
     pub(super) sc: BTreeMap<(Scope, u64, u32), Know>,
@@ -196,7 +200,9 @@ impl Model {
             warps: Vec::new(),
             ended: VecDeque::new(),
             ended_limit: super::warps::ENDED,
+            free: Vec::new(),
             retired: Know::default(),
+            begun: None,
             shadow: Shadow::new(),
             sc: BTreeMap::new(),
             deferred: Vec::new(),
@@ -225,7 +231,9 @@ impl Model {
     pub fn reset(&mut self) {
         self.warps.clear();
         self.ended.clear();
+        self.free.clear();
         self.retired = Know::default();
+        self.begun = None;
         self.shadow.reset();
         self.sc.clear();
         self.deferred.clear();

@@ -61,9 +61,9 @@ impl ProxyFences {
         known
     }
 
-    /// The number of a warp is in use again: those fences are known to all, and all know what `tell` adds.
-    pub fn retire(&mut self, warp: u32, tell: impl Fn(&mut Arc<Know>)) {
-        for f in self.all.remove(&warp).into_iter().flatten() {
+    /// The fences of these warps are known to all from now on, and all know what `tell` adds.
+    pub fn retire(&mut self, warps: &[u32], mut tell: impl FnMut(&mut Arc<Know>)) {
+        for f in warps.iter().flat_map(|warp| self.all.remove(warp)).flatten() {
             self.retired.join(&f.know);
         }
         self.all.values_mut().flatten().for_each(|f| tell(&mut f.know));

@@ -1,6 +1,7 @@
 //! Litmus tests of single threads of warps, with and without `bar.warp.sync`, of bulk copies, and of what is forgotten.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::clock::{Know, Thread};
 use super::model::{Access, Config, Model, Position};
@@ -481,26 +482,37 @@ fn proxy_fences_are_forgotten_one_lane_at_a_time() {
 
 #[test]
 fn numbers_of_ended_warps_are_used_again() {
+    [4, 40].into_iter().for_each(numbers_are_used_again);
+}
+
+/// Some warps, a sixteenth, are forgotten together.
+fn numbers_are_used_again(ended_limit: usize) {
+    let forgotten = ended_limit + 2;
     let mut w = World::new(1, 1);
-    w.model.ended_limit = 4;
+    w.model.ended_limit = ended_limit;
     let at = Position { cta: 7, gpu: 0, lanes: !0, kernel: 0 };
-    for n in 0..100u8 {
+    for n in 0..200u8 {
         let warp = w.model.warp(at, &Default::default());
         w.warps.push(warp);
         let me = w.warps.len() - 1;
-        // Six warps ago is forgotten: no race, and nothing but its value is seen.
-        if n >= 6 {
-            assert_eq!(w.load((me, 0), u64::from(n - 6), Sem::Weak), n - 6);
+        // Of what is forgotten, nothing races, and nothing but its value is seen.
+        if let Some(old) = n.checked_sub(forgotten as u8) {
+            assert_eq!(w.load((me, 0), u64::from(old), Sem::Weak), old);
         }
         assert!(w.model.take_races().is_empty(), "warp {n}");
         w.store((me, 1), u64::from(n), Sem::Weak, n);
         w.model.finish(warp, &mut Know::default());
     }
-    assert!(w.model.warps.len() <= 7, "{}", w.model.warps.len());
+    assert!(w.model.warps.len() <= forgotten + 1, "{}", w.model.warps.len());
     // The last one is not forgotten.
-    let _ = w.load((0, 0), 99, Sem::Weak);
+    let _ = w.load((0, 0), 199, Sem::Weak);
     assert_eq!(w.model.take_races().len(), 1);
-    assert!(w.model.know(w.thread((0, 0))).size() <= 7);
+    assert!(w.model.know(w.thread((0, 0))).size() <= forgotten + 1);
+    // What the warps of a launch begin with is large: they share it.
+    let know = Arc::default();
+    let begun =
+        [(); 2].map(|()| w.model.warp(at, &know)).map(|n| w.model.warps[n as usize].common.clone());
+    assert!(Arc::ptr_eq(&begun[0], &begun[1]) && begun[0].size() > 0);
 }
 
 #[test]

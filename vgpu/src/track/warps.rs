@@ -1,5 +1,6 @@
 //! Beginning and end of warps in the model, and how their numbers are used again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::clock::{Claim, Know};
@@ -20,46 +21,67 @@ impl Model {
             know.first_beyond(|w| self.warps.get(w as usize).map_or(0, |w| w.clock)).is_none(),
             "knowledge from before the model was reset"
         );
-        let mut w = Warp { at, clock: 1, common: know.clone(), ..Warp::default() };
-        let reuse = if self.ended.len() > self.ended_limit { self.ended.pop_front() } else { None };
-        if let Some(n) = reuse {
-            w.clock = self.retire(n) + 1;
+        if self.free.is_empty() && self.ended.len() > self.ended_limit {
+            self.retire(1 + self.ended_limit / 16);
         }
-        if self.retired != Know::default() {
-            Arc::make_mut(&mut w.common).join(&self.retired);
-        }
-        let Some(n) = reuse else {
+        let mut w = Warp { at, clock: 1, common: self.with_retired(know), ..Warp::default() };
+        let Some(n) = self.free.pop() else {
             self.warps.push(w);
             return self.warps.len() as u32 - 1;
         };
+        w.clock += self.warps[n as usize].clock;
         self.warps[n as usize] = w;
         n
     }
 
-    /// Makes what an ended warp did known to all; its last clock.
-    fn retire(&mut self, n: u32) -> u32 {
-        let clock = self.warps[n as usize].clock;
-        let claim = Claim { warp: n, lanes: !0, clock };
-        let tell = |know: &mut Arc<Know>| {
-            if know.all_of(n) < clock {
-                Arc::make_mut(know).add(claim);
+    /// Knowledge, and what counts as known to all. The warps of a launch begin with the same, and share it.
+    fn with_retired(&mut self, know: &Arc<Know>) -> Arc<Know> {
+        if self.retired == Know::default() {
+            return know.clone();
+        }
+        match &self.begun {
+            Some((begun, with)) if Arc::ptr_eq(begun, know) => with.clone(),
+            _ => {
+                let mut with = know.clone();
+                Arc::make_mut(&mut with).join(&self.retired);
+                self.begun = Some((know.clone(), with.clone()));
+                with
             }
+        }
+    }
+
+    /// Makes what the warps did that ended first known to all; their numbers can be used again. Many at once, since knowledge is large.
+    fn retire(&mut self, count: usize) {
+        let mut gone = Know::default();
+        for n in self.ended.drain(..count) {
+            gone.add(Claim { warp: n, lanes: !0, clock: self.warps[n as usize].clock });
+            self.free.push(n);
+        }
+        // Who shared knowledge goes on sharing it.
+        let mut told: HashMap<*const Know, (Arc<Know>, Arc<Know>)> = HashMap::new();
+        let mut tell = |know: &mut Arc<Know>| {
+            let (_, more) = told.entry(Arc::as_ptr(know)).or_insert_with(|| {
+                let mut more = know.clone();
+                Arc::make_mut(&mut more).join(&gone);
+                (know.clone(), more)
+            });
+            *know = more.clone();
         };
         for w in self.warps.iter_mut().filter(|w| !w.ended) {
             tell(&mut w.common);
-            w.own.iter_mut().flatten().for_each(tell);
+            w.own.iter_mut().flatten().for_each(&mut tell);
             tell(&mut w.over);
         }
-        self.proxy_fences.retire(n, tell);
+        self.proxy_fences.retire(&self.free, &mut tell);
         for b in self.barriers.values_mut() {
-            b.arrived.add(claim);
+            b.arrived.join(&gone);
             tell(&mut b.passed);
         }
         for know in self.sc.values_mut() {
-            know.add(claim);
+            know.join(&gone);
         }
-        self.retired.add(claim);
-        clock
+        self.retired.join(&gone);
+        self.begun = None;
     }
 
     /// A warp has ended: adds what its lanes knew and did to `into`. Everything it deferred is performed.

@@ -225,8 +225,10 @@ pub fn test() -> Result<()> {
     for seed in 1..=WEAK_SEEDS {
         let mode = format!("--weak --races --seed {seed}");
         for (package, tests) in [("warpmesh", "cuda*"), ("warpmesh-primitives", "gpu*")] {
-            let args = ["test", "--release", "-p", package, "--test", tests, "weak_memory"];
-            let mut command = Libraries::on_vgpu(8, &mode).around(&cargo(&args));
+            let mut test = cargo(&["test", "--release", "-p", package, "--test", tests]);
+            // One at a time: a test that makes a communicator waits for all kernels of its GPUs, and those of others run for long.
+            test.args(["weak_memory", "--", "--test-threads", "1"]);
+            let mut command = Libraries::on_vgpu(8, &mode).around(&test);
             command.env("WARPMESH_NEEDS_GPU", "1").current_dir(root());
             step(&format!("tests of {package} on virtual GPUs {mode}"), &mut command)?;
         }
