@@ -48,7 +48,7 @@ pub use communicator::{
 pub use cost::Machine;
 pub use cuda::{
     CudaBuffer, CudaBytes, CudaCommunicator, CudaGroup, CudaKernel, CudaRegistration, EmitError,
-    cuda_kernel, cuda_kernel_on, cuda_mail_kernel,
+    cuda_kernel, cuda_kernel_on, cuda_mail_kernels,
 };
 pub use dtype::{DataType, Element, UnknownType};
 pub use error::Error;

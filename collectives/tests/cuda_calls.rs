@@ -54,6 +54,9 @@ fn capture(rank: &mut Rank, calls: &[RawCall]) -> CudaGraph {
 
 #[test]
 fn graphs_are_replayed_and_mixed_with_calls() {
+    if gpu::count().is_none() || !gpu::is_alone("graphs_are_replayed_and_mixed_with_calls") {
+        return;
+    }
     for (name, registered) in [("two_shot_packet", false), ("staged", false), ("direct", true)] {
         worlds(name, 2, |mut rank| {
             let bytes = COUNT * size_of::<f32>();
@@ -486,13 +489,9 @@ fn a_driver_that_does_not_take_the_compilers_code_is_named() {
 
 #[test]
 fn memory_that_is_asked_for_while_a_stream_is_captured_is_refused_on_all_ranks() {
-    // In a process of its own, since what invalidates a capture also does so to those of other tests.
-    if !gpu::is_run_again() {
-        const NAME: &str =
-            "memory_that_is_asked_for_while_a_stream_is_captured_is_refused_on_all_ranks";
-        if gpu::count().is_some() {
-            gpu::again(NAME, None);
-        }
+    const NAME: &str =
+        "memory_that_is_asked_for_while_a_stream_is_captured_is_refused_on_all_ranks";
+    if gpu::count().is_none() || !gpu::is_alone(NAME) {
         return;
     }
     gpu::ranks_with(common::settings(), 2, |mut rank| {

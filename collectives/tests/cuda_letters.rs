@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::gpu::{self, Memory, Rank};
 use common::processes::{Ranks, connect, me, report};
 use cudarc::driver::sys::{self, CUstreamCaptureMode};
-use warpmesh::{DataType, Error, ReduceOp};
+use warpmesh::{Builder, DataType, Error, ReduceOp};
 use warpmesh_primitives::failure::FailureKind;
 
 /// A byte of a message.
@@ -18,6 +18,11 @@ fn byte(from: usize, to: usize, number: usize, k: usize) -> u8 {
 
 fn message(from: usize, to: usize, number: usize, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|k| byte(from, to, number, k)).collect()
+}
+
+/// Ranks that wait for each other longer than it takes to compile a kernel on a busy machine.
+fn settings() -> Builder {
+    common::settings().timeout(Duration::from_secs(60))
 }
 
 /// Every rank sends so many messages of these sizes to every rank, itself included, all in one group; twice. Buffers begin
@@ -95,11 +100,28 @@ fn messages_arrive_whatever_their_sizes_and_order() {
 }
 
 #[test]
+fn messages_arrive_on_other_hosts() {
+    if gpu::count().is_none() {
+        return;
+    }
+    let sizes = [0, 1, 127, 4096, 16_200, 33_001, 70_000];
+    for hosts in [&[0, 1][..], &[0, 0, 1], &[0, 1, 2, 0]] {
+        for (shift, backwards) in [(0, false), (1, true)] {
+            gpu::ranks_on(&settings(), hosts, |rank| {
+                everyone_to_everyone(rank, &sizes, shift, backwards);
+            });
+        }
+    }
+    let large = [3 << 20, 5];
+    gpu::ranks_on(&settings(), &[0, 1], |rank| everyone_to_everyone(rank, &large, 0, false));
+}
+
+#[test]
 fn more_letters_than_a_kernel_takes() {
     if gpu::count().is_some() {
         let sizes: Vec<usize> = (0..25).map(|n| 1 + 900 * (n % 7)).collect();
-        for world in [2, 5] {
-            gpu::ranks_with(common::settings(), world, |rank| {
+        for hosts in [&[0, 0][..], &[0; 5], &[0, 1, 0]] {
+            gpu::ranks_on(&settings(), hosts, |rank| {
                 let backwards = rank.comm.rank() % 2 == 1;
                 everyone_to_everyone(rank, &sizes, 0, backwards);
             });
@@ -129,9 +151,9 @@ fn uneven_blocks_go_to_everyone_and_collectives_follow_in_a_group() {
     if gpu::count().is_none() {
         return;
     }
-    for world in [1, 3, 4] {
-        gpu::ranks_with(common::settings(), world, |mut rank| {
-            let me = rank.comm.rank();
+    for hosts in [&[0][..], &[0, 0, 0], &[0; 4], &[0, 1, 0, 1]] {
+        gpu::ranks_on(&settings(), hosts, |mut rank| {
+            let (me, world) = (rank.comm.rank(), rank.comm.world());
             let value =
                 |from: usize, to: usize, k: usize| (from * 1000 + to * 100) as f32 + k as f32;
             let send: Vec<usize> = (0..world).map(|to| uneven(me, to)).collect();
@@ -171,10 +193,14 @@ fn uneven_blocks_go_to_everyone_and_collectives_follow_in_a_group() {
 
 #[test]
 fn messages_in_graphs_are_replayed_and_mixed_with_others() {
-    if gpu::count().is_none() {
-        return;
+    const NAME: &str = "messages_in_graphs_are_replayed_and_mixed_with_others";
+    if gpu::count().is_some() && gpu::is_alone(NAME) {
+        [[0, 0], [0, 1]].iter().for_each(|hosts| graphs_on(hosts));
     }
-    gpu::ranks_with(common::settings(), 2, |mut rank| {
+}
+
+fn graphs_on(hosts: &[usize]) {
+    gpu::ranks_on(&settings(), hosts, |mut rank| {
         const COUNT: usize = 50_000;
         let (me, stream) = (rank.comm.rank(), rank.stream.clone());
         let from = Memory::new(&mut rank, 4 * COUNT, true);
@@ -182,18 +208,25 @@ fn messages_in_graphs_are_replayed_and_mixed_with_others() {
         let exchange = |rank: &mut Rank| {
             let raw = stream.cu_stream();
             // SAFETY: both buffers live until the end of the test, which waits for the stream.
-            let queued = unsafe {
+            unsafe {
                 rank.comm.group_raw(raw, |group| {
                     group.send_raw(from.address() as *const u8, COUNT, DataType::F32, 1 - me)?;
                     group.recv_raw(to.address() as *mut u8, COUNT, DataType::F32, 1 - me)
                 })
-            };
-            queued.unwrap();
+            }
         };
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        stream.begin_capture(mode).unwrap();
-        exchange(&mut rank);
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        if hosts[0] != hosts[1] {
+            // Connecting is nothing that a graph could do.
+            stream.begin_capture(mode).unwrap();
+            let error = exchange(&mut rank).unwrap_err().to_string();
+            assert!(error.contains("is captured"), "{error}");
+            let _ = stream.end_capture(flags);
+            exchange(&mut rank).unwrap();
+        }
+        stream.begin_capture(mode).unwrap();
+        exchange(&mut rank).unwrap();
         let graph = stream.end_capture(flags).unwrap().unwrap();
         for round in 0..4 {
             let value = |rank: usize, k: usize| (rank * 10 + round) as f32 + (k % 1000) as f32;
@@ -201,7 +234,7 @@ fn messages_in_graphs_are_replayed_and_mixed_with_others() {
             if round % 2 == 0 {
                 graph.launch().unwrap();
             } else {
-                exchange(&mut rank);
+                exchange(&mut rank).unwrap();
             }
             rank.synchronize().unwrap();
             let seen = rank.download::<f32>(to.address(), COUNT);
@@ -236,8 +269,8 @@ fn a_message_that_is_not_what_is_received_is_told_to_both() {
         return;
     }
     // Another length; the same length of another type.
-    for halves in [false, true] {
-        gpu::ranks_with(common::settings(), 2, |mut rank| {
+    for (halves, hosts) in [(false, [0, 0]), (true, [0, 0]), (false, [0, 1]), (true, [0, 1])] {
+        gpu::ranks_on(&settings(), &hosts, |mut rank| {
             let sends = rank.comm.rank() == 0;
             // More than the rings hold, so that the sender waits.
             let (count, dtype) = match (sends, halves) {
@@ -280,6 +313,62 @@ fn a_peer_that_does_not_send_is_named() {
         assert!(error.to_string().contains("receives from rank 1, which does not send"), "{error}");
         assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
     });
+}
+
+#[test]
+fn a_peer_on_another_host_that_does_not_send_is_named() {
+    if gpu::count().is_none() {
+        return;
+    }
+    for connects in [true, false] {
+        let settings = common::settings().timeout(Duration::from_secs(3));
+        gpu::ranks_on(&settings, &[0, 1], |mut rank| {
+            let me = rank.comm.rank();
+            if connects {
+                one(&mut rank, me == 0, 1 - me, 100, DataType::F32).unwrap();
+            }
+            if me == 1 {
+                std::thread::sleep(Duration::from_secs(10));
+                return;
+            }
+            let since = Instant::now();
+            let error = one(&mut rank, false, 1, 100, DataType::F32).unwrap_err();
+            let failure = error.failure().unwrap_or_else(|| panic!("{error}"));
+            assert_eq!((failure.kind, failure.culprit), (FailureKind::TimedOut, Some(1)));
+            let what =
+                if connects { "receives from rank 1, which does not send" } else { "rank 1" };
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+        });
+    }
+}
+
+#[test]
+fn what_a_rank_sent_before_it_left_comes() {
+    if gpu::count().is_none() {
+        return;
+    }
+    for hosts in [[0, 0], [0, 1]] {
+        gpu::ranks_on(&settings(), &hosts, |mut rank| {
+            let (me, stream) = (rank.comm.rank(), rank.stream.clone());
+            one(&mut rank, me == 0, 1 - me, 10, DataType::F32).unwrap();
+            // As much as the rings hold.
+            const COUNT: usize = 10_000;
+            if me == 0 {
+                let data = stream.clone_htod(&[2.5_f32; COUNT]).unwrap();
+                rank.comm.send::<f32, _>(&data, 1, &stream).unwrap();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            let mut data = stream.alloc_zeros::<f32>(COUNT).unwrap();
+            rank.comm.recv::<f32, _>(&mut data, 0, &stream).unwrap();
+            rank.synchronize().unwrap();
+            assert_eq!(stream.clone_dtoh(&data).unwrap(), [2.5; COUNT]);
+            let error = one(&mut rank, false, 0, 10, DataType::F32).unwrap_err();
+            let failure = error.failure().unwrap_or_else(|| panic!("{error}"));
+            assert_eq!((failure.kind, failure.culprit), (FailureKind::PeerLeft, Some(0)));
+        });
+    }
 }
 
 /// More than the rings between two ranks hold.
@@ -328,15 +417,17 @@ fn a_process_that_is_killed_amid_messages_is_named_and_streams_stay_usable() {
     if gpu::count().is_none() {
         return;
     }
-    for how in 0..4 {
-        let mut ranks = Ranks::start(NAME, 3, how);
+    let on_one = (0..4).map(|how| (how, &[0, 0, 0], "PeerDied"));
+    let on_two = (0..4).map(|how| (how, &[0, 1, 0], "Disconnected"));
+    for (how, hosts, kind) in on_one.chain(on_two) {
+        let mut ranks = Ranks::start_on(NAME, hosts, how);
         ranks.ready(Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(400));
         ranks.signal(1, rustix::process::Signal::KILL);
         let since = Instant::now();
         for rank in [0, 2] {
             let said = ranks.report(rank, Duration::from_secs(15));
-            assert!(said.starts_with("PeerDied culprit 1 "), "{how}, rank {rank}: {said}");
+            assert!(said.starts_with(&format!("{kind} culprit 1 ")), "{how}, rank {rank}: {said}");
         }
         assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
     }

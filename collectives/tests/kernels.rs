@@ -9,7 +9,7 @@ use common::gpu::{self, Memory};
 use warpmesh::algorithms::{self, Algorithm, NodeAlgorithm};
 use warpmesh::plan::Collective;
 use warpmesh::{
-    CudaKernel, DataType, RawCall, ReduceOp, cuda_kernel, cuda_kernel_on, cuda_mail_kernel,
+    CudaKernel, DataType, RawCall, ReduceOp, cuda_kernel, cuda_kernel_on, cuda_mail_kernels,
 };
 use warpmesh_kernels::cache;
 
@@ -22,12 +22,10 @@ fn compile_all() {
     let folder = PathBuf::from(std::env::var_os("WARPMESH_KERNELS").expect("WARPMESH_KERNELS"));
     let archs = std::env::var("WARPMESH_ARCHS").expect("WARPMESH_ARCHS");
     let archs: Vec<u32> = archs.split(',').map(|arch| arch.parse().expect("a number")).collect();
-    for arch in &archs {
-        compile(
-            &cuda_mail_kernel(),
-            *arch,
-            &folder.join(format!("send_receive.letters.all.{arch}")),
-        );
+    for &arch in &archs {
+        for (kernel, role) in cuda_mail_kernels().iter().zip(["all", "hosts"]) {
+            compile(kernel, arch, &folder.join(format!("send_receive.letters.{role}.{arch}")));
+        }
     }
     for algorithm in algorithms::all() {
         for (role, rank) in roles(algorithm) {

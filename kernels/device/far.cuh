@@ -34,6 +34,16 @@ struct Far {
 };
 static_assert(sizeof(Far) == 72, "as in collectives/src/cuda/far.rs");
 
+// A word of it.
+constexpr int FAR_LANES = 6, FAR_SAID = 7, FAR_HEARD = 8;
+WARPMESH_DEVICE u64 word_of_far(const Far* far, int n) { return load(reinterpret_cast<const u64*>(far) + n); }
+
+// In registers, one load for each word.
+WARPMESH_DEVICE Fifo fifo_of_far(const Far* far) {
+  const auto address = [&](int n) { return reinterpret_cast<u64*>(word_of_far(far, n)); };
+  return {address(0), address(1), address(2), address(3), address(4), static_cast<u32>(word_of_far(far, 5)), 0};
+}
+
 // A port's word: its number, and whether nothing is signalled behind a put.
 constexpr u64 SILENT = 1ull << 32;
 
@@ -60,7 +70,7 @@ struct FarWorker : Worker<SYNCHRONISED, THREADS> {
     if (threadIdx.x == 0 && !failed) {
       const Fifo fifo = load_fifo();
       const u64 odd = epoch & 1, to = sizeof(u64) * (2 + odd * call.world + call.rank);
-      store_relaxed_sys(reinterpret_cast<u64*>(word_of_far(SAID)) + odd, call.mine.digest);
+      store_relaxed_sys(reinterpret_cast<u64*>(word_of_far(call.far, FAR_SAID)) + odd, call.mine.digest);
 #pragma unroll 1
       for (int n = 0; n < COUNT && !failed; ++n) push(fifo, ports[n], trigger::PUT, to, odd * sizeof(u64), sizeof(u64), peers[n], place);
     }
@@ -95,7 +105,7 @@ struct FarWorker : Worker<SYNCHRONISED, THREADS> {
   template <int COUNT, bool GREETS = false>
   WARPMESH_DEVICE void wait_far(const u64* received, const u64* counters, const u8* peers, u32 place) {
     if (threadIdx.x < COUNT && !failed) {
-      const u32 lanes = static_cast<u32>(word_of_far(LANES));
+      const u32 lanes = static_cast<u32>(word_of_far(call.far, FAR_LANES));
       u64* const counter = reinterpret_cast<u64*>(counters[threadIdx.x]) + blockIdx.x * lanes;
       u64* const count = Base::word(received[threadIdx.x]).word;
       failed = !PortChannel::wait_counted(counter, lanes, count, call.patience, peers[threadIdx.x], place);
@@ -115,13 +125,11 @@ struct FarWorker : Worker<SYNCHRONISED, THREADS> {
   }
 
  private:
-  // Words of Far.
-  static constexpr int LANES = 6, SAID = 7, HEARD = 8;
-  WARPMESH_DEVICE u64 word_of_far(int n) const { return load(reinterpret_cast<const u64*>(call.far) + n); }
+  WARPMESH_DEVICE Fifo load_fifo() const { return fifo_of_far(call.far); }
 
   // What a peer calls, which this thread has waited for.
   WARPMESH_DEVICE void compare(u32 peer) {
-    const u64* const heard = reinterpret_cast<const u64*>(word_of_far(HEARD)) + (epoch & 1) * call.world + peer;
+    const u64* const heard = reinterpret_cast<const u64*>(word_of_far(call.far, FAR_HEARD)) + (epoch & 1) * call.world + peer;
     if (load_relaxed_sys(heard) == call.mine.digest) return;
     store_relaxed_sys(&call.patience.control->failed, MISMATCH + peer);
     failed = 1;
@@ -132,12 +140,6 @@ struct FarWorker : Worker<SYNCHRONISED, THREADS> {
     const u64 ticket = fifo.push(static_cast<u32>(port) + blockIdx.x, what, to, from, bytes, call.patience, peer, place);
     failed |= ticket == Fifo::FAILED;
     return ticket;
-  }
-
-  // In registers, one load for each word.
-  WARPMESH_DEVICE Fifo load_fifo() const {
-    const auto address = [&](int n) { return reinterpret_cast<u64*>(word_of_far(n)); };
-    return {address(0), address(1), address(2), address(3), address(4), static_cast<u32>(word_of_far(5)), 0};
   }
 };
 

@@ -1,4 +1,4 @@
-// Point-to-point messages between GPUs that see each other's memory: the letters of a group, all under way together.
+// Point-to-point messages between GPUs: the letters of a group, all under way together.
 //
 // Every ordered pair of ranks has MAIL_CHANNELS rings of slots in the receiver's memory. The sender fills a slot and counts up `filled`
 // there; the receiver empties it and counts up `emptied` in the sender's memory, which gives the slot back. A message is cut into
@@ -13,9 +13,20 @@
 //                            the ring in this kernel                                     each other
 //
 // Counts are of slots, and only grow: a kernel that a graph replays goes on where the last one ended.
+//
+// To a rank of another host a message goes by the proxy (port.cuh). The sender fills a slot of a ring of its own, `outgoing`, and puts it
+// into the receiver's ring; what would be a store into the peer's memory is a signal, counted in memory of the waiting rank's host:
+//
+//   shared word              writer                      reader                          order
+//   outgoing slot            the sender's block          the transport, as a put's       by the trigger; `emptied` gives it back, for then
+//                                                        source                          the put is over
+//   slot                     the transport               the receiver's block            behind the data / acquire
+//   filled, emptied          the transport, behind the   thread 0 of whoever waits       the least of all lanes counts
+//                            data
 #ifndef WARPMESH_MAIL_CUH
 #define WARPMESH_MAIL_CUH
 
+#include "far.cuh"
 #include "move.cuh"
 #include "plan.cuh"
 #include "semaphore.cuh"
@@ -34,34 +45,40 @@ constexpr u32 AT_SEND = ~0u - 1, AT_RECEIVE = ~0u - 2, AT_OTHER = ~0u - 5;
 struct Letter {
   u64 user;    // the caller's buffer
   u64 bytes;   // of the message, at least 1
-  u64 ring;    // the slots
-  u64* theirs; // the word that this rank counts up
-  u64* mine;   // the word that the peer counts up
+  u64 ring;    // the slots; to another host, those of `outgoing`
+  u64 theirs;  // the word that this rank counts up; of another host, the port that does
+  u64* mine;   // the word that the peer counts up; from another host, its lanes
   u64* done;   // slots that this rank has filled or emptied so far
+  u64 there;   // to another host: where the ring begins in the peer's memory for messages
   u32 peer;
   u16 dtype;   // the type's code; both sides must agree
-  u16 receives;
+  u8 receives;
+  u8 lanes;    // of the words that a rank of another host counts up; 0 for one of this host
 };
-static_assert(sizeof(Letter) == 56, "as in collectives/src/cuda/mail.rs");
+static_assert(sizeof(Letter) == 64, "as in collectives/src/cuda/mail.rs");
 
 // The kernel's only parameter.
 struct Mail {
   Patience patience;
-  u32 slot;      // bytes of a slot, its header included: a multiple of MAIL_HEADER
-  u32 channels;  // that the largest message takes
-  u32 lanes;     // peers and ways
+  const Far* far;  // if there are other hosts
+  u64 memory;      // this rank's memory for messages, of which puts say offsets
+  u32 slot;        // bytes of a slot, its header included: a multiple of MAIL_HEADER
+  u32 channels;    // that the largest message takes
+  u32 lanes;       // peers and ways
   u32 unused;
-  u8 first[64];  // each lane's first letter; behind the last lane's how many letters there are
+  u8 first[64];    // each lane's first letter; behind the last lane's how many letters there are
   Letter letter[MAIL_LETTERS];
 };
-static_assert(sizeof(Mail) == 104 + 56 * MAIL_LETTERS, "as in collectives/src/cuda/mail.rs");
+static_assert(sizeof(Mail) == 120 + 64 * MAIL_LETTERS, "as in collectives/src/cuda/mail.rs");
 
 // Channels that a message takes: both sides compute the same.
 WARPMESH_DEVICE u32 mail_channels(u64 bytes) {
   return static_cast<u32>(least<u64>((bytes + MAIL_PER_CHANNEL - 1) / MAIL_PER_CHANNEL, MAIL_CHANNELS));
 }
 
-// All letters of a kernel: a block has the jobs blockIdx.x, blockIdx.x + gridDim.x, ...; a job is one channel of one lane.
+// All letters of a kernel: a block has the jobs blockIdx.x, blockIdx.x + gridDim.x, ...; a job is one channel of one lane. FAR: some go to
+// other hosts, or come from there.
+template <bool FAR>
 class Postman {
  public:
   // What a job has still to do.
@@ -104,6 +121,8 @@ class Postman {
   const Mail& mail;
   Desk& desk;
   const u32 all, jobs;
+  // Of thread 0: a trigger could not be pushed, for this rank's calls have failed.
+  bool failed = false;
 
   WARPMESH_DEVICE u32 number(u32 n) const { return blockIdx.x + n * gridDim.x; }
   WARPMESH_DEVICE u32 channel(u32 n) const { return number(n) / mail.lanes; }
@@ -141,6 +160,21 @@ class Postman {
 
   WARPMESH_DEVICE const Letter& letter(u32 n) const { return mail.letter[desk.job[n].letter]; }
 
+  WARPMESH_DEVICE bool is_far(const Letter& l) const { return FAR && l.lanes > 0; }
+
+  // Lanes of the word that the peer counts up.
+  WARPMESH_DEVICE u32 lanes(const Letter& l) const { return is_far(l) ? l.lanes : 1; }
+  WARPMESH_DEVICE u64* mine(u32 n) const { return letter(n).mine + channel(n) * lanes(letter(n)); }
+
+  // How often the peer has counted up, not yet acquired.
+  WARPMESH_DEVICE u64 counted(u32 n) const {
+    u64 least_of_all = load_relaxed_sys(mine(n));
+    if constexpr (FAR) {
+      for (u32 lane = 1; lane < lanes(letter(n)); ++lane) least_of_all = least(least_of_all, load_relaxed_sys(mine(n) + lane));
+    }
+    return least_of_all;
+  }
+
   // A job that can go on, from the n-th on. By thread 0.
   WARPMESH_DEVICE u32 find(u32 n) {
     u32 found = NONE, open = NONE;
@@ -153,7 +187,7 @@ class Postman {
             const u32 at = n + k < jobs ? n + k : n + k - jobs;
             if (is_done(at)) continue;
             open = at;
-            seen = load_relaxed_sys(letter(at).mine + channel(at));
+            seen = counted(at);
             if (seen >= needed(at)) {
               found = at;
               return true;
@@ -164,13 +198,20 @@ class Postman {
         [&] {
           return WaitingFor{letter(open).peer, letter(open).receives ? AT_RECEIVE : AT_SEND, needed(open), seen};
         });
-    if (!reached || found == NONE) return NONE;
-    acquire_polled_sys(letter(found).mine + channel(found));
+    if (!reached || found == NONE || failed) return NONE;
+    for (u32 lane = 0; lane < lanes(letter(found)); ++lane) acquire_polled_sys(mine(found) + lane);
     return agrees(found) ? found : NONE;
   }
 
-  WARPMESH_DEVICE u64 slot(u32 n) const {
-    return letter(n).ring + (channel(n) * MAIL_SLOTS + desk.job[n].count % MAIL_SLOTS) * static_cast<u64>(mail.slot);
+  // Bytes from a ring's begin to a job's slot.
+  WARPMESH_DEVICE u64 offset(u32 n) const {
+    return (channel(n) * MAIL_SLOTS + desk.job[n].count % MAIL_SLOTS) * static_cast<u64>(mail.slot);
+  }
+  WARPMESH_DEVICE u64 slot(u32 n) const { return letter(n).ring + offset(n); }
+
+  // Of the message, in a job's slot.
+  WARPMESH_DEVICE u32 filling(u32 n) const {
+    return static_cast<u32>(least<u64>(desk.job[n].end - desk.job[n].at, mail.slot - MAIL_HEADER));
   }
 
   // Writes what the message is into its first slot, or looks whether it is what this rank receives.
@@ -198,9 +239,8 @@ class Postman {
   // A slot's worth, by all threads.
   WARPMESH_DEVICE void move(u32 n) const {
     const Letter& l = letter(n);
-    const Job& job = desk.job[n];
-    const u32 bytes = static_cast<u32>(least<u64>(job.end - job.at, mail.slot - MAIL_HEADER));
-    const u64 user = l.user + job.at, at = slot(n) + MAIL_HEADER;
+    const u32 bytes = filling(n);
+    const u64 user = l.user + desk.job[n].at, at = slot(n) + MAIL_HEADER;
     const u64 from = l.receives ? at : user, to = l.receives ? user : at;
     // Slots are aligned, so the caller's address decides; a slot's worth but the last is a multiple of 128 bytes.
     if ((user | bytes) % 4 == 0) {
@@ -223,14 +263,26 @@ class Postman {
   WARPMESH_DEVICE void advance(u32 n) {
     Job& job = desk.job[n];
     const Letter& l = letter(n);
+    if (is_far(l)) failed |= !push(n);
     ++job.count;
     job.begins = false;
-    Semaphore{l.theirs + channel(n)}.signal(job.count);
+    if (!is_far(l)) Semaphore{reinterpret_cast<u64*>(l.theirs) + channel(n)}.signal(job.count);
     store(l.done + channel(n), job.count);
-    job.at += least<u64>(job.end - job.at, mail.slot - MAIL_HEADER);
+    job.at += filling(n);
     if (job.at < job.end) return;
     ++job.letter;
     open(n);
+  }
+
+  // Puts a job's slot into the peer's ring, or gives the peer's back; the peer's word counts up behind that.
+  WARPMESH_DEVICE bool push(u32 n) const {
+    const Letter& l = letter(n);
+    const u32 port = static_cast<u32>(l.theirs) + channel(n);
+    const Fifo fifo = fifo_of_far(mail.far);
+    const u64 to = l.there + offset(n), from = slot(n) - mail.memory, bytes = MAIL_HEADER + filling(n);
+    const u64 ticket = l.receives ? fifo.push(port, trigger::SIGNAL, 0, 0, 0, mail.patience, l.peer, AT_RECEIVE)
+                                  : fifo.push(port, trigger::PUT | trigger::SIGNAL, to, from, bytes, mail.patience, l.peer, AT_SEND);
+    return ticket != Fifo::FAILED;
   }
 };
 

@@ -91,7 +91,7 @@ impl CudaCommunicator {
         let Decision { plan, op, .. } = decision;
         let key = (plan, call.root, kernel_type(call.collective, call.dtype), op);
         if !self.kernels.contains_key(&key) {
-            let loaded = self.load(key)?;
+            let loaded = self.load(key, stream)?;
             self.kernels.insert(key, loaded);
         }
         let digest = self.announce(call, &decision, key)?;
@@ -139,11 +139,12 @@ impl CudaCommunicator {
             // SAFETY: the caller's.
             match unsafe { sys::cuStreamQuery(stream) } {
                 CUresult::CUDA_SUCCESS => return self.check_alive(),
-                // Short waits spin, long ones leave the core to others.
-                CUresult::CUDA_ERROR_NOT_READY if since.elapsed().as_micros() > 50 => {
-                    std::thread::yield_now();
-                }
-                CUresult::CUDA_ERROR_NOT_READY => std::hint::spin_loop(),
+                // Short waits spin, long ones leave the core to others, at most by a hundredth longer.
+                CUresult::CUDA_ERROR_NOT_READY => match since.elapsed().as_micros() {
+                    0..50 => std::hint::spin_loop(),
+                    50..10_000 => std::thread::yield_now(),
+                    _ => std::thread::sleep(Duration::from_micros(50)),
+                },
                 code => return Err(driver_error(CudaError::new("cuStreamQuery", code))),
             }
         }
@@ -258,7 +259,7 @@ impl CudaCommunicator {
 
     /// Compiles and loads a kernel.
     #[cold]
-    fn load(&self, (number, root, dtype, op): Key) -> Result<Loaded, Error> {
+    fn load(&self, (number, root, dtype, op): Key, stream: CUstream) -> Result<Loaded, Error> {
         let (rank, layout) = (self.rank(), &self.layout);
         let candidate = &self.candidates[number];
         let shape = candidate.algorithm.shape(layout, root);
@@ -273,7 +274,7 @@ impl CudaCommunicator {
         // Peers that have come wait for this rank: as late as it may be.
         let away = emit::away(&program, rank, layout);
         if let Some(far) = self.far.as_ref().filter(|_| !away.is_empty()) {
-            far.reach(&away, self.sequence + 1)?;
+            far.reach(&away, self.sequence + 1, stream)?;
         }
         let _relaxed = Relaxed::new();
         let memory = Memory { regions: &self.regions, far: self.far.as_ref() };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUstream};
 use warpmesh_primitives::bootstrap::Bootstrap;
 use warpmesh_primitives::gpu::{CudaError, DeviceMemory, Gpu, HostMemory, PeerMemory};
 use warpmesh_primitives::net::fifo::Bell;
@@ -26,15 +26,20 @@ use crate::error::{Error, argument};
 /// The most thread blocks of a kernel that reaches other hosts: each has semaphores of its own.
 pub(super) const MAX_BLOCKS: usize = 8;
 
-/// Semaphores to a rank of another host: the plans', and one for the guard.
-const SEMAPHORES: usize = NODE_SEMAPHORES + 1;
+/// Those of messages: a slot is filled, and emptied. They have a word for each channel, in place of blocks.
+pub(super) const FILLED: usize = GUARD + 1;
+pub(super) const EMPTIED: usize = GUARD + 2;
+
+/// Semaphores to a rank of another host: the plans', the guard's, and those of messages.
+const SEMAPHORES: usize = NODE_SEMAPHORES + 3;
 
 /// Triggers that the FIFO holds: those of some moves of all blocks.
 const TRIGGERS: usize = 1 << 10;
 
-/// Numbers of memory: scratch, and where ranks tell each other what they call.
+/// Numbers of memory: scratch, where ranks tell each other what they call, and that of messages.
 const SCRATCH: u32 = 0;
 const GREETINGS: u32 = 1;
+const MAIL: u32 = 2;
 
 /// `Far` of far.cuh.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -58,7 +63,7 @@ pub(crate) struct Far {
     /// Before the memory that it works with: it ends first.
     proxy: Arc<Proxy>,
     ports: DevicePorts,
-    _scratch: PeerMemory,
+    _memory: [PeerMemory; 2],
     _greetings: Arc<HostMemory>,
 }
 
@@ -67,7 +72,7 @@ impl Far {
     pub(super) fn new(
         host: &mut Communicator,
         gpu: &Gpu,
-        scratch: &PeerMemory,
+        (scratch, mail): (&PeerMemory, &PeerMemory),
     ) -> Result<Option<Self>, Error> {
         let node = host.node().clone();
         if !node.spans_hosts() {
@@ -76,8 +81,10 @@ impl Far {
         let (rank, world) = (node.rank(), node.world());
         let bootstrap = host.bootstrap_mut();
         let mut transport = node.open_for_gpu(bootstrap, gpu, SEMAPHORES * MAX_BLOCKS * world)?;
-        let region = Arc::new(gpu.region_of_shared(rank, scratch)?);
-        publish(bootstrap, transport.as_mut(), SCRATCH, region)?;
+        for (number, memory) in [(SCRATCH, scratch), (MAIL, mail)] {
+            let region = Arc::new(gpu.region_of_shared(rank, memory)?);
+            publish(bootstrap, transport.as_mut(), number, region)?;
+        }
         // A word of this rank's in both halves, then one of each rank.
         let words = (2 + 2 * world) * size_of::<u64>();
         let greetings = Arc::new(gpu.host_memory(words).map_err(driver_error)?);
@@ -115,7 +122,7 @@ impl Far {
             handle: memory,
             proxy,
             ports,
-            _scratch: scratch.clone(),
+            _memory: [scratch.clone(), mail.clone()],
             _greetings: greetings,
         }))
     }
@@ -139,22 +146,43 @@ impl Far {
     pub(super) fn word(&self, word: &Word) -> u64 {
         let world = self.node.world();
         match word.what {
-            Words::Counters => {
-                let number = semaphore_number(world, word.number, word.peer, 0);
-                // There is one: `new` asked for as many, in memory of the GPU's.
-                self.signals.device_words(number).unwrap_or_default()
-            }
-            Words::Port => port_number(word.number, word.peer) as u64,
+            Words::Counters => self.counters(word.number, word.peer),
+            Words::Port => self.port(word.number, word.peer),
             Words::Greeting => (world * SEMAPHORES * MAX_BLOCKS + word.peer) as u64,
             Words::SilentPort => SILENT | port_number(0, word.peer) as u64,
             _ => 0,
         }
     }
 
+    /// The device address of what a peer's signals of a semaphore count up, for block 0.
+    pub(super) fn counters(&self, semaphore: usize, peer: usize) -> u64 {
+        let number = semaphore_number(self.node.world(), semaphore, peer, 0);
+        // There is one: `new` asked for as many, in memory of the GPU's.
+        self.signals.device_words(number).unwrap_or_default()
+    }
+
+    /// Words that each of those has.
+    pub(super) fn lanes(&self) -> u8 {
+        self.signals.lanes() as u8
+    }
+
+    /// The port of a semaphore of a peer's, for block 0.
+    pub(super) fn port(&self, semaphore: usize, peer: usize) -> u64 {
+        port_number(semaphore, peer) as u64
+    }
+
     /// Connects to these ranks, which do so at the same time, for kernels and for what hosts tell each other. The first time it
     /// waits until this rank's kernels are done: memory is allocated, for which the driver may wait for them. Blocks until all
-    /// have come, looking around meanwhile as in any other wait.
-    pub(super) fn reach(&self, peers: &[usize], sequence: u64) -> Result<(), Error> {
+    /// have come, looking around meanwhile as in any other wait. `stream` is that of the call.
+    pub(super) fn reach(
+        &self,
+        peers: &[usize],
+        sequence: u64,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        if is_captured(stream)? {
+            return Err(captured());
+        }
         let failed = |failure| Error::from(warpmesh_primitives::Error::from(failure));
         self.node.reach(peers, sequence).map_err(failed)?;
         self.quiesce()?;
@@ -183,17 +211,29 @@ impl Far {
 }
 
 impl Far {
+    /// A capture, of whatever stream, is invalid after this.
     fn quiesce(&self) -> Result<(), Error> {
         let error = match self.gpu.context().synchronize() {
             Ok(()) => return Ok(()),
             Err(error) => CudaError::new("cuCtxSynchronize", error.0),
         };
-        if !error.is(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED) {
-            return Err(driver_error(error));
-        }
-        let problem = "is captured, and the call is the first of its kind, which connects ranks of several hosts: make one before";
-        Err(argument("call", "stream", problem))
+        let is_captured = error.is(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        Err(if is_captured { captured() } else { driver_error(error) })
     }
+}
+
+fn is_captured(stream: CUstream) -> Result<bool, Error> {
+    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: `status` is a local; the stream is that of a call, whose caller promises that it exists.
+    let code = unsafe { sys::cuStreamIsCapturing(stream, &mut status) };
+    CudaError::check(code, "cuStreamIsCapturing").map_err(driver_error)?;
+    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
+#[cold]
+fn captured() -> Error {
+    let problem = "is captured, and the call is the first of its kind, which connects ranks of several hosts: make one before";
+    argument("call", "stream", problem)
 }
 
 fn net(error: NetError) -> Error {
@@ -217,15 +257,16 @@ fn port_number(semaphore: usize, peer: usize) -> usize {
 }
 
 fn row(semaphore: usize) -> usize {
-    if semaphore == GUARD { NODE_SEMAPHORES } else { semaphore }
+    if semaphore < GUARD { semaphore } else { NODE_SEMAPHORES + semaphore - GUARD }
 }
 
 /// All ports, those of no use too: a rank of this host has them like any other. First those of slots, then a greeting's for each peer.
 fn table(rank: usize, world: usize) -> Vec<Port> {
     let all =
         |peer| (0..SEMAPHORES * MAX_BLOCKS).map(move |n| (peer, n / MAX_BLOCKS, n % MAX_BLOCKS));
-    let memory = Span { memory: SCRATCH, offset: 0 };
     let port = |(peer, row, block): (usize, usize, usize)| {
+        let number = if row < self::row(FILLED) { SCRATCH } else { MAIL };
+        let memory = Span { memory: number, offset: 0 };
         let semaphore = ((row * world + rank) * MAX_BLOCKS + block) as u32;
         Port { peer, from: memory, to: memory, semaphore }
     };
@@ -276,7 +317,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for (rank, table) in tables.iter().enumerate() {
             for peer in 0..world {
-                for semaphore in (0..NODE_SEMAPHORES).chain([GUARD]) {
+                for semaphore in (0..NODE_SEMAPHORES).chain([GUARD, FILLED, EMPTIED]) {
                     for block in 0..MAX_BLOCKS {
                         let port = table[port_number(semaphore, peer) + block];
                         let counter = semaphore_number(world, semaphore, rank, block);

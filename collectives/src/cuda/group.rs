@@ -93,6 +93,9 @@ impl CudaCommunicator {
     /// Puts the calls that `collect` lists on `stream`: first all sends and receives, which are under way together and so cannot
     /// block one another, then the collectives, in the order listed. Returns when they are queued. Nothing is done if `collect` fails.
     ///
+    /// The first message between two ranks of different hosts connects them: it blocks until the other has come to its end of it, and cannot
+    /// be captured into a graph. So ranks that send round in a circle need a group, if there are several hosts.
+    ///
     /// Sizes are compared on the device: a message that is not what its receiver expects is an error of the next call, or of
     /// [`synchronize`](Self::synchronize), on all ranks.
     ///
@@ -227,6 +230,7 @@ impl CudaCommunicator {
             return Err(argument("send", "message", problem));
         }
         let terms = Terms {
+            far: self.far.as_ref(),
             control: self.watch.shared.memory.device(),
             timeout: self.kernel_timeout(),
             most_blocks: self.most_blocks,
@@ -251,13 +255,6 @@ impl CudaCommunicator {
                 what,
                 format!("is not aligned for elements of {size} bytes"),
             ));
-        }
-        if !self.host.node().is_near(letter.peer) {
-            let problem = format!(
-                "is rank {}, on another host: messages between GPUs stay on one",
-                letter.peer
-            );
-            return Err(argument(call, "peer", problem));
         }
         self.pointer(call, what, at).map(drop)
     }

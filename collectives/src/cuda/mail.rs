@@ -2,7 +2,7 @@
 //!
 //! Letters take turns: by how far receiver and sender are apart, then by which of these two's letters it is. Both ends see
 //! the same turn, and a kernel has whole turns. So where letters take several kernels, the first unfinished turn of all ranks is
-//! in the kernels that run now, at both ends, and goes on.
+//! in the kernels that run now, at both ends, and goes on. Ranks of different hosts are connected before their first letter.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use warpmesh_kernels::cache;
 use warpmesh_primitives::gpu::{CudaError, Gpu, PeerMemory};
 use warpmesh_primitives::node::Node;
 
+use super::far::{EMPTIED, FILLED, Far};
 use super::kernel::{Module, launch};
 use crate::error::Error;
 use crate::host::{Direction, Letter};
@@ -27,14 +28,37 @@ const HEADER: usize = 128;
 const BUDGET: usize = 4 << 20;
 const LEAST_SLOT: usize = 8 * HEADER;
 
-pub(super) const SOURCE: &str = "// Carries out the letters of a group.\n\
-    #include \"warpmesh/mail.cuh\"\n\
-    using namespace warpmesh;\n\n\
-    extern \"C\" __global__ void __launch_bounds__(512, 2) mail(const __grid_constant__ Mail mail) {\n  \
-      __shared__ Postman::Desk desk;\n  \
-      Postman(mail, desk).deliver();\n\
-    }\n";
-pub(super) const NAME: &str = "mail";
+/// A kernel that carries out letters.
+pub(super) struct Source {
+    pub(super) name: &'static str,
+    pub(super) source: &'static str,
+}
+
+macro_rules! source {
+    ($name:literal, $far:literal) => {
+        Source {
+            name: $name,
+            source: concat!(
+                "// Carries out the letters of a group.\n",
+                "#include \"warpmesh/mail.cuh\"\n",
+                "using namespace warpmesh;\n\n",
+                "extern \"C\" __global__ void __launch_bounds__(512, 2) ",
+                $name,
+                "(const __grid_constant__ Mail mail) {\n",
+                "  __shared__ Postman<",
+                $far,
+                ">::Desk desk;\n",
+                "  Postman<",
+                $far,
+                ">(mail, desk).deliver();\n",
+                "}\n",
+            ),
+        }
+    };
+}
+
+/// For letters within a host; for those of which some go to other hosts, or come from there.
+pub(super) const SOURCES: [Source; 2] = [source!("mail", "false"), source!("mail_far", "true")];
 
 /// `Letter` of mail.cuh.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,9 +70,11 @@ struct Entry {
     theirs: u64,
     mine: u64,
     done: u64,
+    there: u64,
     peer: u32,
     dtype: u16,
-    receives: u16,
+    receives: u8,
+    lanes: u8,
 }
 
 /// `Mail` of mail.cuh.
@@ -58,6 +84,10 @@ struct Parameter {
     timeout: u64,
     /// 0: a letter is of no collective call.
     sequence: u64,
+    /// Device address of how other hosts are reached, or 0.
+    far: u64,
+    /// Device address of this rank's memory for messages.
+    memory: u64,
     slot: u32,
     channels: u32,
     lanes: u32,
@@ -66,7 +96,7 @@ struct Parameter {
     letter: [Entry; LETTERS],
 }
 
-const _: () = assert!(size_of::<Entry>() == 56 && size_of::<Parameter>() == 104 + 56 * LETTERS);
+const _: () = assert!(size_of::<Entry>() == 64 && size_of::<Parameter>() == 120 + 64 * LETTERS);
 
 /// What a word of a pair of ranks and a channel is, in the order in which they lie in memory.
 #[derive(Clone, Copy)]
@@ -84,10 +114,13 @@ enum Word {
 pub(crate) struct Mail {
     rank: usize,
     world: usize,
-    /// Words, then rings: by sender, channel, slot.
+    /// Words, then rings: by sender, channel, slot. Then, if there are other hosts, as many rings of what goes to them: by receiver.
     memory: PeerMemory,
     slot: usize,
-    kernel: Option<(Module, CUfunction)>,
+    /// Ranks of other hosts that messages have gone to or come from.
+    reached: Vec<bool>,
+    /// Of [`SOURCES`].
+    kernels: [Option<(Module, CUfunction)>; 2],
     parameter: Box<Parameter>,
     /// Of the letters of a group, in the order in which they go; kept, so that no call allocates.
     order: Vec<Turn>,
@@ -116,7 +149,9 @@ fn whole_turns(order: &[Turn], most: usize) -> usize {
 }
 
 /// What the kernels of all calls have in common.
-pub(crate) struct Terms {
+pub(crate) struct Terms<'a> {
+    /// How other hosts are reached.
+    pub(crate) far: Option<&'a Far>,
     /// Device address of the memory by which kernels and host watch each other.
     pub(crate) control: u64,
     /// Nanoseconds.
@@ -129,13 +164,16 @@ impl Mail {
     /// Shares the memory. Every rank calls it; blocks until all have.
     pub(crate) fn new(gpu: &Gpu, node: &Arc<Node>) -> Result<Self, Error> {
         let (rank, world) = (node.rank(), node.world());
-        let rings = world * CHANNELS * SLOTS;
+        let ways = if node.spans_hosts() { 2 } else { 1 };
+        let rings = ways * world * CHANNELS * SLOTS;
         let slot = (BUDGET / rings / HEADER * HEADER).max(LEAST_SLOT);
         let memory = gpu.share(node, Self::words_bytes(world) + rings * slot)?;
         let parameter = Box::new(Parameter {
             control: 0,
             timeout: 0,
             sequence: 0,
+            far: 0,
+            memory: memory.address(rank),
             slot: slot as u32,
             channels: 0,
             lanes: 0,
@@ -143,12 +181,14 @@ impl Mail {
             first: [0; 64],
             letter: [Entry::default(); LETTERS],
         });
-        Ok(Self { rank, world, memory, slot, kernel: None, parameter, order: Vec::new() })
+        let reached = vec![false; world];
+        let (kernels, order) = (Default::default(), Vec::new());
+        Ok(Self { rank, world, memory, slot, reached, kernels, parameter, order })
     }
 
-    /// Bytes that this rank holds.
-    pub(crate) fn bytes(&self) -> usize {
-        self.memory.len()
+    /// The memory of all ranks' words and rings.
+    pub(crate) fn memory(&self) -> &PeerMemory {
+        &self.memory
     }
 
     fn words_bytes(world: usize) -> usize {
@@ -161,36 +201,62 @@ impl Mail {
         self.memory.address(owner) + (number * size_of::<u64>()) as u64
     }
 
-    /// The ring of channel 0, in `owner`'s memory, that `sender` fills.
-    fn ring(&self, owner: usize, sender: usize) -> u64 {
-        let before = Self::words_bytes(self.world) + sender * CHANNELS * SLOTS * self.slot;
-        self.memory.address(owner) + before as u64
+    /// Where the ring of channel 0 begins in the memory of the receiver that `sender` fills.
+    fn ring(&self, sender: usize) -> u64 {
+        (Self::words_bytes(self.world) + sender * CHANNELS * SLOTS * self.slot) as u64
     }
 
-    fn entry(&self, letter: &Letter) -> Entry {
+    /// The same in the sender's memory, of what goes to a receiver of another host.
+    fn outgoing(&self, receiver: usize) -> u64 {
+        self.ring(self.world + receiver)
+    }
+
+    fn entry(&self, letter: &Letter, far: Option<&Far>) -> Entry {
         let (me, peer) = (self.rank, letter.peer);
+        let own = self.memory.address(me);
         let rest = Entry {
             bytes: letter.bytes as u64,
             peer: peer as u32,
             dtype: letter.dtype.into(),
             ..Entry::default()
         };
-        match letter.direction {
-            Direction::Send(from) => Entry {
+        let far = far.filter(|_| !self.memory.is_mapped(peer));
+        match (letter.direction, far) {
+            (Direction::Send(from), None) => Entry {
                 user: from as u64,
-                ring: self.ring(peer, me),
+                ring: self.memory.address(peer) + self.ring(me),
                 theirs: self.word(peer, Word::Filled, me),
                 mine: self.word(me, Word::Emptied, peer),
                 done: self.word(me, Word::Sent, peer),
                 ..rest
             },
-            Direction::Receive(to) => Entry {
+            (Direction::Receive(to), None) => Entry {
                 user: to as u64,
-                ring: self.ring(me, peer),
+                ring: own + self.ring(peer),
                 theirs: self.word(peer, Word::Emptied, me),
                 mine: self.word(me, Word::Filled, peer),
                 done: self.word(me, Word::Received, peer),
                 receives: 1,
+                ..rest
+            },
+            (Direction::Send(from), Some(far)) => Entry {
+                user: from as u64,
+                ring: own + self.outgoing(peer),
+                there: self.ring(me),
+                theirs: far.port(FILLED, peer),
+                mine: far.counters(EMPTIED, peer),
+                done: self.word(me, Word::Sent, peer),
+                lanes: far.lanes(),
+                ..rest
+            },
+            (Direction::Receive(to), Some(far)) => Entry {
+                user: to as u64,
+                ring: own + self.ring(peer),
+                theirs: far.port(EMPTIED, peer),
+                mine: far.counters(FILLED, peer),
+                done: self.word(me, Word::Received, peer),
+                receives: 1,
+                lanes: far.lanes(),
                 ..rest
             },
         }
@@ -206,14 +272,21 @@ impl Mail {
         context: &Arc<CudaContext>,
         architecture: u32,
         letters: &[Letter],
-        terms: &Terms,
+        terms: &Terms<'_>,
         stream: CUstream,
     ) -> Result<(), Error> {
+        if let Some(far) = terms.far {
+            self.reach(letters, far, stream)?;
+        }
         self.sort(letters);
         let mut next = 0;
         while next < self.order.len() {
             let taken = self.fill(letters, next, terms);
-            let function = self.function(context, architecture)?;
+            let is_far = self.parameter.letter[..taken].iter().any(|letter| letter.lanes > 0);
+            if let Some(far) = terms.far.filter(|_| is_far) {
+                far.launching();
+            }
+            let function = self.function(context, architecture, is_far)?;
             let jobs = (self.parameter.lanes * self.parameter.channels) as usize;
             let blocks = jobs.min(terms.most_blocks);
             let parameter = std::ptr::from_mut(&mut *self.parameter);
@@ -221,6 +294,20 @@ impl Mail {
             let launched = unsafe { launch(function, parameter.cast(), blocks, stream) };
             launched.map_err(warpmesh_primitives::Error::from)?;
             next += taken;
+        }
+        Ok(())
+    }
+
+    /// Connects to the ranks of other hosts that these letters go to or come from, and that none did before.
+    fn reach(&mut self, letters: &[Letter], far: &Far, stream: CUstream) -> Result<(), Error> {
+        let is_new = |peer: &usize| !self.memory.is_mapped(*peer) && !self.reached[*peer];
+        let with_bytes = letters.iter().filter(|letter| letter.bytes > 0);
+        let mut peers: Vec<usize> = with_bytes.map(|letter| letter.peer).filter(is_new).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        if !peers.is_empty() {
+            far.reach(&peers, 0, stream)?;
+            peers.into_iter().for_each(|peer| self.reached[peer] = true);
         }
         Ok(())
     }
@@ -251,7 +338,7 @@ impl Mail {
     }
 
     /// Fills in the parameter of a kernel for the letters from the `next`-th on; how many it takes.
-    fn fill(&mut self, letters: &[Letter], next: usize, terms: &Terms) -> usize {
+    fn fill(&mut self, letters: &[Letter], next: usize, terms: &Terms<'_>) -> usize {
         let count = whole_turns(&self.order[next..], LETTERS);
         let taken = &mut self.order[next..next + count];
         // Lanes together.
@@ -266,11 +353,12 @@ impl Mail {
                 lane = Some((distance, sends));
             }
             largest = largest.max(letters[number].bytes);
-            self.parameter.letter[at] = self.entry(&letters[number]);
+            self.parameter.letter[at] = self.entry(&letters[number], terms.far);
         }
         self.parameter.first[lanes] = count as u8;
         self.parameter.lanes = lanes as u32;
         self.parameter.channels = largest.div_ceil(PER_CHANNEL).min(CHANNELS) as u32;
+        self.parameter.far = terms.far.map_or(0, Far::address);
         self.parameter.control = terms.control;
         self.parameter.timeout = terms.timeout;
         count
@@ -280,16 +368,19 @@ impl Mail {
         &mut self,
         context: &Arc<CudaContext>,
         architecture: u32,
+        is_far: bool,
     ) -> Result<CUfunction, Error> {
-        if let Some((_, function)) = &self.kernel {
+        let kept = &mut self.kernels[usize::from(is_far)];
+        if let Some((_, function)) = kept {
             return Ok(*function);
         }
+        let Source { name, source } = SOURCES[usize::from(is_far)];
         let folder = cache::folder();
-        let compiled = cache::kernel(SOURCE, NAME, architecture, folder.as_deref())?;
+        let compiled = cache::kernel(source, name, architecture, folder.as_deref())?;
         let _relaxed = super::call::Relaxed::new();
         let module = Module::load(context, &compiled).map_err(warpmesh_primitives::Error::from)?;
-        let function = module.function(NAME).map_err(warpmesh_primitives::Error::from)?;
-        self.kernel = Some((module, function));
+        let function = module.function(name).map_err(warpmesh_primitives::Error::from)?;
+        *kept = Some((module, function));
         Ok(function)
     }
 }

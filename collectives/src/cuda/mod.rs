@@ -38,7 +38,7 @@ pub use self::group::CudaGroup;
 use self::kernel::Loaded;
 use self::mail::Mail;
 use self::regions::Regions;
-pub use self::show::{CudaKernel, cuda_kernel, cuda_kernel_on, cuda_mail_kernel};
+pub use self::show::{CudaKernel, cuda_kernel, cuda_kernel_on, cuda_mail_kernels};
 pub use self::typed::CudaBuffer;
 use self::watch::Watch;
 use self::windows::Windows;
@@ -91,7 +91,7 @@ impl CudaCommunicator {
 
     /// Bytes of GPU memory that this rank holds for the communicator, [`CudaBytes`] included.
     pub fn held_bytes(&self) -> usize {
-        self.regions.bytes() + self.windows.bytes() + self.mail.bytes()
+        self.regions.bytes() + self.windows.bytes() + self.mail.memory().len()
     }
 
     /// The GPU.

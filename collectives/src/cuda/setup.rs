@@ -53,7 +53,7 @@ impl Communicator {
         let mail = Mail::new(&gpu, self.node())?;
         let control = gpu.host_memory(CONTROL_BYTES).map_err(driver_error)?;
         let node: Arc<Node> = self.node().clone();
-        let far = Far::new(&mut self, &gpu, &regions.scratch)?;
+        let far = Far::new(&mut self, &gpu, (&regions.scratch, mail.memory()))?;
         let layout = Layout::new(node.hosts());
         let proxy = far.as_ref().map(|far| far.proxy().clone());
         let watch = Watch::start(node, control, proxy)

@@ -68,10 +68,13 @@ pub fn cuda_kernel_on(
     Ok(CudaKernel { plan: plan.name(), name: kernel.name, source: kernel.source })
 }
 
-/// The kernel that carries out sends and receives. Its plan's name is `letters`.
-pub fn cuda_mail_kernel() -> CudaKernel {
-    let (name, source) = (mail::NAME.to_owned(), mail::SOURCE.to_owned());
-    CudaKernel { plan: "letters", name, source }
+/// The kernels that carry out sends and receives, within a host and between hosts. Their plan's name is `letters`.
+pub fn cuda_mail_kernels() -> [CudaKernel; 2] {
+    mail::SOURCES.map(|mail::Source { name, source }| CudaKernel {
+        plan: "letters",
+        name: name.to_owned(),
+        source: source.to_owned(),
+    })
 }
 
 /// What calls have where there is multicast memory or not: registered buffers lie at the same place on all ranks.

@@ -41,6 +41,15 @@ pub fn ranks_with<R: Send>(
     super::ranks_with(builder, world, |comm| work(rank(comm)))
 }
 
+/// The same on ranks of these hosts.
+pub fn ranks_on<R: Send>(
+    builder: &Builder,
+    hosts: &[usize],
+    work: impl Fn(Rank) -> R + Sync,
+) -> Vec<R> {
+    super::ranks_on_hosts(builder, hosts, |comm| work(rank(comm)))
+}
+
 /// A rank on GPU r, or as many as there are, with a stream.
 pub fn rank(comm: Communicator) -> Rank {
     let device = comm.rank() % count().unwrap();
@@ -274,6 +283,15 @@ pub fn again<'a>(
     let run = run.unwrap();
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success(), "{setting:?}: {said}{}", String::from_utf8_lossy(&run.stdout));
+}
+
+/// Whether this is a process of the test's own; if not, such a process runs it. What captures a stream needs one, since what other tests
+/// do invalidates captures, and a capture makes that fail.
+pub fn is_alone(test: &str) -> bool {
+    if !is_run_again() {
+        again(test, None);
+    }
+    is_run_again()
 }
 
 pub fn is_run_again() -> bool {
