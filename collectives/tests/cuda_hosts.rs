@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use common::cases::{Case, Op, awkward};
 use common::gpu::{self, Memory, Rank, check_on};
 use common::processes::{Ranks, connect, me, report};
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use warpmesh::algorithms::{NODES, NodeAlgorithm};
 use warpmesh::plan::Collective;
@@ -306,6 +307,21 @@ fn a_rank_may_leave_after_its_last_call() {
         let failure = error.failure().unwrap_or_else(|| panic!("{error}"));
         assert_eq!((failure.kind, failure.culprit), (FailureKind::PeerLeft, Some(1)), "{error}");
     });
+}
+
+#[test]
+fn a_topology_file_that_is_wrong_is_said() {
+    const NAME: &str = "a_topology_file_that_is_wrong_is_said";
+    const FILE: &str = "/dev/null";
+    if gpu::is_run_again() {
+        common::ranks_on_hosts(&settings(60), &[0, 1], |comm| {
+            let context = CudaContext::new(0).unwrap();
+            let error = comm.on_gpu(context).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("WARPMESH_TOPO_FILE") && error.contains(FILE), "{error}");
+        });
+    } else if gpu::count().is_some() {
+        gpu::again(NAME, Some(("WARPMESH_TOPO_FILE", FILE)));
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ use warpmesh_primitives::net::proxy::{DevicePorts, Port, Proxy, ProxyOptions};
 use warpmesh_primitives::net::{NetError, Region, Signals, Span, Transport};
 use warpmesh_primitives::node::{AT_REACH, Node};
 use warpmesh_primitives::patience::WaitingFor;
+use warpmesh_primitives::topology::{Topology, TopologyError};
 
 use super::driver_error;
 use super::emit::{GUARD, Word, Words};
@@ -79,8 +80,10 @@ impl Far {
             return Ok(None);
         }
         let (rank, world) = (node.rank(), node.world());
+        let topology = Topology::of_this_machine().map_err(unreadable)?;
+        let semaphores = SEMAPHORES * MAX_BLOCKS * world;
         let bootstrap = host.bootstrap_mut();
-        let mut transport = node.open_for_gpu(bootstrap, gpu, SEMAPHORES * MAX_BLOCKS * world)?;
+        let mut transport = node.open_for_gpu(bootstrap, gpu, &topology, semaphores)?;
         for (number, memory) in [(SCRATCH, scratch), (MAIL, mail)] {
             let region = Arc::new(gpu.region_of_shared(rank, memory)?);
             publish(bootstrap, transport.as_mut(), number, region)?;
@@ -107,8 +110,10 @@ impl Far {
             sys::cuMemcpyHtoD_v2(memory.address(), from, size_of::<Handle>())
         };
         CudaError::check(code, "cuMemcpyHtoD").map_err(driver_error)?;
+        let cpus = gpu.bus().map(|bus| topology.cpus_near(bus)).unwrap_or_default();
         let options = ProxyOptions {
             device_producers: true,
+            cpus: cpus.iter().map(|cpu| cpu as usize).collect(),
             name: format!("warpmesh-net-{rank}"),
             ..ProxyOptions::default()
         };
@@ -234,6 +239,10 @@ fn is_captured(stream: CUstream) -> Result<bool, Error> {
 fn captured() -> Error {
     let problem = "is captured, and the call is the first of its kind, which connects ranks of several hosts: make one before";
     argument("call", "stream", problem)
+}
+
+fn unreadable(error: TopologyError) -> Error {
+    argument("on_gpu", "WARPMESH_TOPO_FILE", format!("is wrong: {error}"))
 }
 
 fn net(error: NetError) -> Error {

@@ -24,6 +24,7 @@ pub use self::memory::{HostMemory, PeerMemory};
 pub(crate) use self::queue::CopyQueue;
 pub use self::region::{DeviceMemory, DeviceRegion};
 use crate::error::Error;
+use crate::topology::BusId;
 
 /// A GPU as a communicator uses it.
 #[derive(Clone, Debug)]
@@ -110,6 +111,19 @@ impl Gpu {
     /// The context.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
+    }
+
+    /// Where it is on the PCI bus, if the driver says so.
+    pub fn bus(&self) -> Option<BusId> {
+        let mut text = [0; 32];
+        let device = self.context.cu_device();
+        // SAFETY: the text is as long as is said, and ends with NUL then.
+        let code =
+            unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, device) };
+        CudaError::check(code, "cuDeviceGetPCIBusId").ok()?;
+        let text: Vec<u8> =
+            text.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect();
+        std::str::from_utf8(&text).ok()?.parse().ok()
     }
 
     /// Compute capability: 90 for 9.0.

@@ -12,6 +12,7 @@ use crate::gpu::Gpu;
 use crate::memory::SharedMemory;
 use crate::net::{NetError, Signals, Span, Transfer, Transport};
 use crate::patience::WaitingFor;
+use crate::topology::{BusId, Topology};
 
 /// A transfer to a rank of another host, from memory that was published.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +81,8 @@ impl Node {
     }
 
     /// Opens a second transport to the ranks of other hosts, of the same kind: for memory of a GPU, with so many semaphores, for which
-    /// its kernels can wait. Every rank calls it. Blocks until all have.
+    /// its kernels can wait. If no NICs are named, it has those near the GPU, as far as ranks of this host do not share them
+    /// ([`Topology::share`]). Every rank calls it. Blocks until all have.
     ///
     /// # Errors
     /// There are no other hosts, the driver refuses, or what the transport needs is not there.
@@ -88,12 +90,34 @@ impl Node {
         &self,
         bootstrap: &mut dyn Bootstrap,
         gpu: &Gpu,
+        topology: &Topology,
         semaphores: usize,
     ) -> Result<Box<dyn Transport>, Error> {
         let outside = self.outside.as_ref();
         let problem = "all ranks are on one host";
         let outside = outside.ok_or(Error::Argument { argument: "node", problem })?;
-        crate::net::open(bootstrap, semaphores, outside.options(), Some(gpu))
+        let mut options = outside.options().clone();
+        options.rdma.near = self.nics_near(bootstrap, gpu, topology)?;
+        crate::net::open(bootstrap, semaphores, &options, Some(gpu))
+    }
+
+    fn nics_near(
+        &self,
+        bootstrap: &mut dyn Bootstrap,
+        gpu: &Gpu,
+        topology: &Topology,
+    ) -> Result<Vec<String>, Error> {
+        let bus = |said: &[u8]| std::str::from_utf8(said).ok()?.parse::<BusId>().ok();
+        let mine = gpu.bus().map_or_else(String::new, |bus| bus.to_string());
+        let all = bootstrap.all_gather(mine.as_bytes())?;
+        let of_host = (0..self.world()).filter(|rank| self.is_near(*rank));
+        let known = of_host.filter_map(|rank| Some((rank, bus(&all[rank])?)));
+        let (ranks, devices): (Vec<usize>, Vec<BusId>) = known.unzip();
+        let Some(me) = ranks.iter().position(|rank| *rank == self.rank) else {
+            return Ok(Vec::new());
+        };
+        let nets = topology.share(&devices, me);
+        Ok(nets.into_iter().map(|at| topology.nets[at].name.clone()).collect())
     }
 
     /// Signals of other hosts: semaphore `s` of peer `p` is number `s * world + p`. None if there are no others.

@@ -190,6 +190,16 @@ impl Topology {
         Ok(found)
     }
 
+    /// This machine without its NVLinks; first of all what the file of NCCL's says that `WARPMESH_TOPO_FILE` names, if it does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read_xml`](Self::read_xml).
+    pub fn of_this_machine() -> Result<Self, TopologyError> {
+        let xml = std::env::var_os("WARPMESH_TOPO_FILE").map(PathBuf::from);
+        Self::discover(&Sources { nvml: None, xml, ..Sources::default() })
+    }
+
     /// Reads a topology file of NCCL's, at most 16 MiB.
     ///
     /// # Errors

@@ -39,6 +39,28 @@ impl Topology {
         places.iter().map(|place| next(self.nearest_nets(*place))).collect()
     }
 
+    /// The NICs of device `me` of `devices`, which ranks of this machine work on, as indices of [`nets`](Self::nets): of those
+    /// with verbs whose link is up, the nearest. Devices to which the same are nearest share them out in turn, as
+    /// [`serve`](Self::serve) does; where they are fewer than these, each has several. Empty if no NIC is nearer than another, or
+    /// the device is not known.
+    pub fn share(&self, devices: &[BusId], me: usize) -> Vec<usize> {
+        let good = |at: &usize| self.nets[*at].rdma && self.nets[*at].up;
+        let all = (0..self.nets.len()).filter(good).count();
+        let near = |device: BusId| match self.pci(device) {
+            None => Vec::new(),
+            Some(_) => self.nearest_nets(Place::Device(device)).into_iter().filter(good).collect(),
+        };
+        let mine = near(devices[me]);
+        if mine.len() == all {
+            return Vec::new();
+        }
+        let with_me: Vec<usize> =
+            (0..devices.len()).filter(|at| near(devices[*at]) == mine).collect();
+        let turn = with_me.iter().position(|at| *at == me).unwrap_or(0);
+        let turns = with_me.len().min(mine.len()).max(1);
+        mine.into_iter().skip(turn % turns).step_by(turns).collect()
+    }
+
     /// All NICs that are as near to `place` as any, as indices of [`nets`](Self::nets), in their order.
     pub fn nearest_nets(&self, place: Place) -> Vec<usize> {
         let rdma = self.nets.iter().any(|net| net.rdma && net.up);

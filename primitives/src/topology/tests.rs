@@ -91,6 +91,35 @@ fn equally_near_nics_are_handed_out_in_turn() {
 }
 
 #[test]
+fn near_nics_are_shared_out_among_ranks() {
+    let shared = |machine: &Machine, devices: &[&str]| -> Vec<Vec<String>> {
+        let topology = discover(machine);
+        let devices: Vec<BusId> = devices.iter().map(|text| bus(text)).collect();
+        let names = |nets: Vec<usize>| nets.into_iter().map(|at| topology.nets[at].name.clone());
+        (0..devices.len()).map(|me| names(topology.share(&devices, me)).collect()).collect()
+    };
+    // Each GPU of a DGX has the NIC beside it.
+    let dgx = Machine::like_a_dgx_h100();
+    assert_eq!(shared(&dgx, &["0000:14:00.0"; 2]), [["mlx5_0"], ["mlx5_0"]]);
+    // Two NICs are nearest to the GPUs of the first socket: all of its ranks together have both, whatever they are.
+    let machine = Machine::two_sockets();
+    machine.rdma("mlx5_2", "0000:00:06.0/0000:0a:00.0", 0);
+    let (first, second, other) = ("0000:01:00.0", "0000:02:00.0", "0000:13:00.0");
+    assert_eq!(shared(&machine, &[first, other]), [vec!["mlx5_0", "mlx5_2"], vec!["mlx5_1"]]);
+    assert_eq!(shared(&machine, &[first, second]), [["mlx5_0"], ["mlx5_2"]]);
+    let three = [["mlx5_0"], ["mlx5_2"], ["mlx5_0"]];
+    assert_eq!(shared(&machine, &[first, second, first]), three);
+    // None is nearer than another, or nothing is known.
+    let equal = Machine::new();
+    equal.node(0, "0-3", "10");
+    equal.gpu("0000:00:01.0/0000:01:00.0", 0);
+    equal.rdma("mlx5_0", "0000:00:02.0/0000:02:00.0", 0);
+    equal.rdma("mlx5_1", "0000:00:03.0/0000:03:00.0", 0);
+    assert_eq!(shared(&equal, &[first]), [[""; 0]]);
+    assert_eq!(shared(&machine, &["0000:77:00.0"]), [[""; 0]]);
+}
+
+#[test]
 fn deeper_switches_are_farther() {
     let machine = Machine::new();
     machine.node(0, "0-3", "10");

@@ -66,7 +66,8 @@ pub struct ProxyOptions {
     /// The longest sleep, with kernels as producers. Waking up costs 5 to 50 microseconds, the latter in busy
     /// virtual machines: 8 ms keep that under a hundredth of a core.
     pub slice: Duration,
-    /// CPUs on which it runs, for instance those near the GPU. Empty: any.
+    /// CPUs on which it runs, for instance those near the GPU, as far as the thread that starts it may run on them. If it may on none of
+    /// them, or there are none here, it runs wherever that thread may.
     pub cpus: Vec<usize>,
     /// Its thread's name, at most 15 bytes.
     pub name: String,

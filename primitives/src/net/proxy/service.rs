@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, set_current_timer_slack};
 
 use super::{Left, Port, PortError, ProxyOptions, Request, Shared, Stopped, lock};
 use crate::net::fifo::{Bell, Consumer, Fifo, Trigger, What};
@@ -119,13 +119,13 @@ impl Service {
     fn settle_in(&self) {
         // A sleep of microseconds would otherwise take fifty more.
         let _ = set_current_timer_slack(NonZeroU64::new(1));
-        if self.options.cpus.is_empty() {
-            return;
-        }
+        let Ok(allowed) = sched_getaffinity(None) else { return };
         let mut set = CpuSet::new();
         let known = self.options.cpus.iter().filter(|&&cpu| cpu < CpuSet::MAX_CPU);
-        known.for_each(|&cpu| set.set(cpu));
-        if let Err(errno) = sched_setaffinity(None, &set) {
+        known.filter(|&&cpu| allowed.is_set(cpu)).for_each(|&cpu| set.set(cpu));
+        if set.count() > 0
+            && let Err(errno) = sched_setaffinity(None, &set)
+        {
             tracing::warn!("a proxy cannot stay on CPUs {:?}: {errno}", self.options.cpus);
         }
     }

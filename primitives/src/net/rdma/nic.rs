@@ -56,7 +56,7 @@ pub(super) struct Nic {
     pub(super) down: Option<Instant>,
 }
 
-/// The ports that the options name, or all first ports that are up.
+/// The ports that the options name, or the first ports of the near NICs that are up, or all.
 pub(super) fn ports(verbs: &Verbs, options: &RdmaOptions) -> Result<Vec<(String, u8)>, NetError> {
     if !options.devices.is_empty() {
         return options.devices.iter().map(|name| port_of(name)).collect();
@@ -67,10 +67,12 @@ pub(super) fn ports(verbs: &Verbs, options: &RdmaOptions) -> Result<Vec<(String,
         let port = verbs.open(name).and_then(|device| device.port(1));
         port.is_ok_and(|port| port.state == PORT_ACTIVE)
     };
-    let ports: Vec<_> =
-        names.iter().filter(|name| up(name)).map(|name| (name.clone(), 1)).collect();
-    if !ports.is_empty() {
-        return Ok(ports);
+    let up: Vec<&String> = names.iter().filter(|name| up(name)).collect();
+    let near: Vec<&String> =
+        up.iter().copied().filter(|name| options.near.contains(name)).collect();
+    let taken = if near.is_empty() { up } else { near };
+    if !taken.is_empty() {
+        return Ok(taken.into_iter().map(|name| (name.clone(), 1)).collect());
     }
     let seen = if names.is_empty() { "none".to_owned() } else { format!("{names:?}, all down") };
     Err(unavailable(format!(

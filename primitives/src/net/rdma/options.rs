@@ -53,8 +53,10 @@ impl GpuMemory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RdmaOptions {
     /// The NICs: `mlx5_0`, or `mlx5_0:2` for its second port. In the order of the rails: the first of one rank talks to
-    /// the first of every other. Empty: all whose first port is up. `WARPMESH_IB_DEVICES`, with commas.
+    /// the first of every other. Empty: see `near`. `WARPMESH_IB_DEVICES`, with commas.
     pub devices: Vec<String>,
+    /// Of the NICs whose first port is up, those to be taken if there are any of them; else all are.
+    pub near: Vec<String>,
     /// Which of a port's addresses is used, as in `/sys/class/infiniband/*/ports/*/gids`. None: the best of RoCE v2 on
     /// IPv4, RoCE v2 on IPv6, others. `WARPMESH_IB_GID_INDEX`.
     pub gid_index: Option<u8>,
@@ -90,6 +92,7 @@ impl Default for RdmaOptions {
     fn default() -> Self {
         Self {
             devices: Vec::new(),
+            near: Vec::new(),
             gid_index: None,
             traffic_class: 0,
             service_level: 0,
