@@ -10,7 +10,9 @@ use warpmesh::bootstrap::LocalBootstrap;
 use warpmesh::plan::Collective;
 use warpmesh::primitives::net::rdma::{GpuMemory, RdmaOptions, SignalMode};
 use warpmesh::primitives::net::{NetOptions, TransportChoice};
-use warpmesh::{Builder, Communicator, DataType, RawCall, ReduceOp, cuda_kernel_on};
+use warpmesh::{
+    Builder, Communicator, DataType, RawCall, ReduceOp, cuda_kernel_on, cuda_mail_kernels,
+};
 use warpmesh_kernels::cache;
 
 use super::ensure;
@@ -53,7 +55,15 @@ pub fn compile(folder: &Path) -> Outcome {
             }
         }
     }
+    for kernel in cuda_mail_kernels() {
+        cache::kernel(&kernel.source, &kernel.name, ARCH, Some(folder))?;
+    }
     Ok(())
+}
+
+/// Elements of the message from one rank to another: some, none, many.
+fn uneven(from: usize, to: usize, count: usize) -> usize {
+    [count, 0, 7, 2 * count][(3 * from + to) % 4]
 }
 
 /// All collectives by both ways of signals, with memory that the NIC reaches, and that is staged.
@@ -125,6 +135,19 @@ fn one(builder: &Builder, bootstrap: LocalBootstrap, rank: usize) -> Outcome {
         let mut data = stream.clone_htod(&block(rank).collect::<Vec<_>>())?;
         comm.broadcast(&mut data, ROOT, &stream)?;
         ensure!(stream.clone_dtoh(&data)?.into_iter().eq(block(ROOT)), "broadcast of {count}");
+
+        let send: Vec<usize> = (0..world).map(|to| uneven(rank, to, count)).collect();
+        let receive: Vec<usize> = (0..world).map(|from| uneven(from, rank, count)).collect();
+        let message = |from: usize, to: usize| {
+            (0..uneven(from, to, count)).map(move |k| (from * 1_000_003 + to * 10_007 + k) as u32)
+        };
+        let sent: Vec<u32> = (0..world).flat_map(|to| message(rank, to)).collect();
+        let input = stream.clone_htod(&sent)?;
+        let mut output = stream.alloc_zeros::<u32>(receive.iter().sum())?;
+        comm.all_to_all_v::<u32, _, _>(&input, &send, &mut output, &receive, &stream)?;
+        let seen = stream.clone_dtoh(&output)?;
+        let expected = (0..world).flat_map(|from| message(from, rank));
+        ensure!(seen.into_iter().eq(expected), "all_to_all_v of {count}");
     }
     comm.synchronize_stream(&stream)?;
     Ok(())
