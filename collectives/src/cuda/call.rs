@@ -139,11 +139,11 @@ impl CudaCommunicator {
             // SAFETY: the caller's.
             match unsafe { sys::cuStreamQuery(stream) } {
                 CUresult::CUDA_SUCCESS => return self.check_alive(),
-                // Short waits spin, long ones leave the core to others, at most by a hundredth longer.
-                CUresult::CUDA_ERROR_NOT_READY => match since.elapsed().as_micros() {
-                    0..50 => std::hint::spin_loop(),
-                    50..10_000 => std::thread::yield_now(),
-                    _ => std::thread::sleep(Duration::from_micros(50)),
+                // Short waits spin, long ones leave the core to others, and take a hundredth longer.
+                CUresult::CUDA_ERROR_NOT_READY => match since.elapsed() {
+                    waited if waited < Duration::from_micros(50) => std::hint::spin_loop(),
+                    waited if waited < Duration::from_millis(10) => std::thread::yield_now(),
+                    waited => std::thread::sleep(waited.min(Duration::from_millis(200)) / 100),
                 },
                 code => return Err(driver_error(CudaError::new("cuStreamQuery", code))),
             }

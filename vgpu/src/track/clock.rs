@@ -176,11 +176,16 @@ impl Know {
         for (a, b) in self.all.iter_mut().zip(&other.all) {
             *a = (*a).max(*b);
         }
-        if self.some.is_empty() && other.some.is_empty() {
+        let all = &self.all;
+        self.some.retain(|c| all.get(c.warp as usize).is_none_or(|known| *known < c.clock));
+        // Mostly there are none.
+        let new: Vec<Claim> =
+            other.some.iter().copied().filter(|c| !self.knows_lanes(*c)).collect();
+        if new.is_empty() {
             return;
         }
         let mine = std::mem::take(&mut self.some);
-        let (mut a, mut b) = (mine.iter().peekable(), other.some.iter().peekable());
+        let (mut a, mut b) = (mine.iter().peekable(), new.iter().peekable());
         let mut from = 0;
         loop {
             let first = match (a.peek(), b.peek()) {
