@@ -5,7 +5,9 @@ mod common;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Bytes, HASTE, HASTY, Rig, in_all_modes, is_caught, nvrtc, patience, ptx, run, sc};
+use common::{
+    Bytes, HASTE, HASTY, Rig, in_all_modes, is_caught, nvrtc, patience, ptx, run, sc, with_proxy,
+};
 use vgpu::mem::space::Kind;
 
 const PORT: &str = r#"
@@ -136,46 +138,8 @@ fn vgpu_triggers_have_room_for_64_gib() {
     assert_eq!(proxy.poll(), None);
 }
 
-/// Two devices exchange words; a kernel of a third one is the proxy of both. A semaphore has two lanes: the first half of a transfer goes by
-/// the one, the second by the other.
-const PROXIED: &str = r#"
-#include "warpmesh/port.cuh"
-using namespace warpmesh;
-
-struct Side {
-  Fifo fifo;        // this side's
-  const u64* source;
-  u64* target;      // the peer's
-  u64* signals;     // the peer's: two lanes for each port
-};
-
-// What primitives/src/net/proxy does, for both sides in turn, until it has seen so many triggers of each, or none for long.
-extern "C" __global__ void proxy(const __grid_constant__ Side a, const __grid_constant__ Side b, u32 triggers) {
-  u64 next[2] = {0, 0}, counts[2][4] = {};
-  for (u32 idle = 0; idle < 20000 && (next[0] < triggers || next[1] < triggers); ++idle) {
-    for (u32 s = 0; s < 2; ++s) {
-      const Side& side = s == 0 ? a : b;
-      const u64 n = next[s];
-      if (n == triggers) continue;
-      const u64* const entry = side.fifo.ring + 2 * (n % side.fifo.size);
-      const u64 first = load_acquire_sys(entry);
-      if (first >> 63 == (n / side.fifo.size & 1)) continue;
-      const u64 second = load_relaxed_sys(entry + 1);
-      store_release_sys(side.fifo.tail, n + 1);
-      const u64 bytes = first & 0xFFFFFFFFFull, what = first >> 52 & 7, port = first >> 36 & 0xFFFF;
-      const u64 from = (second & 0xFFFFFFFF) / 8, to = (second >> 32) / 8, count = what & 1 ? bytes / 8 : 0;
-      const u64 value = what & 2 ? ++counts[s][port] : 0;
-      for (u64 lane = 0; lane < 2; ++lane) {
-        for (u64 k = lane * count / 2; k < (lane + 1) * count / 2; ++k) side.target[to + k] = side.source[from + k];
-        if (value) store_release_sys(side.signals + 2 * port + lane, value);
-      }
-      store_release_sys(side.fifo.done, n + 1);
-      next[s] = n + 1;
-      idle = 0;
-    }
-  }
-}
-
+/// Two devices exchange words. A semaphore has two lanes: the first half of a transfer goes by the one, the second by the other.
+const EXCHANGE: &str = r#"
 struct Exchange {
   PortChannel port;  // of block 0; those of others are behind it
   u64* source;
@@ -248,7 +212,7 @@ fn proxied_within(rig: &Rig, timeout: u64) {
 
 #[test]
 fn vgpu_ports_with_a_proxy_in_weak_memory() {
-    in_all_modes(PROXIED, 3, proxied);
+    in_all_modes(&with_proxy(EXCHANGE), 3, proxied);
 }
 
 /// Orders and rules of port.cuh, weakened: what, header, text, and what stands there instead.
@@ -291,7 +255,7 @@ const MUTANTS: [(&str, &str, &str, &str); 12] = [
 fn catches(file: &str, from: &str, to: &str) -> Option<bool> {
     let mut headers = nvrtc::mutated(file, from, to);
     headers.iter_mut().for_each(|(_, text)| *text = text.replace(HASTE.0, HASTE.1));
-    let ptx = nvrtc::compile_with(&headers, PROXIED, 90)?;
+    let ptx = nvrtc::compile_with(&headers, &with_proxy(EXCHANGE), 90)?;
     let ptx = ptx.unwrap_or_else(|log| panic!("{to}: {log}"));
     Some(is_caught(&ptx, 3, |rig| proxied_within(rig, HASTY)))
 }

@@ -85,7 +85,7 @@ impl Job {
 
     /// The same, with this way of signals.
     pub fn signals(&self, signals: SignalMode) -> RdmaOptions {
-        RdmaOptions { signals, ..self.options() }
+        RdmaOptions { signals: Some(signals), ..self.options() }
     }
 
     /// The same for a network that loses packets: many answers are waited for. (Soft-RoCE takes 7 tries for "for ever".)

@@ -55,6 +55,52 @@ pub fn nvcc(source: &str, headers: &Path, arch: u32) -> Option<Result<String, St
     })
 }
 
+/// A kernel that is the proxy of two devices, so that weak memory and race detection see both sides of their FIFOs.
+const PROXY: &str = r#"
+#include "warpmesh/port.cuh"
+using namespace warpmesh;
+
+struct Side {
+  Fifo fifo;        // this side's
+  const u64* source;
+  u64* target;      // the peer's
+  u64* signals;     // the peer's: two lanes for each port
+};
+
+// What primitives/src/net/proxy does, for both sides in turn, until it has seen so many triggers of each, or none for long.
+extern "C" __global__ void proxy(const __grid_constant__ Side a, const __grid_constant__ Side b, u32 triggers) {
+  u64 next[2] = {0, 0}, counts[2][4] = {};
+  for (u32 idle = 0; idle < 20000 && (next[0] < triggers || next[1] < triggers); ++idle) {
+    for (u32 s = 0; s < 2; ++s) {
+      const Side& side = s == 0 ? a : b;
+      const u64 n = next[s];
+      if (n == triggers) continue;
+      const u64* const entry = side.fifo.ring + 2 * (n % side.fifo.size);
+      const u64 first = load_acquire_sys(entry);
+      if (first >> 63 == (n / side.fifo.size & 1)) continue;
+      const u64 second = load_relaxed_sys(entry + 1);
+      store_release_sys(side.fifo.tail, n + 1);
+      const u64 bytes = first & 0xFFFFFFFFFull, what = first >> 52 & 7, port = first >> 36 & 0xFFFF;
+      const u64 from = (second & 0xFFFFFFFF) / 8, to = (second >> 32) / 8, count = what & 1 ? (bytes + 7) / 8 : 0;
+      const u64 value = what & 2 ? ++counts[s][port] : 0;
+      for (u64 lane = 0; lane < 2; ++lane) {
+        for (u64 k = lane * count / 2; k < (lane + 1) * count / 2; ++k) side.target[to + k] = side.source[from + k];
+        if (value) store_release_sys(side.signals + 2 * port + lane, value);
+      }
+      store_release_sys(side.fifo.done, n + 1);
+      next[s] = n + 1;
+      idle = 0;
+    }
+  }
+}
+
+"#;
+
+/// A source with that kernel.
+pub fn with_proxy(source: &str) -> String {
+    format!("{PROXY}{source}")
+}
+
 /// SC mode.
 pub fn sc(devices: u32) -> MachineConfig {
     MachineConfig { devices, sms: 8, watchdog: Duration::from_secs(20), ..MachineConfig::default() }

@@ -18,7 +18,7 @@ const BACK: u32 = 1;
 
 fn mode(mode: SignalMode, job: &mut Job, cables: usize) -> Outcome<Pair> {
     let options = job.options(cables);
-    let pair = job.pair(RdmaOptions { signals: mode, ..options })?;
+    let pair = job.pair(RdmaOptions { signals: Some(mode), ..options })?;
     ensure!(pair.transport.signal_mode(job.peer) == Some(mode), "signals in another way");
     Ok(pair)
 }
@@ -90,7 +90,7 @@ pub fn many_in_flight_by_immediate(job: &mut Job) -> Outcome {
 /// Both ranks post everything before they look, with a queue that is much too short for it, and over all semaphores.
 fn many_in_flight(job: &mut Job, signals: SignalMode, cables: usize, count: u64) -> Outcome {
     let options = job.options(cables);
-    let options = RdmaOptions { signals, depth: 16, ..options };
+    let options = RdmaOptions { signals: Some(signals), depth: 16, ..options };
     let mut pair = job.pair(options)?;
     let size = 512;
     for i in 0..count {
@@ -180,14 +180,14 @@ fn stripes(job: &mut Job, signals: SignalMode) -> Outcome {
 
 pub fn two_nics_and_one_by_fetch_add(job: &mut Job) -> Outcome {
     let options = job.options(2 - job.rank);
-    let mut pair = job.pair(options)?;
+    let mut pair = job.pair(RdmaOptions { signals: Some(SignalMode::FetchAdd), ..options })?;
     sizes(&mut pair, job.rank, &[8, 4096, 200_000])
 }
 
 pub fn two_nics_and_one_by_immediate(job: &mut Job) -> Outcome {
     let options = job.options(2 - job.rank);
-    // One that wants it is enough.
-    let signals = [SignalMode::FetchAdd, SignalMode::Immediate][job.rank];
+    // One that wants it is enough; and ranks on processors that are told nothing do.
+    let signals = [Some(SignalMode::FetchAdd), None][job.rank];
     let mut pair = job.pair(RdmaOptions { signals, ..options })?;
     ensure!(pair.transport.signal_mode(job.peer) == Some(SignalMode::Immediate), "not immediate");
     sizes(&mut pair, job.rank, &[8, 4096, 200_000])
@@ -222,7 +222,7 @@ pub fn what_comes_before_the_peer_has_said_that_it_is_ready_counts(job: &mut Job
     for signals in [SignalMode::FetchAdd, SignalMode::Immediate] {
         let held = Arc::new(AtomicBool::new(job.rank == 1));
         let way = Box::new(Late { way: job.exchange()?, taken: 0, held: held.clone() });
-        let options = RdmaOptions { signals, ..job.options(1) };
+        let options = RdmaOptions { signals: Some(signals), ..job.options(1) };
         let mut transport = RdmaTransport::new(job.rank, 2, SEMAPHORES, options, way)?;
         let memory = Arc::new(Memory::new(BYTES));
         let mine = transport.register(MEMORY, memory.clone())?;
@@ -281,7 +281,7 @@ impl Exchange for Gone {
 /// Between the last look at the NIC and the news that the peer has gone, its last signals may come.
 pub fn what_comes_just_before_the_news_that_the_peer_has_gone_counts(job: &mut Job) -> Outcome {
     let (way, aside) = (job.exchange()?, job.exchange()?);
-    let options = RdmaOptions { signals: SignalMode::Immediate, ..job.options(1) };
+    let options = RdmaOptions { signals: Some(SignalMode::Immediate), ..job.options(1) };
     let (peer, aside) = if job.rank == 0 { (Some(aside), None) } else { (None, Some(aside)) };
     let mut pair = job.pair_by(options, Box::new(Gone { way, peer }))?;
     let Some(mut aside) = aside else {

@@ -57,7 +57,7 @@ fn return_without_the_connection(pair: Pair, job: &mut Job) -> Outcome {
 pub fn memory_that_was_forgotten_is_refused(job: &mut Job) -> Outcome {
     for signals in [SignalMode::FetchAdd, SignalMode::Immediate] {
         let options = job.options(1);
-        let mut pair = job.pair(RdmaOptions { signals, ..options })?;
+        let mut pair = job.pair(RdmaOptions { signals: Some(signals), ..options })?;
         if job.rank == 1 {
             pair.transport.forget(MEMORY);
             pair.memory.write(0, &[0; 64]);

@@ -173,7 +173,7 @@ fn stream(job: &mut Job) -> Outcome<f64> {
 /// Microseconds of half a round trip: the quickest and the median.
 fn ping_pong(job: &mut Job, signals: SignalMode) -> Outcome<(f64, f64)> {
     let options = RdmaOptions { devices: vec![NIC.to_owned()], ..job.options(1) };
-    let mut pair = job.pair(RdmaOptions { signals, ..options })?;
+    let mut pair = job.pair(RdmaOptions { signals: Some(signals), ..options })?;
     job.barrier()?;
     let mut times = Vec::new();
     for trip in 1..=TRIPS {

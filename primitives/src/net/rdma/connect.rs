@@ -227,7 +227,8 @@ impl RdmaTransport {
         if self.stages || self.nics.iter().any(|nic| nic.atomics == 0) {
             return SignalMode::Immediate;
         }
-        self.options.signals
+        let usual = if self.gpu.is_some() { SignalMode::FetchAdd } else { SignalMode::Immediate };
+        self.options.signals.unwrap_or(usual)
     }
 
     /// Connects this rank's queue pairs to what the peer offers.

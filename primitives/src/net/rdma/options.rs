@@ -5,11 +5,10 @@ use std::time::Duration;
 use crate::net::NetError;
 
 /// How peers are told that data is there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalMode {
     /// By an atomic addition of the NIC to the semaphore: the receiving rank has nothing to do. Needs NICs with
     /// atomics; a NIC without them makes it [`SignalMode::Immediate`] for the connections over it.
-    #[default]
     FetchAdd,
     /// By a number that comes with the data: one request less for each signal, but the receiving rank counts only when
     /// it calls [`Transport::progress`](crate::net::Transport::progress).
@@ -73,8 +72,9 @@ pub struct RdmaOptions {
     /// How often it tries again, 0 to 7. `WARPMESH_IB_RETRIES`, 6: soft-RoCE takes 7 for "for ever", and would never tell
     /// that a peer has gone.
     pub retries: u8,
-    /// `WARPMESH_IB_SIGNALS`: `fetch-add` or `immediate`.
-    pub signals: SignalMode,
+    /// `WARPMESH_IB_SIGNALS`: `fetch-add` or `immediate`. None: fetch-add for what kernels of a GPU wait for, immediate data for ranks on
+    /// processors, which look at the NIC while they wait.
+    pub signals: Option<SignalMode>,
     /// Requests of a queue pair that the NIC holds at a time, at least 8; more wait in memory. Fewer if the NIC cannot
     /// have as many for all ranks. `WARPMESH_IB_DEPTH`, 256.
     pub depth: u32,
@@ -99,7 +99,7 @@ impl Default for RdmaOptions {
             mtu: None,
             timeout: 18,
             retries: 6,
-            signals: SignalMode::default(),
+            signals: None,
             depth: 256,
             stripe: 64 << 10,
             port_grace: Duration::from_secs(2),
@@ -141,11 +141,11 @@ impl RdmaOptions {
         let grace = number("WARPMESH_IB_PORT_GRACE_MS", 0, 1 << 32)?;
         options.port_grace = grace.map_or(options.port_grace, Duration::from_millis);
         if let Some(text) = get("WARPMESH_IB_SIGNALS") {
-            options.signals = match text.trim() {
+            options.signals = Some(match text.trim() {
                 "fetch-add" => SignalMode::FetchAdd,
                 "immediate" => SignalMode::Immediate,
                 _ => return Err(wrong("WARPMESH_IB_SIGNALS", &text, "fetch-add or immediate")),
-            };
+            });
         }
         if let Some(text) = get("WARPMESH_IB_GPU_MEMORY") {
             let named = GpuMemory::from_name(text.trim());
@@ -235,7 +235,7 @@ mod tests {
         .unwrap();
         assert_eq!(options.devices, ["mlx5_0", "mlx5_1:2"]);
         assert_eq!((options.mtu, options.timeout, options.gid_index), (Some(2048), 14, Some(3)));
-        assert_eq!(options.signals, SignalMode::Immediate);
+        assert_eq!(options.signals, Some(SignalMode::Immediate));
         assert_eq!(options.gpu_memory, GpuMemory::Staged);
         assert!(GpuMemory::ALL.iter().all(|(memory, name)| memory.name() == *name));
     }
