@@ -98,8 +98,8 @@ fn launches_with_other_slices_in_weak_memory() {
     }
     let named = |a: &&Algorithm| (a.collective, a.name) == (Collective::Scatter, "staged");
     let algorithm = algorithms().find(named).unwrap();
-    let counts = [150_000, 120_000];
-    check(&counts.map(|count| Case { registered: false, ..case(algorithm, 16, count) }));
+    let counts = [300_000, 240_000];
+    check(&counts.map(|count| Case { registered: false, ..case(algorithm, 8, count) }));
 }
 
 #[test]

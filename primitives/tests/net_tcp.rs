@@ -52,6 +52,29 @@ fn transfers_of_all_sizes_arrive_in_order_between_all_ranks() {
     }
 }
 
+/// Also if the peer looks late, and sends something itself meanwhile.
+#[test]
+fn what_was_sent_before_the_transport_is_dropped_comes() {
+    const BYTES: usize = 256 << 10;
+    ranks(2, |bootstrap| {
+        let mut own = Rank::connect(bootstrap, 2 * BYTES, &TcpOptions::default());
+        let me = own.rank();
+        if me == 0 {
+            own.memory.write(0, &pattern(5, BYTES));
+            own.transport.post(1, &transfer(0, BYTES as u64, BYTES as u64, Some(2))).unwrap();
+            own.wait_sent(1, 1);
+            own.bootstrap.barrier().unwrap();
+            return;
+        }
+        own.bootstrap.barrier().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let _ = own.transport.post(0, &transfer(0, 0, 8, None));
+        std::thread::sleep(Duration::from_millis(100));
+        own.wait_signals(2, 1);
+        assert!(own.memory.read(BYTES, BYTES) == pattern(5, BYTES));
+    });
+}
+
 #[test]
 fn many_small_transfers_in_both_directions_at_once() {
     ranks(2, |bootstrap| {

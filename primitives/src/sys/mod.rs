@@ -13,6 +13,6 @@ pub(crate) use futex::{futex_wait, futex_wake};
 pub(crate) use interface::interface_addresses;
 pub use mapping::Mapping;
 pub(crate) use socket::{
-    hung_up, recv_with_fd, round_trip, send_with_fd, silent_for, wait_readable,
+    hung_up, owes, recv_with_fd, round_trip, send_with_fd, silent_for, wait_readable,
 };
 pub(crate) use stream::{Piece, receive_bytes, receive_pieces, send_bytes, send_pieces};

@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -79,10 +79,7 @@ pub(crate) fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
 }
 
-/// How long nothing was heard of the other end of a TCP connection, though data that was sent is not acknowledged; None
-/// if all is. A peer that takes no data but answers is heard of.
-pub(crate) fn silent_for(socket: BorrowedFd<'_>) -> Option<Duration> {
-    use std::os::fd::AsRawFd;
+fn tcp_info(socket: BorrowedFd<'_>) -> Option<libc::tcp_info> {
     // SAFETY: `tcp_info` is made of integers, for which zeros are valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -97,13 +94,28 @@ pub(crate) fn silent_for(socket: BorrowedFd<'_>) -> Option<Duration> {
             &mut length,
         )
     };
-    let unanswered = result == 0 && info.tcpi_unacked > 0;
-    unanswered.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
+    (result == 0).then_some(info)
+}
+
+/// How long nothing was heard of the other end of a TCP connection, though data that was sent is not acknowledged; None
+/// if all is. A peer that takes no data but answers is heard of.
+pub(crate) fn silent_for(socket: BorrowedFd<'_>) -> Option<Duration> {
+    let info = tcp_info(socket).filter(|info| info.tcpi_unacked > 0)?;
+    Some(Duration::from_millis(info.tcpi_last_ack_recv.into()))
+}
+
+/// Whether the system holds data for the other end of a TCP connection that it has not acknowledged, and still may.
+pub(crate) fn owes(socket: BorrowedFd<'_>) -> bool {
+    /// `TCP_CLOSE` of linux/tcp_states.h.
+    const CLOSED: u8 = 7;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as it is borrowed; the system writes one number.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    result == 0 && bytes > 0 && tcp_info(socket).is_some_and(|info| info.tcpi_state != CLOSED)
 }
 
 /// The shortest time that the other end of a TCP connection took to answer; None if the system does not tell.
 pub(crate) fn round_trip(socket: BorrowedFd<'_>) -> Option<Duration> {
-    use std::os::fd::AsRawFd;
     /// Where `tcpi_min_rtt` is in linux/tcp.h's `tcp_info`, which only grows at its end; libc's ends before.
     const PLACE: usize = 148 / size_of::<u32>();
     let mut info = [0_u32; 64];

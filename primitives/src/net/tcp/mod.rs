@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::io::Errno;
@@ -39,12 +39,15 @@ use super::{NetError, NetFault, Region, Signals, Transfer, Transport};
 use crate::bootstrap::Bootstrap;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::sys::round_trip;
+use crate::sys::{owes, round_trip};
 
 /// Peers whose sockets are simply asked, rather than the system which of them have something.
 const FEW: usize = 2;
 /// Sockets that the system tells of at once.
 const EVENTS: usize = 64;
+
+/// How long a transport that is dropped waits for peers to have what was sent.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Bytes per second of a connection that is to be kept busy: 40 Gbit/s, more than a core copies.
 const FASTEST: f64 = 5e9;
@@ -434,15 +437,28 @@ impl Transport for TcpTransport {
 }
 
 impl Drop for TcpTransport {
-    /// Says that nothing more comes, and takes what has come: a socket with unread bytes would be reset, and what the
-    /// system still holds for the peer lost.
+    /// Says that nothing more comes, and takes what comes until peers have all that was sent, for a while: a socket with unread bytes, or
+    /// one that is closed when bytes come, is reset, and what the system still holds for the peer lost.
     fn drop(&mut self) {
+        let (memories, signals) = (&self.memories, &self.signals);
+        let mut open: Vec<&mut Connection> = Vec::new();
         for place in &mut self.places {
             if let Place::Open(connection) = place {
                 let _ = connection.link.stream().shutdown(std::net::Shutdown::Write);
-                let _ = connection.receive(&self.memories, &self.signals);
-                connection.settle(&self.signals);
+                open.push(connection);
             }
+        }
+        let until = Instant::now() + LINGER;
+        loop {
+            open.retain_mut(|connection| {
+                let _ = connection.receive(memories, signals);
+                connection.settle(signals);
+                owes(connection.link.stream().as_fd())
+            });
+            if open.is_empty() || Instant::now() >= until {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
