@@ -7,16 +7,16 @@
 //! ```text
 //!   time = rounds * ((phases + signalled) * hop + messages * message)
 //!        + bytes * (plain * copy + switched * switch + shared * travel + packed * packet) * ranks per core
-//!        + rounds * (trips * trip + partners * partner) + bytes * sent * network
+//!        + rounds * (trips * trip + posts * post * ranks per core) + bytes * sent * network
 //! ```
 //!
-//! Between hosts, a trip is a wait for a rank of another host, a partner one to which something goes. Where ranks share cores, a hop is the time until the other rank is scheduled.
+//! Between hosts, a trip is a wait for a rank of another host, a post what is sent there at once: a put, or a signal alone. Where ranks share
+//! cores, a hop is the time until the other rank is scheduled.
 #![forbid(unsafe_code)]
-
-use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::algorithms::Layout;
 use crate::plan::{Buffer, Instruction, Place, Program, Whose};
 
 /// What a rank does in one round, per byte of a block's window.
@@ -44,8 +44,8 @@ pub(crate) struct Work {
     pub(crate) trips: f64,
     /// Bytes that go to other hosts.
     pub(crate) sent: f64,
-    /// Ranks of other hosts to which something goes.
-    pub(crate) partners: f64,
+    /// Puts to ranks of other hosts, and signals to them that go with no put.
+    pub(crate) posts: f64,
 }
 
 impl Work {
@@ -71,24 +71,30 @@ impl Work {
         work
     }
 
-    /// With what goes to the ranks that `is_away` says are on other hosts.
+    /// With what goes between hosts. A rank that is alone on its host shares no memory.
     pub(crate) fn between_hosts(
-        mut self,
+        self,
         program: &Program,
         parts: usize,
-        is_away: impl Fn(usize) -> bool,
+        rank: usize,
+        layout: &Layout,
     ) -> Self {
-        let mut partners = BTreeSet::new();
+        let is_away = |peer: &usize| layout.node_of(*peer) != layout.node_of(rank);
+        let mut work = self;
         for worker in &program.workers {
             let (mut waiting, mut trips) = (false, 0.0);
             for instruction in worker {
                 let waits = match instruction {
-                    Instruction::Wait { from, .. } => from.iter().any(|peer| is_away(*peer)),
-                    Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. } => {
-                        if is_away(*peer) {
-                            self.sent += 1.0 / parts as f64;
-                            partners.insert(*peer);
-                        }
+                    Instruction::Wait { from, .. } => from.iter().any(is_away),
+                    Instruction::Signal { to, .. } => {
+                        work.posts += to.iter().filter(|peer| is_away(peer)).count() as f64;
+                        false
+                    }
+                    Instruction::Put { to: Place { whose: Whose::Rank(peer), .. }, .. }
+                        if is_away(peer) =>
+                    {
+                        work.sent += 1.0 / parts as f64;
+                        work.posts += 1.0;
                         false
                     }
                     _ => false,
@@ -96,10 +102,12 @@ impl Work {
                 trips += if waits && !waiting { 1.0 } else { 0.0 };
                 waiting = waits;
             }
-            self.trips = self.trips.max(trips);
+            work.trips = work.trips.max(trips);
         }
-        self.partners = partners.len() as f64;
-        self
+        if layout.neighbours(rank).is_empty() {
+            (work.shared, work.own) = (0.0, 0.0);
+        }
+        work
     }
 
     /// Adds an instruction; says whether it waits for a peer.
@@ -163,7 +171,7 @@ impl Work {
             packed: self.packed.max(other.packed),
             trips: self.trips.max(other.trips),
             sent: self.sent.max(other.sent),
-            partners: self.partners.max(other.partners),
+            posts: self.posts.max(other.posts),
         }
     }
 }
@@ -206,17 +214,17 @@ pub struct Machine {
     /// Sending a byte to another host.
     #[serde(default = "typical_network")]
     pub network: f64,
-    /// Sending something to one more rank of another host.
-    #[serde(default = "typical_partner")]
-    pub partner: f64,
+    /// Sending something to a rank of another host: what it keeps the sender's core busy.
+    #[serde(default = "typical_post")]
+    pub post: f64,
 }
 
 fn typical_trip() -> f64 {
     Machine::TYPICAL.trip
 }
 
-fn typical_partner() -> f64 {
-    Machine::TYPICAL.partner
+fn typical_post() -> f64 {
+    Machine::TYPICAL.post
 }
 
 fn typical_network() -> f64 {
@@ -235,9 +243,9 @@ impl Machine {
         switched: None,
         shared: 0.08,
         shared_far: 0.04,
-        trip: 15_000.0,
+        trip: 8_000.0,
         network: 0.5,
-        partner: 5_000.0,
+        post: 7_000.0,
     };
 
     /// Predicted nanoseconds of a call: `work` per round, for blocks of `bytes`, in `rounds`
@@ -253,7 +261,7 @@ impl Machine {
         let hop = if load > 1.0 { self.switch * load } else { self.hop };
         let hops = work.phases * hop + work.signalled * self.hop;
         let waits = hops + work.messages * self.message * load;
-        let trips = work.trips * self.trip + work.partners * self.partner;
+        let trips = work.trips * self.trip + work.posts * self.post * load;
         let between = rounds as f64 * trips + bytes * work.sent * self.network;
         rounds as f64 * waits + bytes * (moved + work.packed * self.packet) * load + between
     }
@@ -267,7 +275,8 @@ const NEAR_BYTES: f64 = 32_768.0;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::algorithms::{Algorithm, all};
+    use crate::algorithms::{Algorithm, NODES, NodeAlgorithm, all};
+    use crate::plan::Collective;
 
     fn work(collective: &str, name: &str, world: usize) -> Work {
         let find = |a: &&Algorithm| a.collective.name() == collective && a.name == name;
@@ -295,6 +304,29 @@ mod tests {
         // An eighth is read from all eight, and written to them.
         let switched = work("all_reduce", "nvls", 8);
         assert_eq!((switched.switched, switched.plain, switched.shared), (2.0, 0.0, 0.0));
+    }
+
+    fn between_hosts(name: &str, layout: &Layout, rank: usize) -> Work {
+        let all_reduce =
+            |a: &&&NodeAlgorithm| a.collective == Collective::AllReduce && a.name == name;
+        let algorithm = NODES.iter().find(all_reduce).unwrap();
+        let parts = algorithm.shape(layout, 0).parts;
+        let program = algorithm.program(rank, layout, 0);
+        let work = Work::of(&program, parts, (rank, layout.world()));
+        work.between_hosts(&program, parts, rank, layout)
+    }
+
+    #[test]
+    fn what_goes_between_hosts_is_counted() {
+        let (pair, square) = (Layout::new(&[0, 1]), Layout::new(&[0, 0, 1, 1]));
+        let counts = |work: Work| (work.trips, work.posts, work.sent);
+        assert_eq!(counts(between_hosts("exchange", &pair, 0)), (1.0, 1.0, 1.0));
+        assert_eq!(counts(between_hosts("exchange", &square, 1)), (0.0, 0.0, 0.0));
+        assert_eq!(counts(between_hosts("rails", &pair, 0)), (2.0, 2.0, 1.0));
+        // Two workers, each with its half of every part.
+        assert_eq!(counts(between_hosts("rails_direct", &square, 3)), (2.0, 4.0, 0.5));
+        assert_eq!(between_hosts("rails", &pair, 0).shared, 0.0);
+        assert!(between_hosts("rails", &square, 0).shared > 0.0);
     }
 
     #[test]

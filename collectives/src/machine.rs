@@ -18,7 +18,7 @@ struct Kept {
 }
 
 /// Measured terms of another version of this file are measured again.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// The terms of this machine: from the cache folder, or measured now (some milliseconds) and
 /// written there. Nothing here can fail: without a cache folder it is measured each time.
@@ -49,8 +49,8 @@ fn kept_or_measured() -> Machine {
 fn is_sane(machine: &Machine) -> bool {
     let Machine { hop, switch, message, cached, uncached, packet, shared, shared_far, .. } =
         *machine;
-    let Machine { trip, network, partner, .. } = *machine;
-    [hop, switch, message, cached, uncached, packet, shared, shared_far, trip, network, partner]
+    let Machine { trip, network, post, .. } = *machine;
+    [hop, switch, message, cached, uncached, packet, shared, shared_far, trip, network, post]
         .iter()
         .all(|t| t.is_finite() && *t > 0.0)
 }

@@ -203,8 +203,8 @@ impl Plans {
             let parts = candidate.source.parts(layout);
             let of = |rank: usize| {
                 let program = candidate.source.program(rank, layout, 0);
-                let is_away = |peer: usize| layout.node_of(peer) != layout.node_of(rank);
-                Work::of(&program, parts, (rank, world)).between_hosts(&program, parts, is_away)
+                let work = Work::of(&program, parts, (rank, world));
+                work.between_hosts(&program, parts, rank, layout)
             };
             of(0).max(of(1 % world))
         });

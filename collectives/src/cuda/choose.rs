@@ -62,9 +62,8 @@ fn candidate(algorithm: BuiltIn, layout: &Layout) -> Option<Candidate> {
     let programs: Vec<_> = (0..different).map(|n| algorithm.program(n, layout, 0)).collect();
     let parts = algorithm.parts(layout);
     let work = |(rank, program): (usize, &Program)| {
-        let is_away = |peer: usize| layout.node_of(peer) != layout.node_of(rank);
         let work = Work::of(program, parts, (rank, world)).between_gpus();
-        work.between_hosts(program, parts, is_away)
+        work.between_hosts(program, parts, rank, layout)
     };
     let numbered = || programs.iter().enumerate();
     let has = |test: fn(&Place) -> bool| programs.iter().flat_map(places).any(test);

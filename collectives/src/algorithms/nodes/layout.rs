@@ -67,7 +67,7 @@ impl Layout {
     }
 
     /// The ranks that share a rank's memory, without itself, from the next one on and around.
-    pub(super) fn neighbours(&self, rank: usize) -> Vec<usize> {
+    pub(crate) fn neighbours(&self, rank: usize) -> Vec<usize> {
         let (members, place) = (self.members(self.node_of(rank)), self.place(rank));
         (1..members.len()).map(|step| members[(place + step) % members.len()]).collect()
     }
