@@ -1,5 +1,8 @@
-//! The primitives under the collectives: a semaphore there and back, a packet there and back.
+//! The primitives under the collectives: a semaphore there and back, a packet there and back, a transfer from a port to its transport.
 
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,9 +10,12 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use warpmesh::bootstrap::LocalBootstrap;
 use warpmesh::primitives::Error;
 use warpmesh::primitives::channel::MemoryChannel;
+use warpmesh::primitives::net::fifo::{Bell, Fifo};
+use warpmesh::primitives::net::proxy::{Port, Proxy, ProxyOptions};
+use warpmesh::primitives::net::{NetError, NetFault, Region, Signals, Span, Transfer, Transport};
 use warpmesh::primitives::node::Node;
 
-criterion_group!(benches, semaphore, packets);
+criterion_group!(benches, semaphore, packets, port);
 criterion_main!(benches);
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -77,4 +83,75 @@ fn between_two(work: impl Fn(usize, &mut MemoryChannel) -> Result<(), Error> + S
             ends.into_iter().map(|end| end.join().expect("no panic")).collect();
         times.expect("both ends work")[0]
     })
+}
+
+/// From a push into the FIFO until the proxy has posted the transfer, and the word of that back.
+fn port(c: &mut Criterion) {
+    let bell = Bell::new().expect("an event descriptor");
+    let fifo = Fifo::new(64, bell.clone()).expect("a ring");
+    let signals = Signals::new(1, 1).expect("memory for a signal");
+    let posted = Arc::new(AtomicU64::new(0));
+    let transport = Box::new(Counting { posted: posted.clone(), signals });
+    let to = Port { peer: 0, from: Span::default(), to: Span::default(), semaphore: 0 };
+    let options = ProxyOptions::default();
+    let proxy = Proxy::start(transport, vec![to], vec![fifo.clone()], bell, &options);
+    let proxy = proxy.expect("a thread");
+    let channel = proxy.channel(&fifo, 0, 0, TIMEOUT);
+    let mut pushed = 0;
+    c.bench_function("port/push to posted", |b| {
+        b.iter(|| {
+            channel.put_with_signal(0, 0, 8).expect("room");
+            pushed += 1;
+            // Relaxed: a count alone.
+            while posted.load(Ordering::Relaxed) < pushed {
+                std::hint::spin_loop();
+            }
+        });
+    });
+}
+
+/// Counts what is posted, which is all that becomes of it.
+#[derive(Debug)]
+struct Counting {
+    posted: Arc<AtomicU64>,
+    signals: Signals,
+}
+
+impl Transport for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+
+    fn register(&mut self, _: u32, _: Arc<dyn Region>) -> Result<Vec<u8>, NetError> {
+        Ok(Vec::new())
+    }
+
+    fn forget(&mut self, _: u32) {}
+
+    fn learn(&mut self, _: usize, _: u32, _: &[u8]) -> Result<(), NetError> {
+        Ok(())
+    }
+
+    fn connect(&mut self, _: &[usize], _: Duration) -> Result<(), NetError> {
+        Ok(())
+    }
+
+    fn post(&mut self, _: usize, _: &Transfer) -> Result<(), NetError> {
+        self.posted.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sent(&self, _: usize) -> u64 {
+        self.posted.load(Ordering::Relaxed)
+    }
+
+    fn progress(&mut self) -> Result<bool, NetFault> {
+        Ok(false)
+    }
+
+    fn doze(&mut self, _: Duration, _: Option<BorrowedFd<'_>>) {}
+
+    fn signals(&self) -> &Signals {
+        &self.signals
+    }
 }
