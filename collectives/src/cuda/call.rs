@@ -12,6 +12,7 @@ use super::far::Far;
 use super::geometry::Geometry;
 use super::kernel::{Buffers, Loaded, Memory};
 use super::params::{Board, Call};
+use super::recent::{Asked, Way};
 use super::switch::{AtHand, Needs};
 use super::windows::Place;
 use super::{CudaCommunicator, Key, choose, driver_error, emit};
@@ -58,15 +59,6 @@ impl Buffer {
     }
 }
 
-/// How a call is done.
-struct Decision {
-    /// The plan's number.
-    plan: usize,
-    op: OpKind,
-    input: Buffer,
-    output: Buffer,
-}
-
 impl CudaCommunicator {
     /// Puts a collective on a stream. Input and output are device addresses. Returns when it is queued. The first call of a
     /// kind compiles its kernel, unless it is built in or lies in the cache on disk: up to a second.
@@ -87,17 +79,15 @@ impl CudaCommunicator {
         }
         self.check_alive()?;
         self.check_stream(call.collective.name(), stream)?;
-        let decision = self.decide(call, &checked)?;
-        let Decision { plan, op, .. } = decision;
-        let key = (plan, call.root, kernel_type(call.collective, call.dtype), op);
-        if !self.kernels.contains_key(&key) {
-            let loaded = self.load(key, stream)?;
-            self.kernels.insert(key, loaded);
-        }
-        let digest = self.announce(call, &decision, key)?;
-        let header = self.header(call, &decision, digest);
+        let (asked, buffers) = self.ask(call, &checked)?;
+        let way = match self.recent.find(&asked) {
+            Some(way) => way,
+            None => self.find_way(asked, stream)?,
+        };
+        let digest = self.announce(call, asked.query.op, way, buffers)?;
+        let header = self.header(call, asked.query.op, buffers, digest);
         // SAFETY: the caller's.
-        unsafe { self.launch(key, call, header, &decision, stream) }
+        unsafe { self.launch(call, header, way, buffers, stream) }
     }
 
     /// The name of the plan that a call takes.
@@ -107,11 +97,12 @@ impl CudaCommunicator {
     pub fn plan_of(&self, call: &RawCall) -> Result<&'static str, Error> {
         self.bind()?;
         let checked = call.check(self.rank(), self.world())?;
-        let Decision { plan, .. } = self.decide(call, &checked)?;
-        Ok(self.candidates[plan].algorithm.name())
+        let (Asked { query, at_hand, count, .. }, _) = self.ask(call, &checked)?;
+        Ok(self.candidates[self.choose(&query, at_hand, count)?].algorithm.name())
     }
 
-    fn decide(&self, call: &RawCall, checked: &Checked) -> Result<Decision, Error> {
+    /// What decides how a call is done, and its input and output.
+    fn ask(&self, call: &RawCall, checked: &Checked) -> Result<(Asked, [Buffer; 2]), Error> {
         let input = self.buffer(call, "input", call.input as u64, checked.input_bytes)?;
         let output = self.buffer(call, "output", call.output as u64, checked.output_bytes)?;
         let registered = input.is_registered() && output.is_registered();
@@ -121,8 +112,33 @@ impl CudaCommunicator {
             input: input.of_all().is_some(),
             output: output.of_all().is_some(),
         };
-        let (plan, op) = (self.choose(&query, at_hand, call.count)?, query.op);
-        Ok(Decision { plan, op, input, output })
+        Ok((Asked { query, at_hand, root: call.root, count: call.count }, [input, output]))
+    }
+
+    /// Chooses a plan, and makes its kernel ready.
+    #[cold]
+    fn find_way(&mut self, asked: Asked, stream: CUstream) -> Result<Way, Error> {
+        let Asked { query, at_hand, root, count } = asked;
+        let plan = self.choose(&query, at_hand, count)?;
+        let key = (plan, root, kernel_type(query.collective, query.dtype), query.op);
+        let kernel = match self.kernels.iter().position(|(of, _)| *of == key) {
+            Some(kernel) => kernel,
+            None => {
+                let loaded = self.load(key, stream)?;
+                self.kernels.push((key, loaded));
+                self.kernels.len() - 1
+            }
+        };
+        let most = match self.far {
+            Some(_) => self.most_blocks.min(far::MAX_BLOCKS),
+            None => self.most_blocks,
+        };
+        let cut = Geometry::new(&self.kernels[kernel].1.bounds, query.dtype, count, most);
+        let cut =
+            cut.ok_or_else(|| argument("call", "ranks", "are too many for the scratch memory"))?;
+        let way = Way { plan, kernel, cut };
+        self.recent.keep(asked, way);
+        Ok(way)
     }
 
     /// Waits until everything on a stream is done.
@@ -237,18 +253,22 @@ impl CudaCommunicator {
 
     /// Tells the peers' hosts what this rank calls, and looks whether one of them calls something else; a digest of what must be
     /// equal on all ranks.
-    fn announce(&mut self, call: &RawCall, decision: &Decision, key: Key) -> Result<u32, Error> {
+    fn announce(
+        &mut self,
+        call: &RawCall,
+        op: OpKind,
+        way: Way,
+        [input, output]: [Buffer; 2],
+    ) -> Result<u32, Error> {
         self.sequence += 1;
         let node = self.host.node();
-        let Decision { plan, op, input, output } = *decision;
-        let board = HostBoard::of(call, op, plan, (input.address(), output.address()));
-        let Needs { input, output, .. } = self.candidates[plan].switch;
+        let board = HostBoard::of(call, op, way.plan, (input.address(), output.address()));
+        let Needs { input, output, .. } = self.candidates[way.plan].switch;
         let board = HostBoard { same_place: [input, output], ..board };
         let (description, digest) = board.write(self.sequence);
         node.announce(&description);
-        if let Some(kernel) = self.kernels.get(&key) {
-            kernel.away.iter().for_each(|&peer| node.tell_call(peer, self.sequence));
-        }
+        let (_, kernel) = &self.kernels[way.kernel];
+        kernel.away.iter().for_each(|&peer| node.tell_call(peer, self.sequence));
         // Of two ranks that announce at the same time at least one sees the other's call.
         fence(Ordering::SeqCst);
         match node.mismatch(self.sequence) {
@@ -282,12 +302,18 @@ impl CudaCommunicator {
         Loaded::new(self.gpu.context(), &kernel, &compiled, shape, &memory, (rank, away))
     }
 
-    fn header(&self, call: &RawCall, decision: &Decision, digest: u32) -> Call {
+    fn header(
+        &self,
+        call: &RawCall,
+        op: OpKind,
+        [input, output]: [Buffer; 2],
+        digest: u32,
+    ) -> Call {
         let factor = match call.op {
-            ReduceOp::PreMulSum(scalar) if decision.op == OpKind::PreMulSum => scalar.bits(),
+            ReduceOp::PreMulSum(scalar) if op == OpKind::PreMulSum => scalar.bits(),
             _ => 0,
         };
-        let (input, output) = (decision.input.announced(), decision.output.announced());
+        let (input, output) = (input.announced(), output.announced());
         Call {
             count: call.count as u64,
             rank: self.rank() as u32,
@@ -311,20 +337,12 @@ impl CudaCommunicator {
     /// As [`CudaCommunicator::call`].
     unsafe fn launch(
         &mut self,
-        key: Key,
         call: &RawCall,
         mut header: Call,
-        decision: &Decision,
+        Way { kernel, cut, .. }: Way,
+        [input, output]: [Buffer; 2],
         stream: CUstream,
     ) -> Result<(), Error> {
-        let bounds = self.kernels[&key].bounds;
-        let most = match self.far {
-            Some(_) => self.most_blocks.min(far::MAX_BLOCKS),
-            None => self.most_blocks,
-        };
-        let cut = Geometry::new(&bounds, call.dtype, call.count, most);
-        let cut =
-            cut.ok_or_else(|| argument("call", "ranks", "are too many for the scratch memory"))?;
         header.window = cut.window as u64;
         header.rounds = cut.rounds as u32;
         header.part = cut.part as u64;
@@ -332,11 +350,11 @@ impl CudaCommunicator {
         let buffers = Buffers {
             input: call.input as u64,
             output: call.output as u64,
-            input_of_all: decision.input.of_all().unwrap_or(0),
-            output_of_all: decision.output.of_all().unwrap_or(0),
+            input_of_all: input.of_all().unwrap_or(0),
+            output_of_all: output.of_all().unwrap_or(0),
             block: (call.count * call.dtype.size()) as u64,
         };
-        let Some(kernel) = self.kernels.get_mut(&key) else { return Ok(()) };
+        let (_, kernel) = &mut self.kernels[kernel];
         if let Some(far) = self.far.as_ref().filter(|_| !kernel.away.is_empty()) {
             far.launching();
         }

@@ -17,6 +17,7 @@ mod lines;
 mod mail;
 mod names;
 pub(crate) mod params;
+mod recent;
 mod regions;
 mod setup;
 mod show;
@@ -24,8 +25,6 @@ mod switch;
 mod typed;
 mod watch;
 mod windows;
-
-use std::collections::HashMap;
 
 use warpmesh_primitives::failure::Failure;
 use warpmesh_primitives::gpu::{CudaError, Gpu};
@@ -37,6 +36,7 @@ use self::far::Far;
 pub use self::group::CudaGroup;
 use self::kernel::Loaded;
 use self::mail::Mail;
+use self::recent::Recent;
 use self::regions::Regions;
 pub use self::show::{CudaKernel, cuda_kernel, cuda_kernel_on, cuda_mail_kernels};
 pub use self::typed::CudaBuffer;
@@ -59,7 +59,8 @@ pub struct CudaCommunicator {
     far: Option<Far>,
     layout: Layout,
     candidates: Vec<Candidate>,
-    kernels: HashMap<Key, Loaded>,
+    kernels: Vec<(Key, Loaded)>,
+    recent: Recent,
     windows: Windows,
     mail: Mail,
     letters: Vec<Letter>,

@@ -9,6 +9,7 @@ use warpmesh_primitives::node::Node;
 
 use super::far::Far;
 use super::mail::Mail;
+use super::recent::Recent;
 use super::regions::{CONTROL_BYTES, MAX_BLOCKS, Regions};
 use super::watch::Watch;
 use super::windows::Windows;
@@ -66,7 +67,8 @@ impl Communicator {
             gpu,
             regions,
             watch,
-            kernels: Default::default(),
+            kernels: Vec::new(),
+            recent: Recent::default(),
             windows: Windows::default(),
             mail,
             letters: Vec::new(),

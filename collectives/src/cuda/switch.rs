@@ -18,7 +18,7 @@ pub(crate) struct Needs {
 }
 
 /// What a call has that can be addressed as the group's.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AtHand {
     pub(crate) memory: bool,
     pub(crate) input: bool,
