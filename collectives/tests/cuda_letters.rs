@@ -371,6 +371,28 @@ fn what_a_rank_sent_before_it_left_comes() {
     }
 }
 
+/// A kernel says that it waits, gets what it waits for, and whoever sent it leaves at once.
+#[test]
+fn a_wait_that_is_over_needs_nobody() {
+    if gpu::count().is_none() {
+        return;
+    }
+    for turn in 0..12 {
+        gpu::ranks_on(&settings(), &[0, 0], |mut rank| {
+            let me = rank.comm.rank();
+            one(&mut rank, me == 0, 1 - me, 10, DataType::F32).unwrap();
+            if me == 0 {
+                std::thread::sleep(Duration::from_millis(30 + turn));
+            }
+            one(&mut rank, me == 0, 1 - me, 10, DataType::F32).unwrap();
+            if me == 1 {
+                std::thread::sleep(Duration::from_millis(60));
+                assert_eq!(rank.comm.failure(), None, "turn {turn}");
+            }
+        });
+    }
+}
+
 /// More than the rings between two ranks hold.
 const LONG: usize = 3 << 20;
 

@@ -29,6 +29,9 @@ use crate::host::AT_OTHER;
 const PERIOD: Duration = Duration::from_millis(10);
 /// How long nothing is heard of a wait before it is taken to be over.
 const QUIET: Duration = Duration::from_millis(250);
+/// Looks at which a kernel has waited on for a rank that is gone before that counts: what the rank had sent may have come after the
+/// kernel wrote its record, and a late thread may write one more.
+const LOOKS: u32 = 3;
 /// How long a rank may take to say that it leaves after its connection has closed.
 const GRACE: Duration = Duration::from_secs(1);
 /// `MISMATCH` of plan.cuh.
@@ -142,12 +145,22 @@ impl Drop for Watch {
     }
 }
 
+/// A wait that goes on.
+#[derive(Clone, Copy)]
+struct Wait {
+    record: Record,
+    since: Instant,
+    /// When a kernel last said so.
+    heard: Instant,
+    /// Looks at which it did so though the rank is gone.
+    in_vain: u32,
+}
+
 struct Watcher {
     shared: Arc<Shared>,
     /// What was there at the last look.
     records: [Record; MAX_BLOCKS],
-    /// The wait that goes on, since when, and when it was last heard of.
-    wait: Option<(Record, Instant, Instant)>,
+    wait: Option<Wait>,
     proxy: Option<Arc<Proxy>>,
     /// Since when transfers to a rank are lost that has not said that it needs none.
     lost: Option<Instant>,
@@ -233,7 +246,7 @@ impl Watcher {
     /// Looks after the oldest call that waits.
     fn waiting(&mut self) -> Option<Failure> {
         let key = |r: &Record| (r.beat >> BEAT_BITS, r.expected, r.place);
-        let goes_on = |r: &Record| self.wait.is_some_and(|(before, ..)| key(&before) == key(r));
+        let goes_on = |r: &Record| self.wait.is_some_and(|wait| key(&wait.record) == key(r));
         let mut oldest: Option<Record> = None;
         for (block, before) in self.records.iter_mut().enumerate() {
             let now = self.shared.record(block);
@@ -245,17 +258,18 @@ impl Watcher {
             *before = now;
         }
         let now = Instant::now();
-        let (record, since) = match (oldest, self.wait) {
-            (Some(record), Some((_, since, _))) if goes_on(&record) => (record, since),
-            (Some(record), _) => (record, now),
+        let wait = match (oldest, self.wait) {
+            (Some(record), Some(wait)) if goes_on(&record) => Wait { record, heard: now, ..wait },
+            (Some(record), _) => Wait { record, since: now, heard: now, in_vain: 0 },
             // Over, or a thread that shares its multiprocessor with many looks around late: nothing is to be concluded.
-            (None, Some((.., heard))) if heard.elapsed() < QUIET => return None,
+            (None, Some(wait)) if wait.heard.elapsed() < QUIET => return None,
             (None, _) => {
                 self.rest();
                 return None;
             }
         };
-        self.wait = Some((record, since, now));
+        self.wait = Some(wait);
+        let Wait { record, since, .. } = wait;
         let node = &self.shared.node;
         let on = WaitingFor {
             peer: (record.peer as usize).min(node.world() - 1),
@@ -264,11 +278,15 @@ impl Watcher {
             sequence: record.beat >> BEAT_BITS,
         };
         let failure = node.look_around(on, record.seen, since.elapsed())?;
-        // What a rank of another host sent before it left comes by another connection than the news that it has.
-        let finished =
-            |peer: usize| !node.is_near(peer) && node.control(peer).finished_call() >= on.sequence;
-        let has_left =
-            failure.kind != FailureKind::TimedOut && failure.culprit.is_some_and(finished);
-        (!has_left || since.elapsed() > GRACE).then_some(failure)
+        let gone = failure.culprit.filter(|_| failure.kind != FailureKind::TimedOut);
+        let Some(peer) = gone.filter(|&peer| node.control(peer).finished_call() >= on.sequence)
+        else {
+            return Some(failure);
+        };
+        // It may have sent what is waited for; from another host that comes by another connection than the news that it has left.
+        let in_vain = wait.in_vain + 1;
+        self.wait = Some(Wait { in_vain, ..wait });
+        let counts = if node.is_near(peer) { in_vain > LOOKS } else { since.elapsed() > GRACE };
+        counts.then_some(failure)
     }
 }
